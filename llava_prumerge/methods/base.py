@@ -1,0 +1,280 @@
+"""The two contracts: a `VisionReducer` acts between tower and projector, a `DecoderPruner` before chosen decoder layers.
+
+A method only says what to keep. It never touches masks, positions, labels or caches, and does not know which model it runs in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import llava_prumerge.methods as methods_package
+from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.scores import outlier_count, received_attention
+
+Reduced = tuple[Tensor, Tensor, Tensor]
+"""features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
+
+
+class ReductionError(ValueError):
+    """A reduction setting or an input that a method cannot work with."""
+
+
+@dataclass
+class VisionTokens:
+    """What a vision reducer sees of a batch of images; costly parts are computed on first use.
+
+    Attributes:
+        features: [N, P, C] patch features the projector would get; [N, P, D] at site "projected".
+        grid: (rows, columns) of the patches; their product is P.
+        probe: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and the key projections
+            [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P.
+        heads: attention heads of that block.
+        prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
+        ids: [N] int64, a number that stays with an image whatever batch it comes in.
+    """
+
+    features: Tensor
+    grid: tuple[int, int]
+    probe: Callable[[], tuple[Tensor, Tensor]] | None = None
+    heads: int = 1
+    prompt: Callable[[], tuple[Tensor, Tensor]] | None = None
+    ids: Tensor | None = None
+    _attention: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _probed(self) -> tuple[Tensor, Tensor]:
+        if self.probe is None:
+            raise ReductionError("this method needs attention of the vision tower, and the tower gave none")
+        return self.probe()
+
+    @property
+    def keys(self) -> Tensor:
+        """Key projections of the patches. [N, P, C]"""
+        return self._probed[1][:, -self.features.shape[1] :]
+
+    def attention(self, per_head: bool = False) -> Tensor:
+        """Attention each patch receives from the class token (mean over all patches where there is none), float32. [N, P]"""
+        heads = self.heads if per_head else 1
+        if heads not in self._attention:
+            queries, keys = self._probed
+            self._attention[heads] = received_attention(queries, keys, heads)[:, -self.features.shape[1] :]
+        return self._attention[heads]
+
+    @cached_property
+    def _prompted(self) -> tuple[Tensor, Tensor]:
+        if self.prompt is None:
+            raise ReductionError("this method needs the prompt's embeddings, and none were given")
+        return self.prompt()
+
+    @property
+    def text(self) -> Tensor:
+        """Prompt embeddings in the language model's space. [N, T, D]"""
+        return self._prompted[0]
+
+    @property
+    def text_mask(self) -> Tensor:
+        """Which of `text` is real. [N, T] bool"""
+        return self._prompted[1]
+
+
+POSITIONS = ("contiguous", "original")
+
+
+class VisionReducer(nn.Module):
+    """Reduces each image's tokens once, before the projector ("tower") or just after it ("projected").
+
+    Args:
+        budget: tokens every image leaves with, exactly; None counts each image's outliers (adaptive).
+        iqr_factor: Tukey's factor of the outlier rule that counts.
+        per_head: score by the mean over attention heads instead of one head of the whole width (the released PruMerge).
+        positions: "contiguous" numbers what is kept as LLaVA does; "original" leaves each token the position of its patch.
+    """
+
+    site: ClassVar[str] = "tower"
+    name: ClassVar[str] = ""
+
+    def __init__(
+        self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"
+    ) -> None:
+        super().__init__()
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
+            raise ReductionError(f"{self.name}: budget {budget!r} is not a positive whole number")
+        if positions not in POSITIONS:
+            raise ReductionError(f"{self.name}: positions {positions!r} is not one of {', '.join(POSITIONS)}")
+        self.budget, self.iqr_factor, self.per_head, self.positions = budget, float(iqr_factor), per_head, positions
+
+    def input_size(self, height: int, width: int, patch: int) -> tuple[int, int]:
+        """Pixels the tower should see, (height, width); the place to act for methods that resize the image. `patch` in pixels."""
+        return height, width
+
+    def forward(self, image: VisionTokens) -> Reduced:
+        """Reduce. See `Reduced` for what comes out."""
+        raise NotImplementedError
+
+    def counts(self, image: VisionTokens) -> Tensor:
+        """How many tokens each image keeps: the budget, or the number of its outliers, at least one. [N]"""
+        images, patches = image.features.shape[:2]
+        if self.budget is not None:
+            return torch.full((images,), min(self.budget, patches), device=image.features.device)
+        return outlier_count(image.attention(self.per_head), self.iqr_factor).clamp(min=1)
+
+    def width(self, image: VisionTokens, counts: Tensor) -> int:
+        """The largest count, and the check for NaN, in the one host synchronisation of a reducer.
+
+        Raises:
+            ReductionError: features or scores are not finite.
+        """
+        if self.budget is not None and torch.compiler.is_compiling():
+            return min(self.budget, image.features.shape[1])
+        finite = image.features.isfinite().all()
+        if image._attention:
+            finite = finite & torch.stack([score.isfinite().all() for score in image._attention.values()]).all()
+        largest, healthy = torch.stack([counts.amax(), finite.to(counts.dtype)]).tolist()
+        if not healthy:
+            raise ReductionError(f"{self.name}: the image features or their attention hold NaN or infinity")
+        return int(largest)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in sorted(vars(self).items()) if not key.startswith("_") and key != "training")
+
+
+class AttentionRows(Protocol):
+    """Gives attention rows of a decoder layer, whatever attention backend runs."""
+
+    def __call__(self, layer: int, rows: Tensor) -> Tensor:
+        """Softmax attention of query rows [B, R] of `layer` (this one or the one before). -> [B, H, R, L]"""
+
+
+@dataclass
+class DecoderTokens:
+    """What a decoder pruner sees just before a layer.
+
+    Attributes:
+        hidden: [B, L, D] the layer's input.
+        layout: what each place holds.
+        attention: computes attention rows on demand from a layer's own query and key projections.
+    """
+
+    hidden: Tensor
+    layout: TokenLayout
+    attention: AttentionRows
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The numbers of a language model that a pruner may need: layers, hidden size D, heads H, visual tokens P of one image."""
+
+    layers: int
+    hidden: int
+    heads: int
+    patches: int
+
+
+class DecoderPruner(nn.Module):
+    """Drops visual tokens just before chosen decoder layers, at prefill.
+
+    Attributes:
+        layers: it acts just before these (0 is the first).
+    """
+
+    name: ClassVar[str] = ""
+    layers: tuple[int, ...]
+
+    def __init__(self, shape: DecoderShape, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        wrong = [layer for layer in layers if not 0 <= layer < shape.layers]
+        if wrong or not layers:
+            raise ReductionError(f"{self.name}: layers {list(layers)} must lie within 0 to {shape.layers - 1} and not be empty")
+        self.layers = tuple(sorted(layers))
+
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
+        """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training. Text and padding are not its business."""
+        raise NotImplementedError
+
+    def loss(self) -> Tensor | None:
+        """A term to add to the training loss, of the last forward."""
+        return None
+
+
+_REGISTRY: dict[str, type[VisionReducer] | type[DecoderPruner]] = {}
+
+
+Method = TypeVar("Method", bound=type)
+
+
+def register(name: str) -> Callable[[Method], Method]:
+    """Enter a method under a name; the name must be new."""
+
+    def enter(cls: Method) -> Method:
+        if name in _REGISTRY:
+            raise ReductionError(f"two methods are called {name!r}: {_REGISTRY[name].__module__} and {cls.__module__}")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def discover() -> dict[str, type[VisionReducer] | type[DecoderPruner]]:
+    """Import every file of this folder, in order of name, and give all methods by name."""
+    for module in sorted(pkgutil.iter_modules(methods_package.__path__), key=lambda item: item.name):
+        importlib.import_module(f"{methods_package.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def method_names(kind: type) -> list[str]:
+    """Names of all methods of one contract."""
+    return [name for name, cls in discover().items() if issubclass(cls, kind)]
+
+
+def fields_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The settings of a method: its constructor's keywords, its parents' included."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if base in (VisionReducer.__base__, object):
+            break
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+            found |= {item.name: item for item in parameters if item.name not in found and item.kind is not item.VAR_KEYWORD}
+            if all(item.kind is not item.VAR_KEYWORD for item in parameters):
+                break
+    found.pop("shape", None)
+    return found
+
+
+def _build(kind: type, block: Mapping[str, Any] | None, *positional: object) -> Any:
+    if block is None:
+        return None
+    settings = dict(block)
+    name = settings.pop("name", None)
+    known = method_names(kind)
+    if name not in known:
+        raise ReductionError(f"{kind.__name__} {name!r} is not known; there are: {', '.join(known)}")
+    cls = _REGISTRY[name]
+    accepted = fields_of(cls)
+    unknown = sorted(set(settings) - set(accepted))
+    if unknown:
+        raise ReductionError(f"{name} has no setting {', '.join(unknown)}; it takes: {', '.join(sorted(accepted)) or 'none'}")
+    try:
+        return cls(*positional, **settings)
+    except TypeError as error:
+        raise ReductionError(f"{name}: {error}") from error
+
+
+def build_reducer(block: Mapping[str, Any] | None) -> VisionReducer | None:
+    """A reducer from its block, `{name: prumerge, budget: 40}`; None for None."""
+    return _build(VisionReducer, block)
+
+
+def build_pruner(block: Mapping[str, Any] | None, shape: DecoderShape) -> DecoderPruner | None:
+    """A pruner from its block, `{name: fastv, keep: 0.5}`; None for None."""
+    return _build(DecoderPruner, block, shape)

@@ -1,0 +1,81 @@
+"""Everything that shares the sequence axis, moved together: the one place where tokens are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """Labels moved one to the left, so that position i holds the target of token i. [B, L] -> [B, L]
+
+    Shifting comes before any token is dropped: afterwards the neighbour to the right may be another token.
+    """
+    return torch.cat([labels[:, 1:], labels.new_full((labels.shape[0], 1), IGNORE_INDEX)], dim=1)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What each place of a batch of sequences holds.
+
+    Attributes:
+        is_image: [B, L] bool, a visual token.
+        key_mask: [B, L] bool, False for padding.
+        position_ids: [B, L] rotary positions.
+        origin: [B, L] raster index of the patch a visual token stands for; -1 for text and for tokens that stand for no single patch.
+        shift_labels: [B, L] targets, already shifted, or None.
+        key_weight: [B, L] gates in (0, 1] on attention keys while a pruner trains, or None.
+    """
+
+    is_image: Tensor
+    key_mask: Tensor
+    position_ids: Tensor
+    origin: Tensor
+    shift_labels: Tensor | None = None
+    key_weight: Tensor | None = None
+
+    def compact(self, keep: Tensor, *states: Tensor, length: int | None = None) -> tuple[TokenLayout, ...]:
+        """Drop tokens; order is kept and ragged rows are padded on the left.
+
+        Args:
+            keep: [B, L] bool; padding is dropped in any case.
+            states: tensors [B, L, ...] that move along.
+            length: the longest kept row where the caller knows it; otherwise one host synchronisation finds it.
+
+        Returns:
+            The new layout followed by the moved states, all of the new length.
+        """
+        keep = keep & self.key_mask
+        length = int(keep.sum(dim=1).amax()) if length is None else length
+        index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - length :]  # [B, L'], dropped first
+        mask = keep.gather(1, index)
+        layout = TokenLayout(
+            is_image=self.is_image.gather(1, index) & mask,
+            key_mask=mask,
+            position_ids=self.position_ids.gather(1, index),
+            origin=self.origin.gather(1, index).masked_fill(~mask, -1),
+            shift_labels=None
+            if self.shift_labels is None
+            else self.shift_labels.gather(1, index).masked_fill(~mask, IGNORE_INDEX),
+            key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
+        )
+        moved = [state.gather(1, index.view(*index.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:])) for state in states]
+        return layout, *moved
+
+    def gate(self, weight: Tensor) -> TokenLayout:
+        """Multiply gates [B, L] in (0, 1] into the key weights."""
+        return replace(self, key_weight=weight if self.key_weight is None else self.key_weight * weight)
+
+    def renumbered(self, start: Tensor | int = 0) -> TokenLayout:
+        """Consecutive positions from `start` ([B, 1] or a number), as LLaVA numbers whatever tokens it is given."""
+        positions = self.key_mask.long().cumsum(dim=1) - 1
+        return replace(self, position_ids=positions.clamp(min=0) + start)
+
+    def last_index(self) -> Tensor:
+        """Index of each row's last real token. [B]"""
+        places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
+        return torch.where(self.key_mask, places, -1).amax(dim=1).clamp(min=0)

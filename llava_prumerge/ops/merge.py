@@ -1,0 +1,75 @@
+"""Folding dropped tokens into kept ones, as one matrix product per image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MERGES = ("sum", "neighbours", "average")
+
+
+def nearest_weights(
+    keys: Tensor, weights: Tensor, centres: Tensor, neighbours: int, merge: str, pool: Tensor | None = None
+) -> Tensor:
+    """Mixing matrix that adds to each centre its most similar other tokens.
+
+    Similarity is the cosine of the keys; neighbours count whether they are kept or dropped themselves, and always with their
+    original features.
+
+    Args:
+        keys: [N, P, C].
+        weights: [N, P], the weight of each token as a neighbour (class attention).
+        centres: [N, K] raster indices.
+        neighbours: how many each centre takes; capped at the number of others.
+        merge: "sum" adds weights[j] * x[j] (released PruMerge), "neighbours" divides these weights by their sum (the line commented
+            out in the release), "average" is the weighted mean over the centre and its neighbours.
+        pool: [N, M] indices the neighbours are drawn from, beginning with the centres in their order (a token may occur twice); by
+            default every token once.
+
+    Returns:
+        [N, K, P], to be multiplied with the features.
+    """
+    if merge not in MERGES:
+        raise ValueError(f"merge {merge!r} is not one of {', '.join(MERGES)}")
+    patches = keys.shape[1]
+    unit = F.normalize(keys.float(), dim=-1)
+    picked = unit.gather(1, centres[..., None].expand(-1, -1, unit.shape[-1]))  # [N, K, C]
+    similarity = picked @ unit.transpose(1, 2)  # [N, K, P]
+    if pool is not None:
+        similarity = similarity.gather(2, pool[:, None].expand(-1, centres.shape[1], -1))  # [N, K, M]
+        itself = torch.arange(centres.shape[1], device=keys.device).expand_as(centres)
+    else:
+        itself = centres
+    similarity = similarity.scatter(2, itself[..., None], -torch.inf)
+    near = similarity.topk(min(neighbours, similarity.shape[2] - 1), dim=2).indices  # [N, K, k]
+    if pool is not None:
+        near = pool[:, None].expand(-1, centres.shape[1], -1).gather(2, near)
+    share = weights.float()[:, None].expand(-1, centres.shape[1], -1).gather(2, near)  # [N, K, k]
+    own = torch.ones_like(centres, dtype=torch.float32)[..., None]
+    if merge == "neighbours":
+        share = share / share.sum(dim=2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    elif merge == "average":
+        own = weights.float().gather(1, centres)[..., None]
+        total = (share.sum(dim=2, keepdim=True) + own).clamp(min=torch.finfo(torch.float32).tiny)
+        share, own = share / total, own / total
+    mixing = keys.new_zeros(*centres.shape, patches, dtype=torch.float32)
+    return mixing.scatter_add(2, near, share).scatter_add(2, centres[..., None], own)
+
+
+def leftover_weights(weights: Tensor, dropped: Tensor, normalise: bool) -> Tensor:
+    """Mixing row of the one token that stands for all dropped ones. [N, P], [N, P] bool -> [N, 1, P]"""
+    row = weights.float() * dropped
+    if normalise:
+        row = row / row.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return row[:, None]
+
+
+def mix(mixing: Tensor, features: Tensor) -> Tensor:
+    """Apply a mixing matrix in float32 and return the features' dtype. [N, K, P], [N, P, C] -> [N, K, C]"""
+    return (mixing @ features.float()).to(features.dtype)
+
+
+def select(features: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens unchanged. [N, P, C], [N, K] -> [N, K, C]"""
+    return features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))

@@ -1,0 +1,69 @@
+"""Choosing tokens without loops over images or tokens: masks in, ordered indices out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_mask(scores: Tensor, counts: Tensor | int) -> Tensor:
+    """Mark each row's `counts` highest scores; ties go to the lower index. [N, P], [N] -> [N, P] bool"""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    return ranks < (counts if isinstance(counts, int) else counts[:, None])
+
+
+def even_mask(candidates: Tensor, counts: Tensor | int) -> Tensor:
+    """Mark `counts` of each row's candidates, evenly spaced in their order and always reaching the last one.
+
+    Args:
+        candidates: [N, P] bool.
+        counts: [N] or a number; capped at the number of candidates.
+
+    Returns:
+        [N, P] bool with exactly min(counts, candidates) marks per row.
+    """
+    total = candidates.sum(dim=1, keepdim=True)  # [N, 1]
+    wanted = torch.minimum(torch.as_tensor(counts, device=candidates.device).reshape(-1, 1), total)
+    after = candidates.long().cumsum(dim=1)  # 1-based rank among the candidates
+    total = total.clamp(min=1)
+    return candidates & (after * wanted // total > (after - 1) * wanted // total)
+
+
+def stride_mask(strides: Tensor, stop: int, size: int) -> Tensor:
+    """Mark every `strides[n]`-th index below `stop`, from 0. [N] -> [N, size] bool"""
+    index = torch.arange(size, device=strides.device)
+    return (index % strides[:, None] == 0) & (index < stop)
+
+
+def rectangle(count: int, height: int, width: int) -> tuple[int, int]:
+    """The most nearly square grid of exactly `count` cells that fits into height x width, as (rows, columns).
+
+    Raises:
+        ValueError: no such grid exists (a prime larger than a side, say).
+    """
+    fitting = [(rows, count // rows) for rows in range(1, height + 1) if count % rows == 0 and count // rows <= width]
+    if not fitting:
+        raise ValueError(f"budget {count} is not rows x columns of a grid within {height} x {width}")
+    return min(fitting, key=lambda cells: abs(cells[0] - cells[1]))
+
+
+def pack(keep: Tensor, priority: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Indices of the kept tokens in falling priority, ragged rows padded at the end.
+
+    Args:
+        keep: [N, P] bool.
+        priority: [N, P]; ties go to the lower index.
+        size: K, at least the largest number kept in a row.
+
+    Returns:
+        index [N, K] (padding repeats some dropped token) and valid [N, K] bool.
+    """
+    order = torch.where(keep, priority.float(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    index = order[:, :size]
+    return index, keep.gather(1, index)
+
+
+def raster_priority(keep: Tensor) -> Tensor:
+    """A priority for `pack` that gives raster order. [N, P]"""
+    return -torch.arange(keep.shape[1], device=keep.device, dtype=torch.float32).expand(keep.shape)
