@@ -2,7 +2,8 @@
 
 - torchvision: PyPI's wheel is linked against CUDA. Beside a CPU build of torch its C++ operators do not load, and registering their
   fake kernels raises. Declaring the operators' schemas first lets the Python part (all that open_clip needs) import.
-- transformers' Auto classes: registering our classes needs the whole of Llava (10 CPU-seconds), so it waits for the Auto modules.
+- transformers' Auto classes: registering ours needs the whole of Llava (10 CPU-seconds), so it waits until the Auto modules are
+  imported, and then until no module of transformers or of ours is half way through its own import.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 _TORCHVISION_OPS = ("nms", "qnms")
 _NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_WATCHED = ("transformers.", "llava_prumerge.")
+_REGISTERING = {  # once the first is imported, the second registers itself by being imported
+    "transformers.models.auto.configuration_auto": "llava_prumerge.model.configuration",
+    "transformers.models.auto.modeling_auto": "llava_prumerge.model.modeling",
+}
 
 
 def declare_torchvision_ops() -> None:
@@ -32,61 +36,51 @@ def declare_torchvision_ops() -> None:
             continue
 
 
-def register_config() -> None:
-    """Let `AutoConfig` read `model_type: llava_prumerge`."""
-    importlib.import_module("llava_prumerge.model.configuration").register()
-
-
-def register_model() -> None:
-    """Let `AutoModelForImageTextToText` build our model, and checkpoints of stock Llava load into it."""
-    importlib.import_module("llava_prumerge.model.modeling").register()
-
-
-_BEFORE: dict[str, Callable[[], None]] = {"torchvision": declare_torchvision_ops}
-_AFTER: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": register_config,
-    "transformers.models.auto.modeling_auto": register_model,
-}
-
-
-class _ThenCall(importlib.abc.Loader):
-    """A loader that runs the wrapped one and then a function."""
-
-    def __init__(self, loader: importlib.abc.Loader, function: Callable[[], None]) -> None:
-        self.loader, self.function = loader, function
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        self.function()
+def register_classes() -> None:
+    """Import our classes for whichever Auto modules are there; each registers itself at its end."""
+    for auto, ours in _REGISTERING.items():
+        if auto in sys.modules and ours not in sys.modules:
+            importlib.import_module(ours)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: it wraps what the other finders return for the names above."""
+    """Finds nothing itself: it follows the imports of the watched packages, and acts when the outermost is through."""
+
+    def __init__(self) -> None:
+        self.depth = 0
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if name not in _BEFORE and name not in _AFTER:
+        if name == "torchvision":
+            declare_torchvision_ops()
+        if not name.startswith(_WATCHED):
             return None
-        if name in _BEFORE:
-            _BEFORE[name]()
         for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
+            spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None:
-                if name in _AFTER and spec.loader is not None:
-                    spec.loader = _ThenCall(spec.loader, _AFTER[name])
+                self._follow(spec)
                 return spec
         return None
 
+    def _follow(self, spec: importlib.machinery.ModuleSpec) -> None:
+        if spec.loader is None:
+            return
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self.depth += 1
+            try:
+                run(module)
+            finally:
+                self.depth -= 1
+            if self.depth == 0:
+                register_classes()
+
+        spec.loader.exec_module = exec_module
+
 
 def install() -> None:
-    """Put the finder first; what is imported already is registered at once. Calling it again changes nothing."""
+    """Put the finder first, and register at once what is imported already. Calling it again changes nothing."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
-    for name, function in _AFTER.items():
-        if name in sys.modules:
-            function()
+    register_classes()

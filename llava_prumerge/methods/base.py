@@ -144,7 +144,11 @@ class VisionReducer(nn.Module):
         return int(largest)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in sorted(vars(self).items()) if not key.startswith("_") and key != "training")
+        return ", ".join(
+            f"{key}={value!r}"
+            for key, value in sorted(vars(self).items())
+            if not key.startswith("_") and key != "training"
+        )
 
 
 class AttentionRows(Protocol):
@@ -193,7 +197,9 @@ class DecoderPruner(nn.Module):
         super().__init__()
         wrong = [layer for layer in layers if not 0 <= layer < shape.layers]
         if wrong or not layers:
-            raise ReductionError(f"{self.name}: layers {list(layers)} must lie within 0 to {shape.layers - 1} and not be empty")
+            raise ReductionError(
+                f"{self.name}: layers {list(layers)} must lie within 0 to {shape.layers - 1} and not be empty"
+            )
         self.layers = tuple(sorted(layers))
 
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
@@ -244,7 +250,9 @@ def fields_of(cls: type) -> dict[str, inspect.Parameter]:
             break
         if "__init__" in vars(base):
             parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            found |= {item.name: item for item in parameters if item.name not in found and item.kind is not item.VAR_KEYWORD}
+            found |= {
+                item.name: item for item in parameters if item.name not in found and item.kind is not item.VAR_KEYWORD
+            }
             if all(item.kind is not item.VAR_KEYWORD for item in parameters):
                 break
     found.pop("shape", None)
@@ -263,7 +271,9 @@ def _build(kind: type, block: Mapping[str, Any] | None, *positional: object) -> 
     accepted = fields_of(cls)
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
-        raise ReductionError(f"{name} has no setting {', '.join(unknown)}; it takes: {', '.join(sorted(accepted)) or 'none'}")
+        raise ReductionError(
+            f"{name} has no setting {', '.join(unknown)}; it takes: {', '.join(sorted(accepted)) or 'none'}"
+        )
     try:
         return cls(*positional, **settings)
     except TypeError as error:

@@ -109,7 +109,13 @@ class PruMerge(VisionReducer):
         return size
 
     def merged(
-        self, image: VisionTokens, scores: Tensor, index: Tensor, valid: Tensor, dropped: Tensor, pool: Tensor | None = None
+        self,
+        image: VisionTokens,
+        scores: Tensor,
+        index: Tensor,
+        valid: Tensor,
+        dropped: Tensor,
+        pool: Tensor | None = None,
     ) -> Reduced:
         """Merge into the tokens at index [N, K] and append the extra token where something was dropped."""
         mixing = nearest_weights(image.keys, scores, index, self.neighbours, self.merge, pool)
@@ -118,7 +124,10 @@ class PruMerge(VisionReducer):
             rest = leftover_weights(scores, dropped, normalise=self.merge == "average")
             mixing = torch.cat([mixing, rest], dim=1)  # [N, K + 1, P]
             some = torch.ones_like(valid[:, :1])
-            valid, origin = torch.cat([valid, some], dim=1), torch.cat([origin, torch.full_like(origin[:, :1], -1)], dim=1)
+            valid, origin = (
+                torch.cat([valid, some], dim=1),
+                torch.cat([origin, torch.full_like(origin[:, :1], -1)], dim=1),
+            )
         return mix(mixing, image.features), valid, origin
 
 
@@ -182,7 +191,9 @@ class PruMergePlus(PruMerge):
             index = index.sort(dim=1, stable=True).values
         rest = self._released_rest(index, patches)
         dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(1, rest, True)
-        return self.merged(image, scores, index, torch.ones_like(index, dtype=torch.bool), dropped, torch.cat([index, rest], dim=1))
+        return self.merged(
+            image, scores, index, torch.ones_like(index, dtype=torch.bool), dropped, torch.cat([index, rest], dim=1)
+        )
 
     @staticmethod
     def _released_rest(index: Tensor, patches: int) -> Tensor:

@@ -51,7 +51,9 @@ class TokenLayout:
         """
         keep = keep & self.key_mask
         length = int(keep.sum(dim=1).amax()) if length is None else length
-        index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - length :]  # [B, L'], dropped first
+        index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
+            :, keep.shape[1] - length :
+        ]  # [B, L'], dropped first
         mask = keep.gather(1, index)
         layout = TokenLayout(
             is_image=self.is_image.gather(1, index) & mask,
@@ -63,7 +65,10 @@ class TokenLayout:
             else self.shift_labels.gather(1, index).masked_fill(~mask, IGNORE_INDEX),
             key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
         )
-        moved = [state.gather(1, index.view(*index.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:])) for state in states]
+        moved = [
+            state.gather(1, index.view(*index.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:]))
+            for state in states
+        ]
         return layout, *moved
 
     def gate(self, weight: Tensor) -> TokenLayout:

@@ -9,7 +9,9 @@ from torch import Tensor
 def top_mask(scores: Tensor, counts: Tensor | int) -> Tensor:
     """Mark each row's `counts` highest scores; ties go to the lower index. [N, P], [N] -> [N, P] bool"""
     order = scores.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    )
     return ranks < (counts if isinstance(counts, int) else counts[:, None])
 
 

@@ -1,0 +1,218 @@
+"""From folders to a model with its processor: whole checkpoints, or a language model and a vision tower put together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.vision_tower import has_class_token
+
+IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
+PROJECTOR_FILE = "mm_projector.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LoadingError(ValueError):
+    """A folder or setting that no model can be made from; the message names it."""
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise LoadingError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_model(
+    path: str | Path,
+    reduction: dict[str, Any] | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    attn: str | None = None,
+) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+    """Load a checkpoint of ours or of stock Llava (llava-hf layout), in evaluation mode.
+
+    Args:
+        path: a folder, or a name on the Hub.
+        reduction: None takes what the checkpoint says; a block replaces it; {} switches it off.
+        dtype: of the weights.
+        device: where to; a CUDA device if there is one.
+        attn: attention implementation; transformers chooses for None.
+
+    Raises:
+        LoadingError: the folder holds no such model, or keys are missing or unexpected.
+    """
+    path = str(path)
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise LoadingError(f"{path} does not exist")
+    if (Path(path) / "adapter_config.json").exists():
+        from llava_prumerge.model.adapters import load_adapter
+
+        model, processor = load_adapter(path, reduction=reduction, dtype=parse_dtype(dtype), attn=attn)
+    else:
+        model, processor = _load_whole(path, reduction, parse_dtype(dtype), attn)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), processor
+
+
+def _load_whole(
+    path: str, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
+) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"{path} holds no readable config.json: {error}") from error
+    if not isinstance(config, LlavaConfig):
+        raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; llava and llava_prumerge can be loaded")
+    current = getattr(config, "reduction", None)
+    config = PruMergeLlavaConfig.from_llava(config, current if reduction is None else reduction)
+    model, report = PruMergeLlavaForConditionalGeneration.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=attn, output_loading_info=True
+    )
+    methods = ("model.reducer.", "model.language_model.pruner.")
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(methods))
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(methods))
+    for word, keys in (("lacks", missing), ("has unknown", unexpected)):
+        if keys:
+            raise LoadingError(
+                f"{path} {word} weights: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''} ({len(keys)} in all)"
+            )
+    return model, load_processor(path, config)
+
+
+def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
+    """The processor saved beside a checkpoint, with LLaVA-1.5's padding to a square switched on."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    return make_processor(tokenizer, image_processor, config)
+
+
+def make_processor(tokenizer: PreTrainedTokenizerBase, image_processor: Any, config: LlavaConfig) -> LlavaProcessor:
+    """A stock LlavaProcessor that expands each image to image_seq_length placeholders."""
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+    )
+
+
+def assemble(
+    language_model: str | Path,
+    vision_tower: str | Path,
+    projector: str | Path | None = None,
+    reduction: dict[str, Any] | None = None,
+    dtype: str | torch.dtype = "float32",
+    attn: str | None = None,
+) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA from a language model and a vision tower, as before stage 1.
+
+    The modules of the loaded parts become modules of the whole, so nothing is held twice. A tokenizer without an image or a padding
+    token gets both at the end of its vocabulary, and the embeddings grow to a multiple of 64, as llava-hf's did.
+
+    Args:
+        language_model: folder of a LlamaForCausalLM with its tokenizer.
+        vision_tower: folder of a CLIP (vision part or whole) with its image processor.
+        projector: file of a trained projector (`mm_projector.safetensors`), or the folder that holds it; None starts it at random.
+        reduction: the block for config.json.
+        dtype: of all weights.
+        attn: attention implementation.
+    """
+    dtype = parse_dtype(dtype)
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    llama = LlamaForCausalLM.from_pretrained(language_model, dtype=dtype, attn_implementation=attn)
+    tower = _load_tower(vision_tower, dtype, attn)
+    _add_special_tokens(tokenizer, llama)
+    vision = tower.config
+    config = PruMergeLlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=llama.config.to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_select_strategy="default" if has_class_token(tower) else "full",
+        reduction=reduction,
+    )
+    config.text_config.pad_token_id = tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
+    _adopt(model, llama, tower)
+    if projector is not None:
+        load_projector(model, projector)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    image_processor = AutoImageProcessor.from_pretrained(vision_tower, backend="pil")
+    return model, make_processor(tokenizer, image_processor, config)
+
+
+def _load_tower(path: str | Path, dtype: torch.dtype, attn: str | None) -> torch.nn.Module:
+    config = AutoConfig.from_pretrained(path)
+    vision = getattr(config, "vision_config", config)
+    return AutoModel.from_config(vision).__class__.from_pretrained(
+        path, config=vision, dtype=dtype, attn_implementation=attn
+    )
+
+
+def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, llama: LlamaForCausalLM) -> None:
+    """Image and padding token, and rows for them drawn around the mean row."""
+    known = tokenizer.get_vocab()
+    new = [token for token in (IMAGE_TOKEN, PAD_TOKEN) if token not in known]
+    if new:
+        tokenizer.add_tokens(new, special_tokens=True)
+    tokenizer.pad_token = PAD_TOKEN
+    if len(tokenizer) > llama.config.vocab_size:
+        llama.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE)
+
+
+def _adopt(model: PruMergeLlavaForConditionalGeneration, llama: LlamaForCausalLM, tower: torch.nn.Module) -> None:
+    """Move loaded modules into the empty whole and start what is left."""
+    inner = model.model
+    for name, module in llama.model.named_children():
+        setattr(inner.language_model, name, module)
+    model.lm_head, inner.vision_tower = llama.lm_head, tower
+    for module in (inner.multi_modal_projector, inner.reducer, inner.language_model.pruner):
+        if module is not None:
+            module.to_empty(device=llama.device)
+            module.apply(lambda part: inner._init_weights(part))
+    model.train(False)
+
+
+def load_projector(model: PruMergeLlavaForConditionalGeneration, path: str | Path) -> None:
+    """Load a projector file into a model.
+
+    Raises:
+        LoadingError: the file is missing, or its keys or shapes are others.
+    """
+    path = Path(path)
+    file = path / PROJECTOR_FILE if path.is_dir() else path
+    if not file.exists():
+        raise LoadingError(f"projector {file} does not exist; stage 1 (scripts/pretrain.sh) writes it")
+    weights = {key.removeprefix("multi_modal_projector."): value for key, value in load_file(file).items()}
+    target = model.model.multi_modal_projector
+    expected = {key: tuple(value.shape) for key, value in target.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if found != expected:
+        raise LoadingError(f"projector {file} holds {json.dumps(found)}; the model needs {json.dumps(expected)}")
+    target.load_state_dict(weights)

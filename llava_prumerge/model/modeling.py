@@ -1,0 +1,339 @@
+"""The model: encode -> reduce -> project -> splice into the text -> decode -> loss, derived from transformers' Llava."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageTextToText, LlavaForConditionalGeneration, LlavaModel
+from transformers.cache_utils import Cache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaModelOutputWithPast,
+    LlavaMultiModalProjector,
+    LlavaPreTrainedModel,
+)
+
+from llava_prumerge.methods.base import (
+    DecoderPruner,
+    DecoderShape,
+    VisionReducer,
+    VisionTokens,
+    build_pruner,
+    build_reducer,
+)
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.decoder import PrunableLlamaModel, ReducedCache
+from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
+from llava_prumerge.ops.layout import TokenLayout, shift_labels
+
+
+class InitialisesMethods:
+    """Gives methods with parameters their start values, also when a checkpoint that lacks them is loaded."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionReducer | DecoderPruner) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+@dataclass(frozen=True)
+class ReducedImages:
+    """Visual tokens in the language model's space.
+
+    Attributes:
+        features: [N, K, D].
+        valid: [N, K] bool.
+        origin: [N, K] raster index of the patch, -1 for none.
+    """
+
+    features: Tensor
+    valid: Tensor
+    origin: Tensor
+
+
+class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
+    """Tower, reducer, projector and decoder."""
+
+    config_class = PruMergeLlavaConfig
+
+    def __init__(self, config: PruMergeLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)  # not Llava's own: it would build a second language model
+        if config.text_config.model_type != "llama":
+            raise ValueError(
+                f"text_config.model_type is {config.text_config.model_type!r}; the decoder loop is Llama's"
+            )
+        if not isinstance(config.vision_feature_layer, int):
+            raise ValueError(f"vision_feature_layer {config.vision_feature_layer!r} must be one layer")
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        if config.vision_feature_select_strategy != ("default" if has_class_token(self.vision_tower) else "full"):
+            raise ValueError(
+                f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} does not fit the tower: take "
+                "'default' for a tower with a class token and 'full' for one without"
+            )
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = PrunableLlamaModel(config.text_config)
+        blocks = config.reduction or {}
+        self.reducer = build_reducer(blocks.get("vision"))
+        self.language_model.pruner = build_pruner(blocks.get("decoder"), decoder_shape(config))
+        self.statistics = ReductionStatistics()
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor) -> TowerOutput:
+        """Tower features at the size the reducer asks for. [N, 3, h, w] -> [N, P, C]"""
+        if self.reducer is not None:
+            height, width = pixel_values.shape[-2:]
+            size = self.reducer.input_size(height, width, self.config.vision_config.patch_size)
+            pixel_values = resize(pixel_values, size)
+        return encode(self.vision_tower, pixel_values, self.config.vision_feature_layer)
+
+    def reduce_images(self, pixel_values: Tensor, prompt: Any = None) -> ReducedImages:
+        """Encode, reduce and project. [N, 3, h, w] -> [N, K, D]"""
+        tower = self.encode_images(pixel_values)
+        features, site = tower.features, "tower" if self.reducer is None else self.reducer.site
+        if site == "projected":
+            features = self.project(features)
+        if self.reducer is None:
+            origin = torch.arange(features.shape[1], device=features.device).expand(features.shape[:2])
+            valid = torch.ones_like(origin, dtype=torch.bool)
+        else:
+            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, image_ids(pixel_values))
+            features, valid, origin = self.reducer(tokens)
+        return ReducedImages(self.project(features) if site == "tower" else features, valid, origin)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[N, K, C] -> [N, K, D]"""
+        return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
+
+    def splice(
+        self, embeddings: Tensor, layout: TokenLayout, images: ReducedImages, start: Tensor | int
+    ) -> tuple[TokenLayout, Tensor]:
+        """Put the images' tokens at their placeholders and close the gaps.
+
+        An image has one placeholder per patch of the full tower. Its kept tokens take the first of them, the others are dropped;
+        positions are then consecutive, or the patches' own.
+
+        Raises:
+            ValueError: the number of placeholders is not that of the images' patches, or an image keeps more tokens than it has.
+        """
+        places, kept = self.config.image_seq_length, images.valid.shape[1]
+        count = int(layout.is_image.sum())
+        if count != images.valid.shape[0] * places:
+            raise ValueError(
+                f"{count} image placeholders do not match {images.valid.shape[0]} images of {places} tokens each"
+            )
+        if kept > places:
+            raise ValueError(f"an image keeps {kept} tokens but has {places} placeholders")
+        pad = places - kept
+        valid = torch.nn.functional.pad(images.valid, (0, pad))  # [N, P]
+        origin = torch.nn.functional.pad(images.origin, (0, pad), value=-1)
+        features = torch.nn.functional.pad(images.features, (0, 0, 0, pad)).to(embeddings.dtype)  # [N, P, D]
+        embeddings = embeddings.masked_scatter(layout.is_image[..., None], features)
+        original = self.reducer is not None and self.reducer.positions == "original"
+        layout = replace(layout, origin=layout.origin.masked_scatter(layout.is_image, origin))
+        if original:  # each token moves to its patch's place; what stands for no patch takes the last
+            ahead = torch.arange(places, device=origin.device).expand_as(origin)
+            shift = torch.where(origin < 0, places - 1, origin) - ahead
+            moved = torch.zeros_like(layout.position_ids).masked_scatter(layout.is_image, shift)
+            layout = replace(layout, position_ids=layout.position_ids + moved)
+        if kept == places and self.reducer is None:
+            return layout, embeddings
+        keep = layout.key_mask.masked_scatter(layout.is_image, valid)
+        layout, embeddings = layout.compact(keep, embeddings)
+        return (layout if original else layout.renumbered(start)), embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> LlavaModelOutputWithPast:
+        """See the class of the head for the arguments. -> hidden [B, L', D] with the final layout as `layout`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.text_config.use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = ReducedCache(config=self.config.text_config)
+        if past_key_values is not None and not isinstance(past_key_values, ReducedCache):
+            raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; this model needs a ReducedCache")
+        layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
+        given, images = layout, None
+        if pixel_values is not None:
+            if input_ids is None:
+                raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
+            images = self.reduce_images(pixel_values, lambda: self._prompts(embeddings, given))
+            layout, embeddings = self.splice(embeddings, layout, images, start)
+        elif self.training:
+            embeddings = embeddings + self._touch_vision_modules(embeddings)
+        if past_key_values is not None:
+            past_key_values.seen += given.key_mask.shape[1]
+            past_key_values.next_position = layout.position_ids.masked_fill(~layout.key_mask, -1).amax(dim=1) + 1
+        output = self.language_model(
+            inputs_embeds=embeddings, layout=layout, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+        )
+        if images is not None:
+            self.statistics.add(images.valid, output.layout.key_mask, output.visual)
+        result = LlavaModelOutputWithPast(
+            last_hidden_state=output.last_hidden_state,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            image_hidden_states=None if images is None else images.features,
+        )
+        result.layout = output.layout
+        return result
+
+    def _layout(
+        self,
+        input_ids: Tensor | None,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        cache: ReducedCache | None,
+        labels: Tensor | None,
+    ) -> tuple[TokenLayout, Tensor | int]:
+        """The layout of the tokens passed in, and the position of the first."""
+        batch, length = embeddings.shape[:2]
+        if attention_mask is None:
+            key_mask = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
+        else:
+            key_mask = attention_mask[:, -length:].bool()  # generate passes the mask of all tokens so far
+        is_image = (
+            torch.zeros_like(key_mask) if input_ids is None else (input_ids == self.config.image_token_id) & key_mask
+        )
+        start = 0 if cache is None or cache.next_position is None else cache.next_position[:, None]
+        layout = TokenLayout(
+            is_image=is_image,
+            key_mask=key_mask,
+            position_ids=torch.zeros_like(key_mask, dtype=torch.long),
+            origin=torch.full_like(key_mask, -1, dtype=torch.long),
+            shift_labels=None if labels is None else shift_labels(labels),
+        )
+        return layout.renumbered(start), start
+
+    def _prompts(self, embeddings: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """For each image the text embeddings of its sequence. -> [N, T, D], [N, T]"""
+        is_text = layout.key_mask & ~layout.is_image
+        text, (rows,) = layout, (embeddings,)
+        text, rows = text.compact(is_text, rows)
+        per_row = layout.is_image.sum(dim=1) // self.config.image_seq_length
+        owner = torch.repeat_interleave(torch.arange(len(per_row), device=per_row.device), per_row)  # [N]
+        return rows[owner], text.key_mask[owner]
+
+    def _touch_vision_modules(self, embeddings: Tensor) -> Tensor:
+        """Zero, by way of every trained vision module: ranks whose batch has no image must still take part in their reductions."""
+        config = self.config.vision_config
+        blank = embeddings.new_zeros(1, config.num_channels, config.image_size, config.image_size)
+        prompt = (embeddings[:1], torch.ones_like(embeddings[:1, :, 0], dtype=torch.bool))
+        return 0.0 * self.reduce_images(blank, lambda: prompt).features.sum()
+
+
+class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditionalGeneration):
+    """LLaVA-1.5 with a language-modelling head. Without a reduction it equals transformers' Llava.
+
+    `forward` takes what Llava's takes: input_ids [B, L] with image_seq_length placeholders per image, pixel_values [N, 3, h, w] in order
+    of appearance, attention_mask [B, L], labels [B, L]. With a reduction the logits are [B, L', V], the rows padded on the left.
+    """
+
+    config_class = PruMergeLlavaConfig
+
+    def __init__(self, config: PruMergeLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = PruMergeLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast | tuple:
+        """See the class."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if not isinstance(logits_to_keep, int) or logits_to_keep > 0:
+            wanted = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden = hidden[:, wanted]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=self.config.text_config.vocab_size,
+                shift_labels=outputs.layout.shift_labels.contiguous(),
+                num_items_in_batch=num_items_in_batch,
+            )
+        result = LlavaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, with the cache that layers of different length need."""
+        uses_cache = kwargs.get("use_cache")
+        if uses_cache is None:
+            settings = kwargs.get("generation_config") or self.generation_config
+            uses_cache = settings.use_cache is not False
+        if uses_cache and kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = ReducedCache(config=self.config.text_config)
+        return super().generate(*args, **kwargs)
+
+    def method_loss(self) -> Tensor | None:
+        """The pruner's own term for the training loss, of the last forward."""
+        pruner = self.model.language_model.pruner
+        return None if pruner is None else pruner.loss()
+
+    def reduction_stats(self) -> dict[str, float]:
+        """Kept tokens, padding share and tokens averaged over layers since the last call; then counting starts anew."""
+        return self.model.statistics.read()
+
+
+def decoder_shape(config: PruMergeLlavaConfig) -> DecoderShape:
+    """The numbers a pruner may need."""
+    text = config.text_config
+    return DecoderShape(text.num_hidden_layers, text.hidden_size, text.num_attention_heads, config.image_seq_length)
+
+
+def register() -> None:
+    """Make the Auto class build our model, and let checkpoints of stock Llava load into it without renaming."""
+    name = PruMergeLlavaConfig.model_type
+    AutoModelForImageTextToText.register(PruMergeLlavaConfig, PruMergeLlavaForConditionalGeneration, exist_ok=True)
+    register_checkpoint_conversion_mapping(name, get_checkpoint_conversion_mapping("llava"), overwrite=True)
+
+
+register()
