@@ -1,0 +1,46 @@
+# What can be done here; `make help` lists it. Each target prepares the environment it needs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# Spinning OpenMP threads cost a factor of four as soon as anything else runs.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-gpu reproduce test test-zero lint bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(READY)  ## build .venv with the tested versions (CPU torch where the index has one)
+
+$(READY): pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) bash scripts/setup.sh $(VENV)
+	touch $@
+
+setup-gpu:  ## install into the current environment beside the torch that is there, with flash-attn
+	$(PYTHON) -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
+	$(PYTHON) -m pip install -e '.[eval]'
+	$(PYTHON) -m pip install flash-attn --no-build-isolation
+
+reproduce: $(READY)  ## pocket world: stage 1, stage 2, six benchmarks, the four tables
+	bash scripts/reproduce_pocket.sh
+
+test: $(READY)  ## all tests but the long ones
+	$(PY) -m pytest
+
+test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
+	$(PY) -m pytest -m zero
+
+lint: $(READY)  ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(READY)  ## cost of the reduction step as a share of the vision tower
+	$(PY) -m llava_prumerge.efficiency.reducer
+
+clean:  ## remove generated data and runs, keep the environment
+	rm -rf runs playground/pocket/data playground/pocket/work
