@@ -1,0 +1,1 @@
+"""Data: LLaVA records to token ids, loss masks and pixels. Import the modules by name; this file imports nothing."""

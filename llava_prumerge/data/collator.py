@@ -1,0 +1,52 @@
+"""Batches: samples padded to the longest, their images laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava_prumerge.data.conversation import IGNORE_INDEX
+
+PAD_SIDES = ("right", "left")
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads on one side; the mask follows from lengths, so a pad id that also occurs in text is no matter.
+
+    Args:
+        pad_id: fills `input_ids`.
+        pad_side: "right" to train, "left" to generate.
+    """
+
+    pad_id: int
+    pad_side: str = "right"
+
+    def __post_init__(self) -> None:
+        if self.pad_side not in PAD_SIDES:
+            raise ValueError(f"pad_side {self.pad_side!r} is not known; accepted: {', '.join(PAD_SIDES)}")
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns `input_ids`, `attention_mask`, `labels` [B, L], `pixel_values` [N, 3, S, S] if any, and `ids`.
+
+        `labels` is there when the items have them, `ids` (a list) for messages. Images keep the order of their samples.
+        """
+        rows = [torch.as_tensor(item["input_ids"], dtype=torch.long) for item in items]
+        batch: dict[str, Any] = {
+            "input_ids": self._pad(rows, self.pad_id),
+            "attention_mask": self._pad([torch.ones_like(row) for row in rows], 0),
+        }
+        if "labels" in items[0]:
+            labels = [torch.as_tensor(item["labels"], dtype=torch.long) for item in items]
+            batch["labels"] = self._pad(labels, IGNORE_INDEX)
+        pixels = [item["pixel_values"] for item in items if item.get("pixel_values") is not None]
+        if pixels:
+            batch["pixel_values"] = torch.cat(pixels)  # [N, 3, S, S]
+        batch["ids"] = [item.get("id") for item in items]
+        return batch
+
+    def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, True, value, padding_side=self.pad_side)  # [B, L]

@@ -1,0 +1,97 @@
+"""LLaVA's records as a dataset: rows stay on disk, tokens and pixels are made when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+
+from llava_prumerge.data.conversation import Template, encode_training, get_template
+from llava_prumerge.data.images import MAX_PIXELS, ImageError, ImagePreprocessor, load_image
+from llava_prumerge.data.records import open_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class LlavaDataset(Dataset):
+    """Items: `input_ids`, `labels` [L], `pixel_values` [n, 3, S, S] when the sample has images, and `id`.
+
+    Args:
+        json_path: `.json` or `.jsonl` in LLaVA's format.
+        image_folder: what the records' image paths are relative to.
+        tokenizer: a fast tokenizer.
+        preprocessor: images to pixels.
+        template: name or template.
+        image_token_id: the placeholder's id.
+        image_tokens: placeholders per image.
+        max_length: sequences are cut here, placeholders counted.
+        max_pixels: larger images are refused.
+        trusted: folders that links in the image folder may lead to.
+        cache_dir: where the Arrow file goes; `default_cache_dir()` when None.
+
+    Raises:
+        MaskError, ImageError: from an item, with the sample's id. Nothing is skipped or replaced.
+    """
+
+    def __init__(
+        self,
+        json_path: str | os.PathLike[str],
+        image_folder: str | os.PathLike[str],
+        tokenizer: PreTrainedTokenizerBase,
+        preprocessor: ImagePreprocessor,
+        template: str | Template,
+        *,
+        image_token_id: int,
+        image_tokens: int,
+        max_length: int | None = 2048,
+        max_pixels: int = MAX_PIXELS,
+        trusted: Sequence[str | os.PathLike[str]] = (),
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.rows = open_records(json_path, cache_dir)
+        if not len(self.rows):
+            raise ValueError(f"{os.fspath(json_path)} holds no records")
+        self.image_folder = image_folder
+        self.tokenizer = tokenizer
+        self.preprocessor = preprocessor
+        self.template = get_template(template)
+        self.image_token_id = image_token_id
+        self.image_tokens = image_tokens
+        self.max_length = max_length
+        self.max_pixels = max_pixels
+        self.trusted = tuple(trusted)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.rows[int(index)]
+        encoded = encode_training(
+            self.tokenizer, record, self.template, self.image_token_id, self.image_tokens, self.max_length
+        )
+        item: dict[str, Any] = {key: torch.tensor(value) for key, value in encoded.items()}
+        item["id"] = record["id"]
+        if record["image"]:
+            try:
+                paths = record["image"]
+                images = [load_image(self.image_folder, path, self.max_pixels, self.trusted) for path in paths]
+            except ImageError as error:
+                raise ImageError(error.reason, record["id"]) from error
+            item["pixel_values"] = self.preprocessor(images)  # [n, 3, S, S]
+        return item
+
+    @property
+    def lengths(self) -> list[int]:
+        """Estimated length of every sample, negative without images, for `GroupedSampler`.
+
+        A token is taken as four bytes of text, plus `image_tokens` per image. LLaVA counts words, which sees neither
+        a second image nor the length of a Chinese paragraph.
+        """
+        columns = self.rows.select_columns(["images", "text_bytes"]).with_format("numpy")[:]
+        images, text = columns["images"].astype(int), columns["text_bytes"].astype(int)
+        tokens = text // 4 + 1 + images * self.image_tokens
+        return [int(n) if has else -int(n) for n, has in zip(tokens, images > 0, strict=True)]

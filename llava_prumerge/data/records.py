@@ -1,0 +1,153 @@
+"""LLaVA's record files: parsed, brought to one form, and memory-mapped from Arrow.
+
+The Arrow file is written once per content of the JSON file and shared by all ranks and workers: 665k records cost
+each process an index, not a gigabyte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_prumerge.data.conversation import image_paths
+from llava_prumerge.data.errors import SampleError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Part of the cache key: to be raised whenever what is stored of a record changes.
+_CACHE_VERSION = 1
+_ROWS_PER_BATCH = 1000
+
+
+class RecordError(SampleError):
+    """A record that is not in LLaVA's format."""
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Yields the raw records of a `.json` list or a `.jsonl` file."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parse(line, f"{path}, line {number}")
+    elif path.suffix == ".json":
+        records = _parse(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(records, list):
+            raise ValueError(f"{path} holds a {type(records).__name__}, expected a list of records")
+        yield from records
+    else:
+        raise ValueError(f"{path} is neither .json nor .jsonl")
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+
+
+def normalise_record(raw: Any, index: int) -> dict[str, Any]:
+    """Brings a raw record to `id` (str), `image` (list of paths) and `conversations` (`from`, `value`), the rest
+    dropped.
+
+    Args:
+        raw: as read.
+        index: its position, which names a record without an id ("#12").
+    """
+    sample_id = f"#{index}"
+    if not isinstance(raw, dict):
+        raise RecordError(f"format: a record must be an object, not {type(raw).__name__}", sample_id)
+    if raw.get("id") is not None:
+        sample_id = str(raw["id"])
+    turns, image = raw.get("conversations"), raw.get("image")
+    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
+        raise RecordError("format: 'conversations' must be a list of {'from': text, 'value': text}", sample_id)
+    if not (image is None or isinstance(image, str)) and not _is_path_list(image):
+        raise RecordError(f"format: 'image' must be a path or a list of paths, not {image!r}", sample_id)
+    turns = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+    try:
+        json.dumps(turns, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"format: the text is not valid Unicode ({error.reason})", sample_id) from None
+    return {"id": sample_id, "image": image_paths(raw), "conversations": turns}
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)
+
+
+def _is_path_list(image: Any) -> bool:
+    return isinstance(image, list) and all(isinstance(path, str) for path in image)
+
+
+def default_cache_dir() -> Path:
+    """`$LLAVA_PRUMERGE_CACHE`, or `llava_prumerge` under `$HF_HOME` or its default."""
+    if folder := os.environ.get("LLAVA_PRUMERGE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "llava_prumerge" / "records"
+
+
+def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Opens a record file as a memory-mapped `datasets.Dataset`, writing its Arrow file first if there is none.
+
+    Ranks that start together are safe: one writes under a lock while the others wait, and a file gets its name only
+    when it is whole.
+    """
+    from datasets import Dataset as ArrowDataset
+    from filelock import FileLock
+
+    json_path = Path(json_path)
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with json_path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = folder / f"{json_path.stem}-{digest[:32]}-v{_CACHE_VERSION}.arrow"
+    if not target.exists():
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                _write_arrow(json_path, target)
+    return ArrowDataset.from_file(str(target))
+
+
+def _write_arrow(json_path: Path, target: Path) -> None:
+    import pyarrow as pa
+
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("image", pa.list_(pa.string())),
+            ("conversations", pa.list_(turn)),
+            ("images", pa.int32()),
+            ("text_bytes", pa.int32()),
+        ]
+    )
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            for batch in _batches(json_path):
+                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _batches(json_path: Path) -> Iterator[list[dict[str, Any]]]:
+    batch = []
+    for index, raw in enumerate(read_records(json_path)):
+        record = normalise_record(raw, index)
+        text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
+        batch.append({**record, "images": len(record["image"]), "text_bytes": text_bytes})
+        if len(batch) == _ROWS_PER_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
