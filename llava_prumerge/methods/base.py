@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import llava_prumerge.methods as methods_package
+from llava_prumerge.ops.cells import Cells, cell_rows, lay_cells
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import outlier_count, received_attention
 
@@ -135,11 +137,10 @@ class VisionReducer(nn.Module):
         """
         if self.budget is not None and torch.compiler.is_compiling():
             return min(self.budget, image.features.shape[1])
-        finite = image.features.isfinite().all()
-        if image._attention:
-            finite = finite & torch.stack([score.isfinite().all() for score in image._attention.values()]).all()
-        largest, healthy = torch.stack([counts.amax(), finite.to(counts.dtype)]).tolist()
-        if not healthy:
+        values = [image.features.aminmax(), *(score.aminmax() for score in image._attention.values())]
+        extremes = [end.float() for pair in values for end in pair]  # NaN passes through aminmax
+        largest, *ends = torch.stack([counts.amax().float(), *extremes]).tolist()
+        if not all(math.isfinite(end) for end in ends):
             raise ReductionError(f"{self.name}: the image features or their attention hold NaN or infinity")
         return int(largest)
 
@@ -149,6 +150,42 @@ class VisionReducer(nn.Module):
             for key, value in sorted(vars(self).items())
             if not key.startswith("_") and key != "training"
         )
+
+
+class CellReducer(VisionReducer):
+    """A reducer whose tokens stand for cells of the image, cut into rows and columns.
+
+    Args:
+        rows, columns: cut every image so (the paper's "5x8"); together, and in place of a budget.
+        Others: see `VisionReducer`. A budget or a count that is not rows x columns gives some rows one cell more than others.
+    """
+
+    def __init__(self, rows: int | None = None, columns: int | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        if (rows is None) != (columns is None):
+            raise ReductionError(f"{self.name}: rows={rows} and columns={columns} are given together or not at all")
+        if rows is not None:
+            if self.budget is not None:
+                raise ReductionError(f"{self.name}: give rows and columns or budget={self.budget}, not both")
+            for key, value in (("rows", rows), ("columns", columns)):
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise ReductionError(f"{self.name}: {key} {value!r} is not a positive whole number")
+            self.budget = rows * columns
+        self.rows, self.columns = rows, columns
+
+    def fitted(self, height: int, width: int) -> None:
+        """Check that rows and columns, where given, fit into the grid."""
+        if self.rows is not None and (self.rows > height or self.columns > width):
+            raise ReductionError(
+                f"{self.name}: {self.rows} x {self.columns} cells do not fit in {height} x {width} patches"
+            )
+
+    def cells(self, image: VisionTokens) -> Cells:
+        """The cells of each image; costs the reducer's one host synchronisation."""
+        self.fitted(*image.grid)
+        counts = self.counts(image)
+        rows = cell_rows(counts, *image.grid) if self.rows is None else torch.full_like(counts, self.rows)
+        return lay_cells(counts, rows, self.width(image, counts), image.grid)
 
 
 class AttentionRows(Protocol):

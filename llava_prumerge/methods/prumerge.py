@@ -167,8 +167,7 @@ class PruMergePlus(PruMerge):
             if self.grid == "even":
                 grid = even_mask(~outliers, 3 * counts)
             else:
-                ratio = counts.clamp(min=1).double() / patches
-                strides = ((1 / ratio).floor() / 3).floor().long().clamp(min=1)
+                strides = (patches // (3 * counts.clamp(min=1))).clamp(min=1)  # int(int(1/r)/3) without its rounding
                 grid = stride_mask(strides, patches - 1, patches) & ~outliers
         keep = outliers | grid
         raster = raster_priority(keep)

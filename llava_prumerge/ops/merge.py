@@ -54,7 +54,7 @@ def nearest_weights(
         total = (share.sum(dim=2, keepdim=True) + own).clamp(min=torch.finfo(torch.float32).tiny)
         share, own = share / total, own / total
     mixing = keys.new_zeros(*centres.shape, patches, dtype=torch.float32)
-    return mixing.scatter_add(2, near, share).scatter_add(2, centres[..., None], own)
+    return mixing.scatter_add_(2, near, share).scatter_add_(2, centres[..., None], own)
 
 
 def leftover_weights(weights: Tensor, dropped: Tensor, normalise: bool) -> Tensor:

@@ -27,7 +27,18 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int = 1) -> Tensor:
 
 
 def outlier_count(scores: Tensor, factor: float = 1.5) -> Tensor:
-    """Number of upper outliers of each row by Tukey's fence: scores above Q3 + factor * (Q3 - Q1). [N, P] -> [N]"""
-    quartiles = scores.float().quantile(scores.new_tensor([0.25, 0.75], dtype=torch.float32), dim=1)
-    fence = quartiles[1] + factor * (quartiles[1] - quartiles[0])
-    return (scores > fence[:, None]).sum(dim=1)
+    """Number of upper outliers of each row by Tukey's fence: scores above Q3 + factor * (Q3 - Q1). [N, P] -> [N]
+
+    Quartiles are interpolated linearly, as `numpy.percentile` does. Written out because `Tensor.quantile` checks its argument on the host.
+    """
+    ordered = scores.float().sort(dim=1).values
+    first, third = _interpolated(ordered, 0.25), _interpolated(ordered, 0.75)
+    fence = third + factor * (third - first)
+    return (ordered > fence[:, None]).sum(dim=1)
+
+
+def _interpolated(ordered: Tensor, share: float) -> Tensor:
+    """The value below which `share` of a sorted row lies. [N, P] -> [N]"""
+    place = share * (ordered.shape[1] - 1)
+    below = int(place)
+    return torch.lerp(ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)], place - below)

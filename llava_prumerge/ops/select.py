@@ -69,3 +69,38 @@ def pack(keep: Tensor, priority: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def raster_priority(keep: Tensor) -> Tensor:
     """A priority for `pack` that gives raster order. [N, P]"""
     return -torch.arange(keep.shape[1], device=keep.device, dtype=torch.float32).expand(keep.shape)
+
+
+def spread_index(counts: Tensor, size: int, patches: int) -> tuple[Tensor, Tensor]:
+    """Indices in the middle of `counts` equal runs of the raster, ragged rows padded at the end.
+
+    Args:
+        counts: [N], at most patches.
+        size: K, at least the largest count.
+        patches: P.
+
+    Returns:
+        index [N, K] and valid [N, K] bool.
+    """
+    number = torch.arange(size, device=counts.device)
+    counts = counts[:, None]
+    index = (2 * number + 1) * patches // (2 * counts.clamp(min=1))
+    return index.clamp(max=patches - 1), number < counts
+
+
+_GOLDEN_RATIO = -0x61C8864680B583EB  # splitmix64's constants as signed numbers
+_FIRST_FACTOR = -0x40A7B892E31B1A47
+_SECOND_FACTOR = -0x6B2FB644ECCEEE15
+
+
+def splitmix(numbers: Tensor) -> Tensor:
+    """Scramble int64 numbers one by one (splitmix64): the same on every device, in every batch. [...] -> [...]"""
+    numbers = numbers + _GOLDEN_RATIO
+    numbers = (numbers ^ _shift_right(numbers, 30)) * _FIRST_FACTOR
+    numbers = (numbers ^ _shift_right(numbers, 27)) * _SECOND_FACTOR
+    return numbers ^ _shift_right(numbers, 31)
+
+
+def _shift_right(numbers: Tensor, places: int) -> Tensor:
+    """Logical shift; torch's own copies the sign bit."""
+    return (numbers >> places) & ((1 << (64 - places)) - 1)
