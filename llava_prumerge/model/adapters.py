@@ -1,0 +1,214 @@
+"""Trained parts without their base: projector, method parameters and LoRA adapters in one folder; and the way back.
+
+Layout of such a folder (stage 1 writes it without the adapter files):
+
+    adapter_config.json, adapter_model.safetensors   LoRA, as peft writes it
+    mm_projector.safetensors                         keys `multi_modal_projector.*`
+    method.safetensors                               parameters of the reducer and the pruner, where they have any
+    config.json                                      the whole model's configuration with the reduction block
+    base.json                                        which folders the base comes from
+    tokenizer and image processor files
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.loading import PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
+from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+BASE_FILE, METHOD_FILE = "base.json", "method.safetensors"
+ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PROJECTOR_PREFIX = "model.multi_modal_projector."
+METHOD_PREFIXES = ("model.reducer.", "model.language_model.pruner.")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the frozen weights come from: a complete model, or a language model and a vision tower.
+
+    Attributes:
+        seed: of what is drawn at random in putting them together (embedding rows of new tokens, a fresh projector).
+    """
+
+    model: str | None = None
+    language_model: str | None = None
+    vision_tower: str | None = None
+    seed: int = 0
+
+    def build(
+        self,
+        projector: str | Path | None = None,
+        reduction: dict[str, Any] | None = None,
+        dtype: str | torch.dtype = "float32",
+        attn: str | None = None,
+    ) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+        """The model on CPU and its processor, equal whenever they are built from the same folders and seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.model is not None:
+                model, processor = load_model(self.model, reduction=reduction, dtype=dtype, device="cpu", attn=attn)
+            else:
+                model, processor = assemble(self.language_model, self.vision_tower, None, reduction, dtype, attn)
+            if projector is not None:
+                load_projector(model, projector)
+        return model, processor
+
+
+def plain_model(model: nn.Module) -> PruMergeLlavaForConditionalGeneration:
+    """The Llava inside a peft model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model without peft around it."""
+    return name.removeprefix("base_model.model.")
+
+
+def save_adapter(
+    model: nn.Module, folder: str | Path, state: Mapping[str, Tensor], base: Base, processor: LlavaProcessor
+) -> None:
+    """Write the trained parts of a model.
+
+    Args:
+        model: a peft model, or a Llava of which the projector alone (and the method) was trained.
+        folder: made where it is missing.
+        state: the trained parameters by their names in `model`, whole and on CPU (ZeRO-3 leaves shards in the model).
+        base: what has to be built before these parts can be loaded.
+        processor: saved beside them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {plain_name(name): tensor.contiguous() for name, tensor in state.items()}
+    projector = {
+        name.removeprefix("model."): tensor for name, tensor in plain.items() if name.startswith(PROJECTOR_PREFIX)
+    }
+    method = {name.removeprefix("model."): tensor for name, tensor in plain.items() if name.startswith(METHOD_PREFIXES)}
+    save_file(projector, folder / PROJECTOR_FILE, metadata={"format": "pt"})
+    if method:
+        save_file(method, folder / METHOD_FILE, metadata={"format": "pt"})
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        adapter = get_peft_model_state_dict(model, state_dict=dict(state))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in adapter.items()},
+            folder / ADAPTER_FILE,
+            metadata={"format": "pt"},
+        )
+        settings = copy.copy(model.peft_config["default"])
+        settings.inference_mode, settings.base_model_name_or_path = True, base.model
+        settings.save_pretrained(str(folder))
+    inference_config(plain_model(model)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_base(base, folder)
+
+
+def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLlavaConfig:
+    """The configuration as it should be stored: training switches the key-value cache off, users want it on."""
+    config = copy.deepcopy(model.config)
+    config.use_cache = config.text_config.use_cache = True
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def write_base(base: Base, folder: Path) -> None:
+    """Store the base's folders relative to `folder` as well, so that a tree that is moved as a whole still loads."""
+    values: dict[str, Any] = dataclasses.asdict(base)
+    for key in ("model", "language_model", "vision_tower"):
+        if values[key] is not None:
+            values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], folder)}
+    (folder / BASE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_base(folder: str | Path) -> Base:
+    """Read base.json and find the folders it names.
+
+    Raises:
+        LoadingError: the file or a folder it names is missing.
+    """
+    folder = Path(folder)
+    file = folder / BASE_FILE
+    if not file.is_file():
+        raise LoadingError(f"{folder} has no {BASE_FILE}, which says what model its weights belong to")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("model", "language_model", "vision_tower"):
+        entry = values.get(key)
+        if entry is None:
+            continue
+        places = (folder / entry["from_here"], Path(entry["path"]))
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            raise LoadingError(f"{file} names {key} {entry['path']}, which is neither there nor at {places[0]}")
+        values[key] = str(found)
+    return Base(**values)
+
+
+def load_adapter(
+    path: str | Path,
+    reduction: dict[str, Any] | None = None,
+    dtype: str | torch.dtype = "float32",
+    attn: str | None = None,
+) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+    """Build the base of a folder of trained parts and put the parts on it, adapters merged into the weights.
+
+    Args:
+        path: a folder that `save_adapter` wrote.
+        reduction: None takes what its config.json says; a block replaces it; {} switches it off.
+        dtype: of the weights.
+        attn: attention implementation.
+
+    Raises:
+        LoadingError: a file or the base is missing, or keys or shapes do not fit.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise LoadingError(f"{path} has no config.json")
+    if reduction is None:
+        reduction = json.loads((path / "config.json").read_text(encoding="utf-8")).get("reduction") or {}
+        strict = True
+    else:
+        strict = False
+    model, processor = read_base(path).build(path / PROJECTOR_FILE, reduction, dtype, attn)
+    load_method(model, path, strict)
+    if (path / ADAPTER_CONFIG_FILE).is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(path), torch_device="cpu").merge_and_unload()
+    return model.eval(), processor
+
+
+def load_method(model: PruMergeLlavaForConditionalGeneration, folder: Path, strict: bool) -> None:
+    """Load the method's parameters.
+
+    Args:
+        strict: False leaves a method other than the trained one at its start values.
+
+    Raises:
+        LoadingError: strict, and the parameters are not exactly those of the model's method.
+    """
+    targets = {n.removeprefix("model."): p for n, p in model.named_parameters() if n.startswith(METHOD_PREFIXES)}
+    file = folder / METHOD_FILE
+    stored = load_file(file) if file.is_file() else {}
+    fits = {n: tuple(p.shape) for n, p in targets.items()} == {n: tuple(t.shape) for n, t in stored.items()}
+    if not fits and strict:
+        raise LoadingError(f"{file} holds {sorted(stored)}; the method needs {sorted(targets)}, in its own shapes")
+    if fits:
+        with torch.no_grad():
+            for name, parameter in targets.items():
+                parameter.copy_(stored[name])

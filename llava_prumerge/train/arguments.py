@@ -1,0 +1,212 @@
+"""Every setting of a training run: typed, checked, with its unit and default in one place.
+
+Imports nothing heavy, so that a mistake in a recipe is reported in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llava_prumerge.train.recipe import RecipeError, read_recipe
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its one-line explanation, shown by `--help`."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Where the model comes from and how it computes."""
+
+    stage: Literal["projector", "lora", "full"] = option("projector", "what trains beside the method's own parameters")
+    model: str | None = option(None, "complete checkpoint folder; takes the place of the next three")
+    language_model: str | None = option(None, "folder of the language model (Hugging Face Llama) with its tokenizer")
+    vision_tower: str | None = option(None, "folder of the vision tower (Hugging Face CLIP) with its image processor")
+    projector: str | None = option(None, "mm_projector.safetensors of stage 1; null: a fresh one (stage projector)")
+    reduction: dict[str, Any] | None = option(None, "the method file's block; null: what `model` says, else no method")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "attention implementation")
+    precision: Literal["bf16", "fp32"] = option("bf16", "bf16: autocast, or bf16 weights under DeepSpeed")
+    lora_rank: int = option(128, "rank r of the adapters (stage lora)")
+    lora_alpha: int = option(256, "scale numerator: the update is alpha / r times B A")
+    lora_dropout: float = option(0.05, "dropout on the adapters' input")
+    merge: bool = option(False, "also write the complete model, adapters merged in, to OUTPUT_DIR/merged")
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Which records are read and how they become batches."""
+
+    data: str | None = option(None, "records in LLaVA's JSON format")
+    images: str | None = option(None, "folder that the records' image paths are relative to")
+    template: str = option("vicuna_v1", "conversation template: plain in stage 1, vicuna_v1 in stage 2")
+    image_aspect: Literal["pad", "square"] = option("pad", "pad to a square, or resize and centre-crop as CLIP does")
+    max_length: int = option(2048, "tokens per sample, image placeholders included; longer samples are cut")
+    group_by_modality_length: bool = option(False, "batches of one modality and similar length")
+    workers: int = option(4, "data loading processes per rank; 0: in the training process")
+
+
+@dataclass(kw_only=True)
+class OptimizerArguments:
+    """AdamW, its parameter groups and its schedule."""
+
+    global_batch: int = option(128, "samples per optimiser step over all ranks; kept whatever the number of ranks")
+    per_device_batch: int = option(16, "samples per rank and forward pass; accumulation follows from global_batch")
+    epochs: float = option(1.0, "passes over the records")
+    max_steps: int | None = option(None, "optimiser steps; null: from epochs")
+    learning_rate: float = option(2e-5, "peak rate of everything that has no rate of its own")
+    projector_lr: float | None = option(None, "peak rate of the projector; null: learning_rate")
+    method_lr: float | None = option(None, "peak rate of the method's own parameters; null: learning_rate")
+    weight_decay: float = option(0.0, "decoupled decay of matrices; biases and norms have none")
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = option("cosine", "shape after warm-up")
+    warmup_ratio: float = option(0.03, "share of all steps over which the rate rises from 0")
+    max_grad_norm: float = option(1.0, "clip the global gradient norm to this; 0: no clipping")
+    adam_beta1: float = option(0.9, "AdamW beta 1")
+    adam_beta2: float = option(0.999, "AdamW beta 2")
+    adam_epsilon: float = option(1e-8, "AdamW epsilon")
+    activation_checkpointing: bool = option(True, "recompute decoder activations in the backward pass")
+    deepspeed: str | None = option(None, "DeepSpeed JSON (configs/deepspeed/*.json); null: plain PyTorch")
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """Where results go, how often, and what is repeated exactly."""
+
+    output_dir: str | None = option(None, "folder of the run; {method} stands for the method's name")
+    resume: str = option("auto", "auto: newest checkpoint of output_dir, if any; none: never; or a checkpoint folder")
+    seed: int = option(42, "seed of initialisation, order and dropout")
+    logging_steps: int = option(1, "optimiser steps between two log lines")
+    save_steps: int = option(500, "optimiser steps between two checkpoints; 0: only the final model")
+    save_total_limit: int | None = option(1, "checkpoints kept; null: all")
+    report_to: list[str] = option(["tensorboard"], "beside metrics.jsonl: any of tensorboard, wandb")
+    run_name: str | None = option(None, "name shown by wandb; null: the output folder's")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(ModelArguments, DataArguments, OptimizerArguments, RunArguments):
+    """All settings of one run."""
+
+
+def load_arguments(tokens: list[str]) -> TrainArguments:
+    """Read recipe files and `key=value` items into checked arguments."""
+    arguments = build_arguments(read_recipe(tokens))
+    check_values(arguments)
+    return arguments
+
+
+def build_arguments(values: dict[str, Any]) -> TrainArguments:
+    """Build typed arguments from a mapping; an unknown key is an error that names the known ones."""
+    hints = typing.get_type_hints(TrainArguments)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        raise RecipeError(f"unknown key{plural} {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
+    arguments = TrainArguments(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
+    if arguments.model is not None:
+        arguments.language_model = arguments.vision_tower = arguments.projector = None
+    if arguments.output_dir is not None:
+        arguments.output_dir = arguments.output_dir.replace("{method}", method_name(arguments.reduction))
+    return arguments
+
+
+def coerce(key: str, value: Any, hint: Any) -> Any:
+    """Turn a YAML value into the annotated type, or say what was expected.
+
+    YAML reads `1e-3` as text; a number field takes it. No other conversion loses or invents information.
+    """
+    if isinstance(hint, types.UnionType):
+        options = typing.get_args(hint)
+        return None if value is None else coerce(key, value, next(o for o in options if o is not types.NoneType))
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(f"{key}={value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is list:
+        items = value.split(",") if isinstance(value, str) else value
+        items = [] if items in (["none"], [""], None) else items
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise RecipeError(f"{key}={value!r}: must be a list of names")
+        return [item.strip() for item in items]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{key}={value!r}: must be a mapping")
+        return value
+    return coerce_scalar(key, value, hint)
+
+
+def coerce_scalar(key: str, value: Any, kind: type) -> Any:
+    """The scalar half of `coerce`: str, int, float and bool."""
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if kind is float and number == number:
+            return number
+        if kind is int and number.is_integer():
+            return int(number)
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    raise RecipeError(f"{key}={value!r}: must be {names[kind]}")
+
+
+def method_name(reduction: dict[str, Any] | None) -> str:
+    """Short name of a reduction block for folder names, such as `prumerge_plus` or `prumerge+fastv`."""
+    blocks = [(reduction or {}).get(key) for key in ("vision", "decoder")]
+    names = [str(block.get("name", "unnamed")) for block in blocks if isinstance(block, dict)]
+    return "+".join(name for name in names if name != "none") or "none"
+
+
+def check_values(arguments: TrainArguments) -> None:
+    """Refuse values that no run can use, before anything heavy is imported."""
+    positive = ("global_batch", "per_device_batch", "max_length", "logging_steps", "lora_rank", "lora_alpha", "epochs")
+    for key in (*positive, "max_steps", "save_total_limit", "learning_rate", "projector_lr", "method_lr"):
+        value = getattr(arguments, key)
+        if value is not None and value <= 0:
+            raise RecipeError(f"{key}={value!r}: must be greater than 0")
+    for key in ("workers", "save_steps", "weight_decay", "max_grad_norm"):
+        if getattr(arguments, key) < 0:
+            raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be 0 or greater")
+    for key in ("warmup_ratio", "lora_dropout"):
+        if not 0 <= getattr(arguments, key) < 1:
+            raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be at least 0 and less than 1")
+    unknown = sorted(set(arguments.report_to) - {"tensorboard", "wandb"})
+    if unknown:
+        raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")
+    if arguments.reduction is not None and not set(arguments.reduction) <= {"vision", "decoder"}:
+        raise RecipeError(f"reduction={arguments.reduction!r}: its keys must be vision and decoder")
+    accumulation_steps(arguments, world_size=1)
+
+
+def accumulation_steps(arguments: TrainArguments, world_size: int) -> int:
+    """Micro-batches per optimiser step, so that `global_batch` holds for any number of ranks."""
+    per_pass = arguments.per_device_batch * world_size
+    steps, rest = divmod(arguments.global_batch, per_pass)
+    if rest or steps == 0:
+        raise RecipeError(
+            f"global_batch={arguments.global_batch} is not a multiple of per_device_batch={arguments.per_device_batch} "
+            f"x {world_size} rank{'s' * (world_size > 1)}"
+        )
+    return steps
+
+
+def describe_arguments() -> str:
+    """One line per setting, by section, for `--help`."""
+    lines: list[str] = []
+    for section in TrainArguments.__mro__[1:-1]:
+        lines.append(f"\n{(section.__doc__ or '').splitlines()[0]}")
+        for item in dataclasses.fields(section):
+            default = item.default_factory() if item.default is dataclasses.MISSING else item.default
+            default = "null" if default is None else default
+            lines.append(f"  {item.name:<26}{item.metadata['help']} (default: {default})")
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""Put a run together: records, model, trainer; and after it the complete model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PrinterCallback, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from llava_prumerge.data.collator import Collator
+from llava_prumerge.data.dataset import LlavaDataset
+from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.model.adapters import load_adapter
+from llava_prumerge.model.loading import LoadingError
+from llava_prumerge.train.arguments import RecipeError, TrainArguments
+from llava_prumerge.train.progress import ProgressReport
+from llava_prumerge.train.settings import start_process_group, training_arguments
+from llava_prumerge.train.stages import load_start, prepare_stage, save_complete, start_base
+from llava_prumerge.train.trainer import LlavaTrainer
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+    from llava_prumerge.model.configuration import PruMergeLlavaConfig
+
+logger = logging.getLogger(__name__)
+
+MERGED_FOLDER = "merged"
+
+# What a wrong recipe or wrong files raise; their messages are enough for the person who wrote them.
+INPUT_ERRORS = (LoadingError, ReductionError, SampleError)
+
+
+def build_dataset(arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor) -> LlavaDataset:
+    """The records with the model's tokenizer and image processor."""
+    try:
+        return LlavaDataset(
+            arguments.data,
+            arguments.images,
+            processor.tokenizer,
+            ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect),
+            arguments.template,
+            image_token_id=config.image_token_id,
+            image_tokens=config.image_seq_length,
+            max_length=arguments.max_length,
+        )
+    except ValueError as error:
+        raise RecipeError(f"data={arguments.data}: {error}") from error
+
+
+def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
+    """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`."""
+    set_seed(arguments.seed)
+    model, processor = load_start(arguments)
+    config = model.config
+    model = prepare_stage(model, arguments)
+    start_process_group(arguments)
+    args = training_arguments(arguments)
+    with args.main_process_first(local=False, desc="reading the records"):  # one writes the cache
+        dataset = build_dataset(arguments, config, processor)
+    report = ProgressReport(arguments.global_batch)
+    trainer = LlavaTrainer(
+        model,
+        args,
+        arguments=arguments,
+        base=start_base(arguments),
+        processor=processor,
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        callbacks=[report],
+    )
+    report.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def write_merged(trainer: LlavaTrainer) -> None:
+    """Write the complete model to OUTPUT_DIR/merged, from the files just saved: what is merged is what was stored."""
+    folder = Path(trainer.args.output_dir)
+    if trainer.args.should_save:
+        unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
+        dtype = "bfloat16" if trainer.arguments.deepspeed and trainer.arguments.precision == "bf16" else "float32"
+        model, processor = load_adapter(folder, dtype=dtype)
+        save_complete(model, folder / MERGED_FOLDER, None, processor)
+        logger.info("complete model: %s", folder / MERGED_FOLDER)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,118 @@
+"""Checks made before torch is imported: do the recipe's inputs exist, and is the output folder free for this run?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.recipe import RecipeError
+
+CONFIG_FILE = "config.yaml"
+FINISHED_FILE = "finished.json"
+CHECKPOINT_PREFIX = "checkpoint-"
+
+# Settings that may differ when a run is continued: they change neither the weights nor their order of updates.
+FREE_KEYS = frozenset(
+    {
+        "resume",
+        "report_to",
+        "run_name",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "workers",
+        "output_dir",
+        "merge",
+    }
+)
+
+
+def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
+    """The paths this run cannot do without, by recipe key."""
+    keys = ["data", "images"]
+    if arguments.model is not None:
+        keys.append("model")
+    else:
+        keys += ["language_model", "vision_tower"]
+        if arguments.stage != "projector" or arguments.projector is not None:
+            keys.append("projector")
+    if arguments.deepspeed is not None:
+        keys.append("deepspeed")
+    return {key: getattr(arguments, key) for key in keys}
+
+
+def check_inputs(arguments: TrainArguments) -> None:
+    """Raise one error that lists every input this run needs and which of them are missing."""
+    inputs = required_inputs(arguments)
+    missing = [key for key, path in inputs.items() if path is None or not Path(path).exists()]
+    if missing:
+        listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
+        raise RecipeError(f"this run needs {listed}; give them as key=value, or take RECIPE=pocket")
+    for key in ("data", "deepspeed"):
+        if inputs.get(key) is not None and not Path(str(inputs[key])).is_file():
+            raise RecipeError(f"{key}={inputs[key]}: must be a file")
+    for key in ("images", "model", "language_model", "vision_tower"):
+        if inputs.get(key) is not None and not Path(str(inputs[key])).is_dir():
+            raise RecipeError(f"{key}={inputs[key]}: must be a folder")
+    for key in ("model", "language_model", "vision_tower"):
+        if inputs.get(key) is not None and not (Path(str(inputs[key])) / "config.json").is_file():
+            raise RecipeError(f"{key}={inputs[key]}: the folder has no config.json")
+
+
+def check_output_dir(arguments: TrainArguments) -> None:
+    """Refuse an output folder that belongs to something else. Nothing in it is changed."""
+    if arguments.output_dir is None:
+        raise RecipeError("output_dir is not set")
+    folder = Path(arguments.output_dir)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RecipeError(f"output_dir={folder}: is a file")
+    config_file = folder / CONFIG_FILE
+    if not config_file.is_file():
+        if any(folder.iterdir()):
+            raise RecipeError(f"output_dir={folder}: holds files but no {CONFIG_FILE}: not a run; choose another")
+        return
+    changes = different_settings(yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}, arguments)
+    if changes:
+        raise RecipeError(f"output_dir={folder} holds another run ({'; '.join(changes)}); choose another output_dir")
+    if arguments.resume == "none" and find_checkpoints(folder):
+        raise RecipeError(f"output_dir={folder} holds checkpoints; use resume=auto or another output_dir")
+
+
+def different_settings(recorded: dict[str, Any], arguments: TrainArguments) -> list[str]:
+    """Settings of a recorded run that differ from these, as `key: old -> new`."""
+    current = dataclasses.asdict(arguments)
+    keys = sorted((set(recorded) | set(current)) - FREE_KEYS)
+    return [f"{k}: {recorded.get(k)} -> {current.get(k)}" for k in keys if recorded.get(k) != current.get(k)]
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run with a trainer state, oldest first."""
+    found = [path.parent for path in folder.glob(f"{CHECKPOINT_PREFIX}*/trainer_state.json")]
+    numbered = [path for path in found if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+
+
+def find_resume_point(arguments: TrainArguments) -> Path | None:
+    """The checkpoint to continue from, or None for a start from the beginning."""
+    if arguments.resume == "none":
+        return None
+    if arguments.resume == "auto":
+        checkpoints = find_checkpoints(Path(str(arguments.output_dir)))
+        return checkpoints[-1] if checkpoints else None
+    folder = Path(arguments.resume)
+    if not (folder / "trainer_state.json").is_file():
+        raise RecipeError(f"resume={folder}: no trainer_state.json there; use auto, none or a checkpoint folder")
+    return folder
+
+
+def read_finished(arguments: TrainArguments) -> dict[str, Any] | None:
+    """The record of a run that has already ended in this output folder, if any."""
+    path = Path(str(arguments.output_dir)) / FINISHED_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and arguments.resume == "auto" else None

@@ -1,0 +1,87 @@
+"""Recipe files: YAML merged left to right, then `key=value`, into one flat mapping.
+
+Rules, in the order they apply:
+
+1. A file may name `include: other.yaml` (relative to itself): that file is read first, the rest goes on top.
+2. Files merge left to right; a later value replaces an earlier one. Nothing is merged more deeply than that: a
+   method's `reduction` block replaces another method's completely instead of inheriting its settings.
+3. A method file holds only the `reduction` block's keys (`vision`, `decoder`).
+4. `key=value` comes last. The value is YAML; `reduction.vision.budget=64` reaches into the reduction block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REDUCTION_KEYS = frozenset({"vision", "decoder"})
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run as written; the message is one line meant for the person who wrote it."""
+
+
+def read_recipe(tokens: list[str]) -> dict[str, Any]:
+    """Merge recipe files and overrides given in command-line order.
+
+    Args:
+        tokens: paths of YAML files, and `key=value` items; overrides apply after all files wherever they stand.
+    """
+    overrides = [token for token in tokens if "=" in token]
+    merged: dict[str, Any] = {}
+    for token in tokens:
+        if "=" not in token:
+            merged.update(read_file(Path(token)))
+    for override in overrides:
+        apply_override(merged, override)
+    return merged
+
+
+def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read one YAML file with its includes resolved, as a flat mapping of recipe keys."""
+    if not path.is_file():
+        raise RecipeError(f"{path} is neither a recipe file nor key=value")
+    if path.resolve() in seen:
+        raise RecipeError(f"{path} includes itself by way of {' -> '.join(str(parent) for parent in seen)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise RecipeError(f"{path} must hold a mapping of names to values, got {type(content).__name__}")
+    if content and set(content) <= REDUCTION_KEYS:
+        return {"reduction": content}
+    merged: dict[str, Any] = {}
+    if "include" in content:
+        include = content.pop("include")
+        if not isinstance(include, str):
+            raise RecipeError(f"{path}: include must name one file, got {include!r}")
+        merged.update(read_file(path.parent / include, (*seen, path.resolve())))
+    merged.update(content)
+    return merged
+
+
+def apply_override(merged: dict[str, Any], override: str) -> None:
+    """Apply one `key=value` in place; a dotted key reaches into a mapping."""
+    key, _, text = override.partition("=")
+    names = key.strip().split(".")
+    if not all(names):
+        raise RecipeError(f"{override!r}: the key before '=' must be a name or names joined by dots")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not valid YAML") from error
+    target = merged
+    for depth, name in enumerate(names[:-1], start=1):
+        if target.get(name) is None:
+            target[name] = {}
+        elif not isinstance(target[name], dict):
+            raise RecipeError(f"{override!r}: {'.'.join(names[:depth])} is {target[name]!r}, which has no keys")
+        else:
+            target[name] = dict(target[name])
+        target = target[name]
+    target[names[-1]] = value

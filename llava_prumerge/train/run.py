@@ -1,0 +1,124 @@
+"""Train one stage.
+
+    python -m llava_prumerge.train.run RECIPE.yaml [METHOD.yaml] [key=value ...] [--dry-run | --check]
+
+Files merge left to right, key=value comes last. --dry-run shows what would train, on what and for how many steps;
+--check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
+"""
+
+# ruff: noqa: T201  (an entry point talks to people)
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_prumerge.train.arguments import (
+    RecipeError,
+    TrainArguments,
+    describe_arguments,
+    load_arguments,
+)
+from llava_prumerge.train.preflight import (
+    FINISHED_FILE,
+    check_inputs,
+    check_output_dir,
+    find_resume_point,
+    read_finished,
+)
+
+if TYPE_CHECKING:
+    from llava_prumerge.train.trainer import LlavaTrainer
+
+logger = logging.getLogger("llava_prumerge.train")
+
+FLAGS = ("--dry-run", "--check", "--help", "-h")
+
+
+def main(tokens: list[str]) -> int:
+    """Run the command line. -> exit status: 0 done, 2 the recipe cannot be run as written"""
+    flags = [token for token in tokens if token.startswith("-")]
+    unknown = [flag for flag in flags if flag not in FLAGS]
+    if "--help" in flags or "-h" in flags:
+        print(f"{__doc__}\n{describe_arguments()}")
+        return 0
+    try:
+        if unknown:
+            raise RecipeError(f"unknown option {unknown[0]}; there are {', '.join(FLAGS)}")
+        arguments = load_arguments([token for token in tokens if token not in flags])
+        finished = check(arguments)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if "--check" in flags:
+        return 0
+    if finished is not None and "--dry-run" not in flags:
+        print(f"{arguments.output_dir}: this run ended after {finished['steps']} steps; nothing to do")
+        return 0
+    from llava_prumerge.train.assembly import INPUT_ERRORS
+
+    try:
+        return dry_run(arguments) if "--dry-run" in flags else train(arguments)
+    except (RecipeError, *INPUT_ERRORS) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def check(arguments: TrainArguments) -> dict[str, Any] | None:
+    """Everything that can be refused without torch. -> the record of a run that has already ended here"""
+    check_inputs(arguments)
+    check_output_dir(arguments)
+    find_resume_point(arguments)
+    return read_finished(arguments)
+
+
+def dry_run(arguments: TrainArguments) -> int:
+    """Print the plan."""
+    from llava_prumerge.train.plan import make_plan
+    from llava_prumerge.train.settings import world_size
+
+    print(make_plan(arguments, world_size()))
+    return 0
+
+
+def train(arguments: TrainArguments) -> int:
+    """Train, save, and leave a record that the run has ended."""
+    from llava_prumerge.train.assembly import build_trainer, write_merged
+    from llava_prumerge.train.provenance import write_provenance
+    from llava_prumerge.train.settings import is_main_rank, prepare_reporting, world_size
+
+    level = logging.INFO if is_main_rank() else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("llava_prumerge").setLevel(level)
+    started = time.perf_counter()
+    resume = find_resume_point(arguments)
+    prepare_reporting(arguments)
+    trainer = build_trainer(arguments)
+    if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
+        write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps)
+    if resume is not None:
+        logger.info("resuming from %s", resume)
+    result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.save_model()
+    if arguments.merge and arguments.stage != "full":
+        write_merged(trainer)
+    if is_main_rank():
+        seconds = round(time.perf_counter() - started, 1)
+        record = {"steps": result.global_step, "loss": result.training_loss, "seconds": seconds}
+        (Path(str(arguments.output_dir)) / FINISHED_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        logger.info("done: %s", arguments.output_dir)
+    close(trainer)
+    return 0
+
+
+def close(trainer: LlavaTrainer) -> None:
+    """Leave the process group in order."""
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

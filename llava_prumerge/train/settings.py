@@ -1,0 +1,108 @@
+"""From our arguments to transformers' TrainingArguments, and the process group they run in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
+
+
+def world_size() -> int:
+    """Number of ranks the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_rank() -> bool:
+    """Whether this process writes files and the console."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def start_process_group(arguments: TrainArguments) -> None:
+    """Prepare torch.distributed for DeepSpeed where it would not do so itself.
+
+    - Without a launcher DeepSpeed asks MPI who it is: a process on its own says so itself.
+    - On CPU, accelerate starts torch.distributed but not deepspeed.comm, and ZeRO-3 then miscounts the ranks.
+    - On CPU, DeepSpeed compiles a shared-memory kernel at its first start (minutes); gloo does without.
+    """
+    if arguments.deepspeed is None:
+        return
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if os.environ.get("ACCELERATE_USE_CPU"):
+        raise ValueError("ACCELERATE_USE_CPU is set: accelerate then drops DeepSpeed without a word; unset it")
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def training_arguments(arguments: TrainArguments) -> TrainingArguments:
+    """Translate. Whatever decides a result is set here by name, never left to a default of the library."""
+    names = {item.name for item in dataclasses.fields(TrainingArguments)}
+    on_cpu = not torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "output_dir": arguments.output_dir,
+        "per_device_train_batch_size": arguments.per_device_batch,
+        "gradient_accumulation_steps": accumulation_steps(arguments, world_size()),
+        "average_tokens_across_devices": True,
+        "num_train_epochs": arguments.epochs,
+        "max_steps": -1 if arguments.max_steps is None else arguments.max_steps,
+        "optim": "adamw_torch",
+        "learning_rate": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "adam_beta1": arguments.adam_beta1,
+        "adam_beta2": arguments.adam_beta2,
+        "adam_epsilon": arguments.adam_epsilon,
+        "max_grad_norm": arguments.max_grad_norm,
+        "lr_scheduler_type": arguments.scheduler,
+        "warmup_steps": arguments.warmup_ratio,  # below 1 it is a share of all steps
+        "bf16": arguments.precision == "bf16",
+        "use_cpu": on_cpu,
+        "ddp_backend": "gloo" if on_cpu else None,
+        "ddp_find_unused_parameters": False,
+        "deepspeed": arguments.deepspeed,
+        "seed": arguments.seed,
+        "dataloader_num_workers": arguments.workers,
+        "dataloader_pin_memory": not on_cpu,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "logging_steps": arguments.logging_steps,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "log_level": "warning",
+        "disable_tqdm": True,
+        "report_to": arguments.report_to,
+        "run_name": arguments.run_name or Path(str(arguments.output_dir)).name,
+        "save_strategy": "steps" if arguments.save_steps else "no",
+        "save_steps": arguments.save_steps or 1,
+        "save_total_limit": arguments.save_total_limit,
+    }
+    # The name until transformers 5.22.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    values[checkpointing] = arguments.activation_checkpointing
+    values[f"{checkpointing}_kwargs"] = {"use_reentrant": False} if arguments.activation_checkpointing else None
+    return TrainingArguments(**values)
+
+
+def prepare_reporting(arguments: TrainArguments) -> None:
+    """Point the trackers at the run's folder; wandb works offline for a user who is not logged in."""
+    folder = Path(str(arguments.output_dir))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    if "wandb" in arguments.report_to:
+        os.environ.setdefault("WANDB_PROJECT", "llava_prumerge")
+        os.environ.setdefault("WANDB_DIR", str(folder))
+        if "WANDB_MODE" not in os.environ and is_main_rank():
+            import wandb
+
+            if wandb.Api(timeout=1).api_key is None:
+                os.environ["WANDB_MODE"] = "offline"

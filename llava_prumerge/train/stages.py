@@ -1,0 +1,170 @@
+"""What each stage trains, at which rate, and what it saves."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from llava_prumerge.model.adapters import (
+    ADAPTER_FILE,
+    METHOD_PREFIXES,
+    PROJECTOR_PREFIX,
+    Base,
+    inference_config,
+    load_method,
+    plain_model,
+    plain_name,
+)
+from llava_prumerge.model.loading import load_projector
+from llava_prumerge.train.arguments import RecipeError, TrainArguments
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+# Linear layers of the language model. A list of bare names (q_proj, ...) would also hit the vision tower's.
+LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+VISION_PREFIX = "model.vision_tower."
+ROLES = ("base", "projector", "method")
+
+
+def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
+    """The model a stage starts from, on CPU.
+
+    Under DeepSpeed the weights are bf16 (DeepSpeed keeps its own float32 copy of what trains); otherwise they stay
+    float32 and bf16 is a matter of autocast. Built before DeepSpeed is switched on: ZeRO-3 shards it afterwards, so
+    that no part of the assembly ever meets an empty shard.
+    """
+    dtype = "bfloat16" if arguments.deepspeed and arguments.precision == "bf16" else "float32"
+    try:
+        return start_base(arguments).build(arguments.projector, arguments.reduction, dtype, arguments.attention)
+    except OSError as error:  # transformers' word for folders that lack files
+        raise RecipeError(" ".join(str(error).split())) from error
+
+
+def start_base(arguments: TrainArguments) -> Base:
+    """The frozen part of the model."""
+    return Base(arguments.model, arguments.language_model, arguments.vision_tower, arguments.seed)
+
+
+def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
+    """Freeze what the stage leaves alone, add adapters where it has them. -> the model to train"""
+    model.config.text_config.use_cache = False  # of no use in training, and it fights activation checkpointing
+    model.requires_grad_(False)
+    if arguments.stage == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(
+            r=arguments.lora_rank,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            target_modules=LORA_TARGETS,
+            bias="none",
+        )
+        model = get_peft_model(model, settings)
+    for name, parameter in model.named_parameters():
+        plain = plain_name(name)
+        trains = arguments.stage == "full" and not plain.startswith(VISION_PREFIX)
+        if trains or role_of(plain) != "base":
+            parameter.requires_grad_(True)
+    return model
+
+
+def role_of(name: str) -> str:
+    """Which learning rate a parameter has, by its name in the plain model: base, projector or method."""
+    if name.startswith(PROJECTOR_PREFIX):
+        return "projector"
+    return "method" if name.startswith(METHOD_PREFIXES) else "base"
+
+
+def learning_rates(arguments: TrainArguments) -> dict[str, float]:
+    """Peak rate by role."""
+    base = arguments.learning_rate
+    return {"base": base, "projector": arguments.projector_lr or base, "method": arguments.method_lr or base}
+
+
+def parameter_groups(model: nn.Module, decaying: set[str], arguments: TrainArguments) -> list[dict]:
+    """AdamW's groups: role x decay, those without parameters left out.
+
+    Args:
+        decaying: names of the parameters that weight decay applies to (no biases, no norms).
+    """
+    rates = learning_rates(arguments)
+    groups: dict[tuple[str, bool], dict] = {}
+    for role in ROLES:
+        for decays in (True, False):
+            decay = arguments.weight_decay if decays else 0.0
+            groups[role, decays] = {
+                "name": f"{role}{'' if decays else ', no decay'}",
+                "params": [],
+                "lr": rates[role],
+                "weight_decay": decay,
+            }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[role_of(plain_name(name)), name in decaying]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def set_modes(model: nn.Module) -> None:
+    """Keep the frozen vision tower in evaluation mode; Trainer puts the whole model into training mode at each step."""
+    plain_model(model).model.vision_tower.eval()
+
+
+def gather_trained(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all trained parameters on CPU. Every rank must call this: ZeRO-3 holds them in shards."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sharded = [parameter for parameter in trained.values() if hasattr(parameter, "ds_id")]
+    context = contextlib.nullcontext()
+    if sharded:
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters(sharded)
+    with context:
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items()}
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put the parts that `save_adapter` wrote back into the model in training (stages projector and lora)."""
+    plain = plain_model(model)
+    load_projector(plain, folder)
+    load_method(plain, folder, strict=True)
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+        missing = [key for key in result.missing_keys if "lora_" in key]
+        if missing or result.unexpected_keys:
+            raise ValueError(f"{folder / ADAPTER_FILE}: missing {missing}, unexpected {result.unexpected_keys}")
+
+
+def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | None, processor: LlavaProcessor) -> None:
+    """Write a whole model so that AutoModelForImageTextToText and `load_model` read it.
+
+    Args:
+        state: the weights where the model's own are shards.
+    """
+    config = model.config
+    try:
+        model.config = inference_config(model)
+        # Keys as the modules are named, whatever a loading path or ZeRO stage has made of the model's renaming rules.
+        model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    finally:
+        model.config = config
+    processor.save_pretrained(folder)
+
+
+def count_parameters(parameters: list[Tensor]) -> int:
+    """Number of values, also where ZeRO-3 holds a shard."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+
+
+def format_count(count: float) -> str:
+    """A count for people: 20.98M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return f"{count:g}"

@@ -1,0 +1,154 @@
+"""Recipes: how files and overrides merge, and what is refused with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from llava_prumerge.train.arguments import (
+    RecipeError,
+    accumulation_steps,
+    build_arguments,
+    describe_arguments,
+    load_arguments,
+    method_name,
+)
+from llava_prumerge.train.recipe import read_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(str(path.relative_to(CONFIGS / "train")) for path in (CONFIGS / "train").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_valid(recipe: str) -> None:
+    arguments = load_arguments([str(CONFIGS / "train" / recipe)])
+    assert arguments.output_dir and "{" not in arguments.output_dir
+    if arguments.deepspeed is not None:
+        assert (CONFIGS.parent / arguments.deepspeed).is_file()
+
+
+# LLaVA-1.5's published numbers: batch, rate, projector rate, ZeRO stage, image aspect, steps per epoch of its data set.
+@pytest.mark.parametrize(
+    ("recipe", "batch", "rate", "projector_rate", "zero", "aspect", "records", "steps"),
+    [
+        ("pretrain", 256, 1e-3, None, "zero2", "square", 558128, 2181),
+        ("finetune", 128, 2e-5, None, "zero3", "pad", 665298, 5198),
+        ("finetune_lora", 128, 2e-4, 2e-5, "zero3", "pad", 665298, 5198),
+        ("finetune_lora_prumerge", 160, 2e-4, 2e-5, "zero3", "pad", 665298, 4159),
+    ],
+)
+def test_the_published_numbers(recipe, batch, rate, projector_rate, zero, aspect, records, steps) -> None:
+    arguments = load_arguments([str(CONFIGS / "train" / f"{recipe}.yaml")])
+    assert (arguments.global_batch, arguments.learning_rate, arguments.projector_lr) == (batch, rate, projector_rate)
+    assert Path(arguments.deepspeed).stem == zero and arguments.image_aspect == aspect
+    assert (arguments.scheduler, arguments.warmup_ratio, arguments.weight_decay) == ("cosine", 0.03, 0.0)
+    assert (arguments.precision, arguments.max_length, arguments.max_grad_norm) == ("bf16", 2048, 0.0)
+    assert -(-records // batch) == steps
+    if arguments.stage == "lora":
+        assert (arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout) == (128, 256, 0.05)
+
+
+def test_pocket_recipes_keep_what_makes_the_method() -> None:
+    for name in ("pretrain", "finetune", "finetune_lora"):
+        real = load_arguments([str(CONFIGS / "train" / f"{name}.yaml")])
+        pocket = load_arguments([str(CONFIGS / "train" / "pocket" / f"{name}.yaml")])
+        for key in (
+            "stage",
+            "template",
+            "image_aspect",
+            "group_by_modality_length",
+            "scheduler",
+            "warmup_ratio",
+            "weight_decay",
+        ):
+            assert getattr(pocket, key) == getattr(real, key), key
+
+
+def test_later_files_win_and_overrides_win_over_files(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("epochs: 2\nglobal_batch: 64\nper_device_batch: 8\n")
+    (tmp_path / "recipe.yaml").write_text("include: base.yaml\nglobal_batch: 32\n")
+    (tmp_path / "late.yaml").write_text("epochs: 3\n")
+    values = read_recipe(["per_device_batch=4", str(tmp_path / "recipe.yaml"), str(tmp_path / "late.yaml")])
+    assert values == {"epochs": 3, "global_batch": 32, "per_device_batch": 4}
+
+
+def test_a_method_file_replaces_the_whole_block(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("vision: {name: prumerge, budget: 9}\ndecoder: {name: fastv, layer: 2}\n")
+    (tmp_path / "b.yaml").write_text("vision: {name: random}\n")
+    tokens = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "reduction.vision.budget=5"]
+    assert read_recipe(tokens) == {"reduction": {"vision": {"name": "random", "budget": 5}}}
+
+
+def test_an_unknown_key_names_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="unknown key learning_rat; known: .*learning_rate"):
+        build_arguments({"learning_rat": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("learning_rate", "fast", "must be a number"),
+        ("global_batch", 2.5, "must be a whole number"),
+        ("merge", "yes please", "must be true or false"),
+        ("stage", "qlora", "must be one of projector, lora, full"),
+        ("report_to", 3, "must be a list of names"),
+        ("reduction", "prumerge", "must be a mapping"),
+        ("output_dir", ["a"], "must be text"),
+        ("learning_rate", float("nan"), "must be a number"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name(key: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key}=.*{message}"):
+        build_arguments({key: value})
+
+
+@pytest.mark.parametrize(
+    "token", ["global_batch=0", "warmup_ratio=1", "report_to=console", "learning_rate=-1e-3", "=3", "a..b=3"]
+)
+def test_impossible_values_are_refused(token: str) -> None:
+    with pytest.raises(RecipeError):
+        load_arguments([token])
+
+
+def test_yaml_quirks_are_taken_as_meant() -> None:
+    arguments = load_arguments(["learning_rate=1e-3", "report_to=none", "run_name=7", "projector=null"])
+    assert (arguments.learning_rate, arguments.report_to, arguments.run_name) == (1e-3, [], "7")
+    assert load_arguments(["report_to=[wandb, tensorboard]"]).report_to == ["wandb", "tensorboard"]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken, listed, loop = tmp_path / "broken.yaml", tmp_path / "list.yaml", tmp_path / "loop.yaml"
+    broken.write_text("a: [1\n")
+    listed.write_text("- a\n")
+    loop.write_text("include: loop.yaml\n")
+    for path, message in (
+        (broken, "not valid YAML"),
+        (listed, "mapping"),
+        (loop, "includes itself"),
+        (tmp_path / "no.yaml", "neither"),
+    ):
+        with pytest.raises(RecipeError, match=f"{path.name}.*{message}"):
+            read_recipe([str(path)])
+
+
+def test_the_global_batch_holds_for_any_number_of_ranks() -> None:
+    arguments = load_arguments(["global_batch=128", "per_device_batch=16"])
+    assert [accumulation_steps(arguments, ranks) for ranks in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    for ranks in (3, 16):
+        with pytest.raises(RecipeError, match="global_batch=128 is not a multiple"):
+            accumulation_steps(arguments, ranks)
+
+
+def test_a_complete_checkpoint_takes_the_place_of_the_parts() -> None:
+    arguments = load_arguments([str(CONFIGS / "train" / "finetune.yaml"), "model=somewhere"])
+    assert (arguments.language_model, arguments.vision_tower, arguments.projector) == (None, None, None)
+
+
+def test_output_folders_carry_the_method() -> None:
+    block = {"vision": {"name": "prumerge"}, "decoder": {"name": "fastv"}}
+    assert build_arguments({"reduction": block, "output_dir": "runs/x-{method}"}).output_dir == "runs/x-prumerge+fastv"
+    assert method_name(None) == method_name({}) == method_name({"vision": {"name": "none"}}) == "none"
+
+
+def test_help_lists_every_setting() -> None:
+    text = describe_arguments()
+    assert "max_grad_norm" in text and "clip the global gradient norm" in text and "output_dir" in text

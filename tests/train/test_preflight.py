@@ -1,0 +1,129 @@
+"""What is checked before torch is imported: inputs that exist, a free output folder, scripts that say what they need."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
+from llava_prumerge.train.preflight import (
+    check_inputs,
+    check_output_dir,
+    different_settings,
+    find_checkpoints,
+    find_resume_point,
+    read_finished,
+)
+from llava_prumerge.train.provenance import git_revision, write_provenance
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def make_arguments(tmp_path: Path, *tokens: str) -> TrainArguments:
+    return load_arguments([f"output_dir={tmp_path / 'run'}", *tokens])
+
+
+def test_missing_inputs_are_listed_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[]")
+    arguments = make_arguments(
+        tmp_path, "stage=lora", f"data={tmp_path / 'data.json'}", "language_model=nowhere/lm", "images=nowhere"
+    )
+    with pytest.raises(RecipeError) as caught:
+        check_inputs(arguments)
+    message = str(caught.value)
+    assert (
+        "\n" not in message
+        and "language_model=nowhere/lm (missing)" in message
+        and "projector=None (missing)" in message
+    )
+    assert f"data={tmp_path / 'data.json'}," in message
+
+
+def test_a_fresh_projector_needs_no_file(tmp_path: Path) -> None:
+    for name in ("lm", "clip"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "data.json").write_text("[]")
+    inputs = [
+        f"language_model={tmp_path / 'lm'}",
+        f"vision_tower={tmp_path / 'clip'}",
+        f"data={tmp_path / 'data.json'}",
+    ]
+    check_inputs(make_arguments(tmp_path, *inputs, f"images={tmp_path}"))
+    (tmp_path / "clip" / "config.json").unlink()
+    with pytest.raises(RecipeError, match="vision_tower=.*has no config.json"):
+        check_inputs(make_arguments(tmp_path, *inputs, f"images={tmp_path}"))
+    with pytest.raises(RecipeError, match="images=.*must be a folder"):
+        check_inputs(make_arguments(tmp_path, *inputs, f"images={tmp_path / 'data.json'}"))
+
+
+def test_an_output_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    first = make_arguments(tmp_path, "learning_rate=1e-3")
+    write_provenance(first, world_size=1, accumulation=8)
+    check_output_dir(first)
+    check_output_dir(make_arguments(tmp_path, "learning_rate=1e-3", "logging_steps=7", "report_to=none"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(RecipeError, match="another run .learning_rate: 0.001 -> 0.002"):
+        check_output_dir(make_arguments(tmp_path, "learning_rate=2e-3"))
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_folder_with_other_peoples_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    arguments = make_arguments(tmp_path)
+    check_output_dir(arguments)
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RecipeError, match="holds files but no config.yaml"):
+        check_output_dir(arguments)
+
+
+def test_resume_points(tmp_path: Path) -> None:
+    arguments = make_arguments(tmp_path)
+    write_provenance(arguments, world_size=1, accumulation=8)
+    assert find_resume_point(arguments) is None and read_finished(arguments) is None
+    for step in (5, 100, 20):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
+        (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "run" / "checkpoint-300").mkdir()  # without a trainer state it was never finished
+    assert [path.name for path in find_checkpoints(tmp_path / "run")] == [
+        "checkpoint-5",
+        "checkpoint-20",
+        "checkpoint-100",
+    ]
+    assert find_resume_point(arguments) == tmp_path / "run" / "checkpoint-100"
+    refused = make_arguments(tmp_path, "resume=none")
+    with pytest.raises(RecipeError, match="holds checkpoints"):
+        check_output_dir(refused)
+    assert (
+        find_resume_point(make_arguments(tmp_path, f"resume={tmp_path / 'run' / 'checkpoint-5'}")).name
+        == "checkpoint-5"
+    )
+    with pytest.raises(RecipeError, match="no trainer_state.json there"):
+        find_resume_point(make_arguments(tmp_path, "resume=nowhere"))
+
+
+def test_provenance_is_complete_and_appends(tmp_path: Path) -> None:
+    arguments = make_arguments(tmp_path)
+    write_provenance(arguments, world_size=1, accumulation=8)
+    write_provenance(arguments, world_size=2, accumulation=4)
+    history = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [entry["world_size"] for entry in history] == [1, 2]
+    assert history[0]["packages"]["torch"] and history[0]["code"].keys() == {"revision", "dirty"}
+    assert different_settings({**vars(arguments), "seed": 1}, arguments) == ["seed: 1 -> 42"]
+
+
+def test_a_folder_without_git_has_no_revision(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) == {"revision": None, "dirty": None}
+
+
+def test_the_script_says_what_it_needs_at_once() -> None:
+    environment = {**os.environ, "GPUS": "0", "RECIPE": "finetune_lora", "METHOD": "prumerge_plus"}
+    command = ["bash", "scripts/finetune_lora.sh", "language_model=nowhere/vicuna"]
+    started = time.perf_counter()
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and time.perf_counter() - started < 10
+    assert result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert "language_model=nowhere/vicuna (missing)" in result.stderr and "RECIPE=pocket" in result.stderr
