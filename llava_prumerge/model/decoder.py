@@ -14,8 +14,17 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repea
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderTokens
+from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, VisionReducer
 from llava_prumerge.ops.layout import TokenLayout
+
+
+class InitialisesMethods:
+    """Gives methods with parameters their start values, also when a checkpoint that lacks them is loaded."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionReducer | DecoderPruner) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 class ReducedCache(DynamicCache):
@@ -81,7 +90,7 @@ class ReducedCache(DynamicCache):
         )
 
 
-class PrunableLlamaModel(LlamaModel):
+class PrunableLlamaModel(InitialisesMethods, LlamaModel):
     """Llama whose layer loop lets a pruner drop visual tokens before chosen layers. Without one it equals Llama."""
 
     def __init__(self, config: Any) -> None:
@@ -108,7 +117,7 @@ class PrunableLlamaModel(LlamaModel):
         cache = past_key_values
         visual = []  # visual tokens of each layer, for the statistics
         mask = rotary = previous = None
-        starts = set() if cache is None or prefill else set(cache.stretches)
+        starts = set() if cache is None else set(cache.stretches)
         acts = self._acting_layers(layout, prefill)
         for index, layer in enumerate(self.layers):
             fresh = index == 0 or index in starts

@@ -177,10 +177,7 @@ def _load_tower(path: str | Path, dtype: torch.dtype, attn: str | None) -> torch
 
 def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, llama: LlamaForCausalLM) -> None:
     """Image and padding token, and rows for them drawn around the mean row."""
-    known = tokenizer.get_vocab()
-    new = [token for token in (IMAGE_TOKEN, PAD_TOKEN) if token not in known]
-    if new:
-        tokenizer.add_tokens(new, special_tokens=True)
+    tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)  # words it has keep their number
     tokenizer.pad_token = PAD_TOKEN
     if len(tokenizer) > llama.config.vocab_size:
         llama.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE)

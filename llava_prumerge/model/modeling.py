@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageTextToText, LlavaForConditionalGeneration, LlavaModel
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -18,27 +19,17 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from llava_prumerge.methods.base import (
-    DecoderPruner,
     DecoderShape,
-    VisionReducer,
     VisionTokens,
     build_pruner,
     build_reducer,
 )
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.decoder import PrunableLlamaModel, ReducedCache
+from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
 from llava_prumerge.ops.layout import TokenLayout, shift_labels
-
-
-class InitialisesMethods:
-    """Gives methods with parameters their start values, also when a checkpoint that lacks them is loaded."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisionReducer | DecoderPruner) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+from llava_prumerge.ops.merge import select
 
 
 @dataclass(frozen=True)
@@ -114,8 +105,8 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
     ) -> tuple[TokenLayout, Tensor]:
         """Put the images' tokens at their placeholders and close the gaps.
 
-        An image has one placeholder per patch of the full tower. Its kept tokens take the first of them, the others are dropped;
-        positions are then consecutive, or the patches' own.
+        An image has one placeholder per patch of the full tower. Its kept tokens take the last of them, the others are dropped (so the
+        last token before the text keeps the text's first word as its target); positions are then consecutive, or the patches' own.
 
         Raises:
             ValueError: the number of placeholders is not that of the images' patches, or an image keeps more tokens than it has.
@@ -128,10 +119,11 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             )
         if kept > places:
             raise ValueError(f"an image keeps {kept} tokens but has {places} placeholders")
-        pad = places - kept
-        valid = torch.nn.functional.pad(images.valid, (0, pad))  # [N, P]
-        origin = torch.nn.functional.pad(images.origin, (0, pad), value=-1)
-        features = torch.nn.functional.pad(images.features, (0, 0, 0, pad)).to(embeddings.dtype)  # [N, P, D]
+        order = images.valid.to(torch.uint8).argsort(dim=1, stable=True)  # [N, K], what is kept last
+        front = places - kept
+        valid = F.pad(images.valid.gather(1, order), (front, 0))  # [N, P]
+        origin = F.pad(images.origin.gather(1, order), (front, 0), value=-1)
+        features = F.pad(select(images.features, order), (0, 0, front, 0)).to(embeddings.dtype)  # [N, P, D]
         embeddings = embeddings.masked_scatter(layout.is_image[..., None], features)
         original = self.reducer is not None and self.reducer.positions == "original"
         layout = replace(layout, origin=layout.origin.masked_scatter(layout.is_image, origin))
@@ -312,6 +304,18 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
         if uses_cache and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = ReducedCache(config=self.config.text_config)
         return super().generate(*args, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Each row several times, and with it all of its images in their order (not each image several times)."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and expand_size > 1:
+            per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.image_seq_length
+            rows = pixel_values.split(per_row.tolist())
+            pixel_values = torch.cat([images for images in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
 
     def method_loss(self) -> Tensor | None:
         """The pruner's own term for the training loss, of the last forward."""
