@@ -7,7 +7,6 @@ previous layer's own projections, so any attention backend serves.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, ReductionError, register

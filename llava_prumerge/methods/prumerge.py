@@ -16,6 +16,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens, register
 from llava_prumerge.ops.merge import MERGES, leftover_weights, mix, nearest_weights
@@ -32,7 +33,7 @@ def _as_ratio(value: float | str | None, name: str) -> float | None:
         return None
     try:
         ratio = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ReductionError(f"{name}: ratio {value!r} is not a number or a fraction such as 1/8") from error
     if not 0 < ratio <= 1:
         raise ReductionError(f"{name}: ratio {value!r} is not in (0, 1]")
@@ -77,6 +78,11 @@ class PruMerge(VisionReducer):
             raise ReductionError(f"{self.name}: neighbours {neighbours!r} is not a whole number of at least 0")
         self.neighbours, self.merge, self.extra, self.order = neighbours, merge, extra, order
 
+    @property
+    def fewest(self) -> int:
+        """Tokens that class attention has to select: none where the extra token alone still stands for the image."""
+        return 0 if self.extra else 1
+
     def important(self, image: VisionTokens, scores: Tensor) -> Tensor:
         """How many tokens the class attention selects in each image. [N]"""
         images, patches = scores.shape
@@ -85,8 +91,8 @@ class PruMerge(VisionReducer):
                 return scores.new_full((images,), patches, dtype=torch.long)
             return scores.new_full((images,), self.budget - self.extra, dtype=torch.long)
         if self.ratio is not None:
-            return scores.new_full((images,), int(patches * self.ratio), dtype=torch.long)
-        return outlier_count(scores, self.iqr_factor).clamp(min=0 if self.extra else 1)
+            return scores.new_full((images,), max(int(patches * self.ratio), self.fewest), dtype=torch.long)
+        return outlier_count(scores, self.iqr_factor).clamp(min=self.fewest)
 
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What stays, and in which order. -> keep [N, P] bool, priority [N, P]"""
@@ -94,7 +100,7 @@ class PruMerge(VisionReducer):
         return keep, raster_priority(keep) if self.order == "raster" else scores
 
     def forward(self, image: VisionTokens) -> Reduced:
-        """-> features [N, K, C], the extra token last among the valid ones."""
+        """-> features [N, K, C], the extra token last of the valid ones."""
         scores = image.attention(self.per_head)
         keep, priority = self.kept(image, scores)
         size = self.width(image, keep.sum(dim=1))
@@ -117,17 +123,17 @@ class PruMerge(VisionReducer):
         dropped: Tensor,
         pool: Tensor | None = None,
     ) -> Reduced:
-        """Merge into the tokens at index [N, K] and append the extra token where something was dropped."""
+        """Merge into the tokens at index [N, K] and put the extra token after the last, where anything was dropped."""
         mixing = nearest_weights(image.keys, scores, index, self.neighbours, self.merge, pool)
         origin = index.masked_fill(~valid, -1)
-        if self.extra and not (self.budget is not None and self.budget >= scores.shape[1]):
+        patches = scores.shape[1]
+        if self.extra and not (self.budget is not None and self.budget >= patches):
+            room = min(index.shape[1] + 1, patches) - index.shape[1]
+            valid, origin = F.pad(valid, (0, room)), F.pad(origin, (0, room), value=-1)
+            place = torch.arange(valid.shape[1], device=valid.device) == valid.sum(dim=1, keepdim=True)  # [N, K + 1]
             rest = leftover_weights(scores, dropped, normalise=self.merge == "average")
-            mixing = torch.cat([mixing, rest], dim=1)  # [N, K + 1, P]
-            some = torch.ones_like(valid[:, :1])
-            valid, origin = (
-                torch.cat([valid, some], dim=1),
-                torch.cat([origin, torch.full_like(origin[:, :1], -1)], dim=1),
-            )
+            mixing = torch.where(place[..., None], rest, F.pad(mixing, (0, 0, 0, room)))  # [N, K + 1, P]
+            valid = valid | place
         return mix(mixing, image.features), valid, origin
 
 
@@ -176,16 +182,18 @@ class PruMergePlus(PruMerge):
         return keep, torch.where(outliers, scores, raster - 1)  # scores are positive, the grid comes after
 
     def forward(self, image: VisionTokens) -> Reduced:
-        """-> features [N, K, C], the extra token last among the valid ones."""
+        """-> features [N, K, C], the extra token last of the valid ones."""
         if self.ratio is None:
             return super().forward(image)
         scores = image.attention(self.per_head)
         images, patches = scores.shape
-        count, step = int(patches * self.ratio), int(1 / self.ratio)
+        count, step = max(int(patches * self.ratio), self.fewest), int(1 / self.ratio)
         self.width(image, self.important(image, scores))
         top = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-        grid = torch.arange(int(step / 2), patches - 1, step, device=scores.device).expand(images, -1)
+        grid = torch.arange(min(int(step / 2), patches - 1), patches - 1, step, device=scores.device).expand(images, -1)
         index = torch.cat([top, grid], dim=1)  # [N, K], with duplicates
+        if index.shape[1] > patches:
+            raise ReductionError(f"{self.name}: ratio {self.ratio:g} and its grid make more than the {patches} tokens there are")
         if self.order == "raster":
             index = index.sort(dim=1, stable=True).values
         rest = self._released_rest(index, patches)
