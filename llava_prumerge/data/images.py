@@ -62,6 +62,8 @@ def load_image(
                 raise ImageError(
                     f"too large: {relative!r} is {image.width} x {image.height}, limit {max_pixels} pixels"
                 )
+            if image.mode.startswith(("I", "F")):  # Pillow's conversion would clip nearly all of it to white
+                raise ImageError(f"unsupported depth: {relative!r} has more than 8 bits per channel ({image.mode})")
             return image.convert("RGB")
     except ImageError:
         raise

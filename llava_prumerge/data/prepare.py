@@ -7,6 +7,8 @@ exit code is 1 when a record is bad. Notes are printed and do not fail: a file n
 sample cut to the maximal length.
 """
 
+# ruff: noqa: T201 (a command prints)
+
 from __future__ import annotations
 
 import argparse

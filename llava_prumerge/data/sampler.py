@@ -13,11 +13,13 @@ from torch.utils.data import Sampler
 
 
 class GroupedSampler(Sampler[int]):
-    """Every index once per epoch, in megabatches of one modality and similar lengths.
+    """Every index once per epoch, each optimizer step of one modality and its batches of like lengths.
 
-    A megabatch feeds one optimizer step: `batch_size` x `world_size` indices, sorted by length and dealt into
-    `world_size` chunks of nearly equal total length, so that no rank waits for another. Image and text megabatches
-    are shuffled together; what fills none comes last, mixed.
+    A step takes a megabatch of `batch_size` x `world_size` indices, drawn at random from the samples with images or
+    from those without; steps of the two kinds are shuffled together, and what fills none comes last, mixed. All this is
+    LLaVA's. Within a megabatch, LLaVA deals samples so that the ranks' total lengths are even. As batches are padded,
+    that makes every rank pay for a long sample; here the megabatch is sorted and cut, which makes no step longer and
+    pads less.
 
     Args:
         lengths: one per sample, positive with images, negative without (LLaVA's modality lengths).
@@ -25,13 +27,23 @@ class GroupedSampler(Sampler[int]):
         world_size: ranks x gradient accumulation steps.
         seed: with the epoch, determines the order.
         grouped: False gives a plain shuffle.
+        pool: how many megabatches are sorted by length together. 1 leaves a step a random draw, as LLaVA's is; more
+            pads less and evens the ranks out, at the price of steps that see one length each.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, world_size: int = 1, seed: int = 0, grouped: bool = True
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        world_size: int = 1,
+        seed: int = 0,
+        grouped: bool = True,
+        pool: int = 1,
     ) -> None:
-        if batch_size < 1 or world_size < 1:
-            raise ValueError(f"batch_size and world_size must be at least 1, got {batch_size} and {world_size}")
+        if min(batch_size, world_size, pool) < 1:
+            raise ValueError(
+                f"batch_size, world_size and pool must be at least 1, got {batch_size}, {world_size} and {pool}"
+            )
         self.lengths = np.asarray(lengths, dtype=np.int64)
         if grouped and not self.lengths.all():
             raise ValueError(f"sample {int(np.argmin(np.abs(self.lengths)))} has length 0, which has no modality")
@@ -39,6 +51,7 @@ class GroupedSampler(Sampler[int]):
         self.world_size = world_size
         self.seed = seed
         self.grouped = grouped
+        self.pool = pool
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -59,25 +72,13 @@ class GroupedSampler(Sampler[int]):
         megabatches, rest = [], []
         for indices in (order[self.lengths[order] > 0], order[self.lengths[order] < 0]):
             full = len(indices) // size * size
-            megabatches += list(indices[:full].reshape(-1, size))
+            for start in range(0, full, size * self.pool):
+                pool = self._longest_first(indices[start : min(start + size * self.pool, full)])
+                megabatches += list(pool.reshape(-1, size))
             rest.append(indices[full:])
         megabatches = [megabatches[i] for i in random.permutation(len(megabatches))]
-        mixed = np.concatenate(rest)  # fewer than two megabatches
-        mixed = mixed[np.argsort(-np.abs(self.lengths[mixed]), kind="stable")]
-        if len(mixed) >= size:
-            megabatches.append(mixed[:size])
-            mixed = mixed[size:]
-        return np.concatenate([*map(self._deal, megabatches), mixed])
+        mixed = self._longest_first(np.concatenate(rest))  # fewer than two megabatches
+        return np.concatenate([*megabatches, mixed])
 
-    def _deal(self, megabatch: np.ndarray) -> np.ndarray:
-        """Sorts a megabatch by length and deals it, longest first, always to the chunk that is shortest so far."""
-        lengths = np.abs(self.lengths[megabatch])
-        chunks: list[list[int]] = [[] for _ in range(self.world_size)]
-        totals = [0.0] * self.world_size
-        for i in np.argsort(-lengths, kind="stable"):
-            shortest = totals.index(min(totals))
-            chunks[shortest].append(megabatch[i])
-            totals[shortest] += lengths[i]
-            if len(chunks[shortest]) == self.batch_size:
-                totals[shortest] = float("inf")
-        return np.concatenate([np.asarray(chunk) for chunk in chunks])
+    def _longest_first(self, indices: np.ndarray) -> np.ndarray:
+        return indices[np.argsort(-np.abs(self.lengths[indices]), kind="stable")]

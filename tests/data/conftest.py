@@ -11,10 +11,10 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-_WORDS = (
+_WORDS = (  # Vicuna's system text and a few to talk with
     "▁A ▁chat ▁between ▁a ▁curious ▁user ▁and ▁an ▁artificial ▁intelligence ▁assistant ▁The ▁gives ▁helpful ▁detailed "
     "▁polite ▁answers ▁to ▁the ▁questions ▁USER ▁ASSISTANT ▁red ▁cat ▁dog ▁yes ▁two"
-).split()
+)
 _CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!'[]/<>_|"
 
 
@@ -29,7 +29,7 @@ def _spell(words: Iterable[str] = (), scheme: str = "prepend") -> PreTrainedToke
             the first text only.
     """
     vocabulary = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *_CHARACTERS]
-    merges = [(word[:i], word[i]) for word in [*_WORDS, *words] for i in range(1, len(word))]
+    merges = [(word[:i], word[i]) for word in [*_WORDS.split(), *words] for i in range(1, len(word))]
     vocabulary += ["".join(merge) for merge in merges]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
     bpe = models.BPE(

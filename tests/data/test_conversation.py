@@ -181,7 +181,7 @@ def test_image_markers_move_to_the_front() -> None:
 def test_encode_is_chunk_wise_with_one_bos(word_tokenizer: PreTrainedTokenizerFast) -> None:
     ids = encode(word_tokenizer, "red<image>cat<image>", IMAGE_ID, 2)
     tokens = ["#" if i == IMAGE_ID else word_tokenizer.convert_ids_to_tokens(i) for i in ids]
-    assert tokens == "<s> ▁red # # ▁cat # #".split()
+    assert " ".join(tokens) == "<s> ▁red # # ▁cat # #"
     assert encode(word_tokenizer, "", IMAGE_ID, 2) == [word_tokenizer.bos_token_id]
 
 
@@ -295,8 +295,8 @@ def expand(ids: list[int], labels: list[int]) -> dict[str, list[int]]:
 
 
 def random_text(source: random.Random, edges: bool) -> str:
-    pieces = "red cat the ASSISTANT USER: don't 7 1999 naïve 猫 🐈 (x) ... \n a\n\nb  two".split(" ")
-    text = " ".join(source.choices([piece for piece in pieces if piece.strip()], k=source.randint(1, 9)))
+    pieces = "red|cat|the|ASSISTANT|USER:|don't|7|1999|naïve|猫|🐈|(x)|...|a\n\nb|two  |[INST]|{}"
+    text = " ".join(source.choices(pieces.split("|"), k=source.randint(1, 9)))
     if edges:
         text = source.choice(["", " ", "\n", "  "]) + text + source.choice(["", " ", "\n"])
     return text
@@ -347,4 +347,4 @@ def test_chatml_is_masked_at_its_own_end_token(spell_tokenizer: MakeTokenizer) -
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     encoded = encode_training(tokenizer, record("hi", "a cat", "so", "b"), "chatml_direct", IMAGE_ID, PATCHES)
     supervised = [token for token, label in zip(*encoded.values(), strict=True) if label != IGNORE_INDEX]
-    assert tokenizer.convert_ids_to_tokens(supervised) == "a ▁cat <|im_end|> b <|im_end|>".split()
+    assert " ".join(tokenizer.convert_ids_to_tokens(supervised)) == "a ▁cat <|im_end|> b <|im_end|>"
