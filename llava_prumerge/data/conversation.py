@@ -227,19 +227,19 @@ def _rounds(record: Mapping[str, Any], template: Template, reserved: tuple[str, 
     if len(turns) % 2:
         raise MaskError(f"turn order: {len(turns)} turns do not pair up into questions and answers")
     for number, turn in enumerate(turns):
-        _check_turn(turn, number, reserved)
-
-    images, markers = len(image_paths(record)), sum(turn["value"].count(IMAGE_MARKER) for turn in turns)
-    if images != markers:
-        raise MaskError(f"image markers: {markers} {IMAGE_MARKER} in the text, {images} images in the record")
+        _check_turn(turn, number)
     if template.captions:
-        if len(turns) != 2 or not images:
+        markers = sum(turn["value"].count(IMAGE_MARKER) for turn in turns[::2])
+        rounds = [(IMAGE_MARKER * markers, turns[1]["value"])]
+        if len(turns) != 2 or not markers:
             raise MaskError(f"caption: template {template.name!r} takes one caption of at least one image")
-        return [(IMAGE_MARKER * images, turns[1]["value"])]
-    return [(place_images(q["value"]), a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+    else:
+        rounds = [(place_images(q["value"]), a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+    _check_text(rounds, len(image_paths(record)), reserved)
+    return rounds
 
 
-def _check_turn(turn: Mapping[str, Any], number: int, reserved: tuple[str, ...]) -> None:
+def _check_turn(turn: Mapping[str, Any], number: int) -> None:
     expected, value = ("human", "gpt")[number % 2], turn.get("value")
     if turn["from"] != expected:
         raise MaskError(f"turn order: turn {number + 1} is from {turn['from']!r}, expected {expected!r}")
@@ -247,10 +247,18 @@ def _check_turn(turn: Mapping[str, Any], number: int, reserved: tuple[str, ...])
         raise MaskError(f"empty turn: turn {number + 1} says {value!r}")
     if expected == "gpt" and IMAGE_MARKER in value:
         raise MaskError(f"image in answer: turn {number + 1} holds {IMAGE_MARKER}")
+
+
+def _check_text(rounds: Sequence[Round], images: int, reserved: tuple[str, ...]) -> None:
+    """Looks at the text as it will be tokenised: moving a marker out of a turn may put a new one together."""
+    markers = sum(question.count(IMAGE_MARKER) for question, _ in rounds)
+    if images != markers:
+        raise MaskError(f"image markers: {markers} {IMAGE_MARKER} in the text, {images} images in the record")
     # Such text would become a control token: an end of answer in the middle of one, or a row that padding masks drop.
-    for token in reserved:
-        if token in value:
-            raise MaskError(f"special token in text: turn {number + 1} holds {token!r}")
+    for number, text in enumerate(text for pair in rounds for text in pair):
+        for token in reserved:
+            if token in text:
+                raise MaskError(f"special token in text: turn {number + 1} holds {token!r}")
 
 
 def _mask(
