@@ -27,7 +27,7 @@ _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".
 MAX_PIXELS = 64 * 1024 * 1024
 ASPECTS = ("pad", "square")
 
-_PROCESSORS = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor")
+_PROCESSORS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor", "CLIPFeatureExtractor")
 _PROCESSOR_FIELDS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -119,7 +119,8 @@ def pil_image_processor(source: str | os.PathLike[str] | Any) -> CLIPImageProces
     """CLIP's image processor on the PIL backend, from a checkpoint or from a processor of any backend.
 
     Args:
-        source: a checkpoint, or an image processor of CLIP or of LLaVA (whose `do_pad` is left to `ImagePreprocessor`).
+        source: a checkpoint, or an image processor of CLIP, of LLaVA (whose `do_pad` is left to `ImagePreprocessor`), or
+            of SigLIP (which resizes to a square and crops nothing).
     """
     from transformers import CLIPImageProcessorPil
 
@@ -131,11 +132,13 @@ def pil_image_processor(source: str | os.PathLike[str] | Any) -> CLIPImageProces
     if kind.removesuffix("Fast").removesuffix("Pil") not in _PROCESSORS:
         raise ValueError(f"image processor {kind!r} is not supported; accepted: {', '.join(_PROCESSORS)}")
     fields = {key: settings[key] for key in _PROCESSOR_FIELDS if settings.get(key) is not None}
+    if kind.startswith("Siglip"):
+        fields["do_center_crop"] = False
     return CLIPImageProcessorPil(**fields)
 
 
 class ImagePreprocessor:
-    """Images to pixel values, [N, 3, S, S] in float32.
+    """Images to pixel values, [N, 3, S, S] in float32; `size` is S.
 
     Args:
         image_processor: a checkpoint or CLIP's image processor; any backend is replaced by Pillow's.
@@ -148,14 +151,10 @@ class ImagePreprocessor:
             raise ValueError(f"aspect {aspect!r} is not known; accepted: {', '.join(ASPECTS)}")
         self.image_processor = pil_image_processor(image_processor)
         self.aspect = aspect
-        crop = self.image_processor.crop_size
-        if crop["height"] != crop["width"]:
-            raise ValueError(f"the vision tower's input must be square, but the crop is {crop}")
-
-    @property
-    def size(self) -> int:
-        """S."""
-        return self.image_processor.crop_size["height"]
+        final = self.image_processor.crop_size if self.image_processor.do_center_crop else self.image_processor.size
+        if not final.height or final.height != final.width:
+            raise ValueError(f"the vision tower's input must be square, but images would become {final}")
+        self.size = final.height
 
     @property
     def padding_colour(self) -> tuple[int, int, int]:

@@ -107,17 +107,27 @@ def test_every_backend_ends_up_on_pillow(tmp_path: Path) -> None:
         assert ImagePreprocessor(source).padding_colour == (127, 63, 0)
 
 
-def test_settings_that_cannot_be_llavas_are_errors() -> None:
+def test_siglip_resizes_to_a_square_and_crops_nothing() -> None:
     from transformers import SiglipImageProcessorPil
+
+    preprocessor = ImagePreprocessor(SiglipImageProcessorPil(size={"height": 48, "width": 48}), "square")
+    image = noise(60, 30)
+    expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC), dtype=np.float64).transpose(2, 0, 1)
+    assert preprocessor.size == 48
+    np.testing.assert_allclose(preprocessor([image])[0].numpy(), expected / 127.5 - 1, atol=2e-6)
+
+
+def test_settings_that_cannot_be_llavas_are_errors() -> None:
+    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
     with pytest.raises(ValueError, match="aspect 'crop' is not known; accepted: pad, square"):
         ImagePreprocessor(clip_processor(32), "crop")
-    with pytest.raises(ValueError, match="'SiglipImageProcessorPil' is not supported; accepted: CLIPImageProcessor"):
-        pil_image_processor(SiglipImageProcessorPil())
-    oblong = clip_processor(32)
-    oblong.crop_size = {"height": 32, "width": 16}
+    with pytest.raises(ValueError, match="'ViTImageProcessorPil' is not supported; accepted: CLIPImageProcessor"):
+        pil_image_processor(ViTImageProcessorPil())
     with pytest.raises(ValueError, match="must be square"):
-        ImagePreprocessor(oblong)
+        ImagePreprocessor(CLIPImageProcessorPil(crop_size={"height": 32, "width": 16}))
+    with pytest.raises(ValueError, match="must be square"):
+        ImagePreprocessor(CLIPImageProcessorPil(do_center_crop=False))
 
 
 @pytest.mark.parametrize(
