@@ -193,7 +193,9 @@ class PruMergePlus(PruMerge):
         grid = torch.arange(min(int(step / 2), patches - 1), patches - 1, step, device=scores.device).expand(images, -1)
         index = torch.cat([top, grid], dim=1)  # [N, K], with duplicates
         if index.shape[1] > patches:
-            raise ReductionError(f"{self.name}: ratio {self.ratio:g} and its grid make more than the {patches} tokens there are")
+            raise ReductionError(
+                f"{self.name}: ratio {self.ratio:g} and its grid make more than the {patches} tokens there are"
+            )
         if self.order == "raster":
             index = index.sort(dim=1, stable=True).values
         rest = self._released_rest(index, patches)
