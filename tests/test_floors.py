@@ -1,0 +1,126 @@
+"""Who may import whom. The table is the rule; `docs/architecture.md` draws it.
+
+Imports are read from the source, those inside functions too.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOWEST = {"ops", "methods.base"}
+LIBRARIES = {"model", "data", "efficiency"}
+FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
+    "root": set(),
+    "ops": set(),
+    "methods.base": {"ops"},
+    "methods": LOWEST,  # and never another method, see below
+    "model": LOWEST,
+    "data": LOWEST,
+    "efficiency": LOWEST,
+    "train": LOWEST | LIBRARIES,
+    "eval": LOWEST | LIBRARIES,
+    "viz": LOWEST | LIBRARIES,
+    "hub": LOWEST | LIBRARIES | {"eval"},  # reads result files with eval's library
+}
+TORCH_ALONE = {"ops", "methods.base", "methods"}
+EVERYWHERE = {"llava_prumerge"}  # the package itself: its version, and the shims that importing it installs
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the two packages by its dotted name."""
+    found = {}
+    for package in ("llava_prumerge", "eval"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def floor(module: str) -> str:
+    """The floor a module stands on."""
+    if module == "eval" or module.startswith("eval."):
+        return "eval"
+    inside = module.removeprefix("llava_prumerge").removeprefix(".")
+    if inside in ("", "lazy_imports"):
+        return "root"
+    return "methods.base" if inside in ("methods", "methods.base") else inside.split(".")[0]
+
+
+def imports(module: str, nested: bool = True) -> list[tuple[str, str]]:
+    """(module, name) for each imported thing; the name is empty for `import x`. Submodules imported by name count as modules."""
+    path = SOURCES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if nested else iter(tree.body)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                package = package[: len(package) - node.level + 1]
+                base = ".".join([*package, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                found.append((whole, "") if whole in SOURCES else (base, alias.name))
+    return found
+
+
+def ours(name: str) -> bool:
+    return name.split(".")[0] in ("llava_prumerge", "eval")
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_downwards(module: str) -> None:
+    here = floor(module)
+    assert here in FLOORS, f"{module} is on no floor of the table"
+    for imported, _ in imports(module):
+        if not ours(imported) or imported in EVERYWHERE:
+            continue
+        there = floor(imported)
+        if here == "root":
+            assert there == "root", f"{module} imports {imported}: importing the package must stay cheap"
+        elif there != here:
+            assert there in FLOORS[here], f"{module} imports {imported}: {here} may import {sorted(FLOORS[here])}"
+        elif here == "methods":
+            raise AssertionError(f"{module} imports {imported}: one method does not know another")
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if floor(name) in TORCH_ALONE])
+def test_low_floors_need_torch_alone(module: str) -> None:
+    for imported, _ in imports(module):
+        top = imported.split(".")[0]
+        assert ours(imported) or top == "torch" or top in sys.stdlib_module_names, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_are_explicit_and_public(module: str) -> None:
+    for imported, name in imports(module):
+        assert name != "*", f"{module} imports everything from {imported}"
+        if imported.split(".")[0] == "transformers":
+            private = [part for part in [*imported.split("."), name] if part.startswith("_")]
+            assert not private, f"{module} imports {private} of {imported}"
+
+
+def test_no_cycles() -> None:
+    graph = {
+        module: {name for name, _ in imports(module, nested=False) if name in SOURCES} - {module} for module in SOURCES
+    }
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_the_table_is_about_this_tree() -> None:
+    """Each floor of the lower half exists, so that a renamed folder cannot slip out of the rules."""
+    assert {"root", "ops", "methods.base", "methods", "model", "data", "efficiency", "train", "eval", "viz"} <= {
+        floor(module) for module in SOURCES
+    }
