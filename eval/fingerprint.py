@@ -1,0 +1,113 @@
+"""What made a result: a model's fingerprint, the code's revision and libraries' versions, and the names of methods."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = (".safetensors", ".bin", ".pt")
+SMALL = (".json", ".model", ".txt", ".jinja")
+IGNORED = frozenset(
+    {"trainer_state.json", "environment.json", "metrics.jsonl", "all_results.json", "train_results.json"}
+)
+BLOCK, BLOCKS = 1 << 16, 64
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "pillow")
+
+
+def fingerprint(model: str) -> str:
+    """A hash of a model folder: small files whole, weight files by their size and 64 blocks spread over them.
+
+    Training changes all weights a little, so blocks tell models apart, and a 13B model needs no minute of reading. A
+    folder of adapters includes the models that its base.json names. For a name on the Hub it is the name: give a folder
+    to be sure.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"hub:{model}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name in IGNORED or not path.is_file() or path.suffix not in (*WEIGHTS, *SMALL):
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(sample_blocks(path) if path.suffix in WEIGHTS else path.read_bytes())
+    for part in base_folders(folder):
+        digest.update(fingerprint(part).encode())
+    return digest.hexdigest()
+
+
+def base_folders(folder: Path) -> list[str]:
+    """The folders that an adapter's base.json names."""
+    path = folder / "base.json"
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text("utf-8"))
+    return [
+        value for value in content.values() if isinstance(value, str) and Path(value).is_dir() and Path(value) != folder
+    ]
+
+
+def sample_blocks(path: Path) -> bytes:
+    """64 blocks of a file, evenly spread, the first and the last included; a small file whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= BLOCK * BLOCKS:
+            return hashlib.sha256(file.read()).digest()
+        digest = hashlib.sha256()
+        for number in range(BLOCKS):
+            file.seek((size - BLOCK) * number // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+    return digest.digest()
+
+
+def describe_environment() -> dict[str, Any]:
+    """The command, the code's revision and the libraries' versions."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "revision": revision(Path(__file__).resolve().parent),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def revision(folder: Path) -> str | None:
+    """The commit of the code, "+" where tracked files differ from it; None outside git."""
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def method_name(reduction: Mapping[str, Any] | None) -> str:
+    """The methods of a reduction block, such as "prumerge" or "prumerge+fastv"; "none" where there is none."""
+    blocks = [(reduction or {}).get(site) for site in ("vision", "decoder")]
+    names = [str(block.get("name", "unnamed")) for block in blocks if block]
+    return "+".join(name for name in names if name != "none") or "none"
+
+
+def method_label(reduction: Mapping[str, Any] | None) -> str:
+    """The methods of a reduction block with their settings, such as "grid columns=8 rows=5"."""
+    blocks = [(reduction or {}).get(site) for site in ("vision", "decoder")]
+    labels = []
+    for block in blocks:
+        if block and block.get("name") != "none":
+            settings = [f"{key}={block[key]}" for key in sorted(block) if key != "name"]
+            labels.append(" ".join([str(block.get("name", "unnamed")), *settings]))
+    return " + ".join(labels) or "none"
