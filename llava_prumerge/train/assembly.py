@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import DistributedType
 from transformers import PrinterCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils.logging import disable_progress_bar
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
@@ -55,6 +57,7 @@ def build_dataset(arguments: TrainArguments, config: PruMergeLlavaConfig, proces
 
 def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
     """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`."""
+    disable_progress_bar()  # of loading and saving: several per run, and they tear the log
     set_seed(arguments.seed)
     model, processor = load_start(arguments)
     config = model.config
@@ -75,6 +78,10 @@ def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
         callbacks=[report],
     )
     report.trainer = trainer
+    if arguments.deepspeed is not None and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise RuntimeError(
+            f"{arguments.deepspeed} was asked for, but accelerate runs {trainer.accelerator.distributed_type}"
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -51,7 +51,7 @@ def run_git(folder: Path, *command: str) -> str:
     return result.stdout.strip()
 
 
-def describe_environment(arguments: TrainArguments, world_size: int, accumulation: int) -> dict[str, Any]:
+def describe_environment(arguments: TrainArguments, world_size: int, accumulation: int, backend: str) -> dict[str, Any]:
     """Revision, versions and machine, as plain JSON values."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
@@ -66,13 +66,14 @@ def describe_environment(arguments: TrainArguments, world_size: int, accumulatio
         "platform": platform.platform(),
         "packages": versions,
         "variables": {name: os.environ[name] for name in ENVIRONMENT_VARIABLES if name in os.environ},
+        "backend": backend,
         "world_size": world_size,
         "accumulation_steps": accumulation,
         "deepspeed": json.loads(Path(arguments.deepspeed).read_text()) if arguments.deepspeed else None,
     }
 
 
-def write_provenance(arguments: TrainArguments, world_size: int, accumulation: int) -> None:
+def write_provenance(arguments: TrainArguments, world_size: int, accumulation: int, backend: str = "NO") -> None:
     """Write config.yaml once and append to environment.json: a resumed run lists every environment it ran in."""
     folder = Path(str(arguments.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,5 +82,5 @@ def write_provenance(arguments: TrainArguments, world_size: int, accumulation: i
         config_file.write_text(yaml.safe_dump(dataclasses.asdict(arguments), sort_keys=False), encoding="utf-8")
     environment_file = folder / ENVIRONMENT_FILE
     history = json.loads(environment_file.read_text(encoding="utf-8")) if environment_file.exists() else []
-    history.append(describe_environment(arguments, world_size, accumulation))
+    history.append(describe_environment(arguments, world_size, accumulation, backend))
     environment_file.write_text(json.dumps(history, indent=2) + "\n", encoding="utf-8")

@@ -14,8 +14,9 @@ import json
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_prumerge.train.arguments import (
     RecipeError,
@@ -30,9 +31,6 @@ from llava_prumerge.train.preflight import (
     find_resume_point,
     read_finished,
 )
-
-if TYPE_CHECKING:
-    from llava_prumerge.train.trainer import LlavaTrainer
 
 logger = logging.getLogger("llava_prumerge.train")
 
@@ -87,6 +85,8 @@ def dry_run(arguments: TrainArguments) -> int:
 
 def train(arguments: TrainArguments) -> int:
     """Train, save, and leave a record that the run has ended."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     from llava_prumerge.train.assembly import build_trainer, write_merged
     from llava_prumerge.train.provenance import write_provenance
     from llava_prumerge.train.settings import is_main_rank, prepare_reporting, world_size
@@ -94,12 +94,14 @@ def train(arguments: TrainArguments) -> int:
     level = logging.INFO if is_main_rank() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llava_prumerge").setLevel(level)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft still uses names of v5
     started = time.perf_counter()
     resume = find_resume_point(arguments)
     prepare_reporting(arguments)
     trainer = build_trainer(arguments)
     if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
-        write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps)
+        backend = trainer.accelerator.distributed_type.name  # NO, MULTI_GPU, DEEPSPEED, ...
+        write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps, backend)
     if resume is not None:
         logger.info("resuming from %s", resume)
     result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -111,14 +113,20 @@ def train(arguments: TrainArguments) -> int:
         record = {"steps": result.global_step, "loss": result.training_loss, "seconds": seconds}
         (Path(str(arguments.output_dir)) / FINISHED_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
         logger.info("done: %s", arguments.output_dir)
-    close(trainer)
+    unset_hf_deepspeed_config()  # a later run of this process must not be sharded while it is put together
     return 0
 
 
-def close(trainer: LlavaTrainer) -> None:
-    """Leave the process group in order."""
-    trainer.accelerator.end_training()
+def leave_process_group() -> None:
+    """Say goodbye to the other ranks; torch warns of a leak otherwise."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    leave_process_group()
+    sys.exit(status)

@@ -69,7 +69,7 @@ def training_arguments(arguments: TrainArguments) -> TrainingArguments:
         "warmup_steps": arguments.warmup_ratio,  # below 1 it is a share of all steps
         "bf16": arguments.precision == "bf16",
         "use_cpu": on_cpu,
-        "ddp_backend": "gloo" if on_cpu else None,
+        "ddp_backend": "gloo" if on_cpu and world_size() > 1 else None,
         "ddp_find_unused_parameters": False,
         "deepspeed": arguments.deepspeed,
         "seed": arguments.seed,
