@@ -17,6 +17,7 @@ from transformers import (
     GenerationConfig,
     LlamaForCausalLM,
     LlavaConfig,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
@@ -28,6 +29,7 @@ from llava_prumerge.model.vision_tower import has_class_token
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
 PROJECTOR_FILE = "mm_projector.safetensors"
+PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -109,7 +111,13 @@ def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase, image_processor: Any, config: LlavaConfig) -> LlavaProcessor:
-    """A stock LlavaProcessor that expands each image to image_seq_length placeholders."""
+    """A stock LlavaProcessor that expands each image to image_seq_length placeholders and pads it to a square.
+
+    Stock image processors of CLIP and of Llava crop what LLaVA-1.5 was trained to pad, so the switch is saved with the checkpoint.
+    """
+    values = image_processor.to_dict()
+    if values["image_processor_type"].startswith(("CLIP", "Llava")):
+        image_processor = LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,

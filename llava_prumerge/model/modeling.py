@@ -333,11 +333,20 @@ def decoder_shape(config: PruMergeLlavaConfig) -> DecoderShape:
     return DecoderShape(text.num_hidden_layers, text.hidden_size, text.num_attention_heads, config.image_seq_length)
 
 
+STOCK_NAMES = {
+    PruMergeLlavaConfig.model_type: "llava",
+    PruMergeLlavaModel.__name__: LlavaModel.__name__,
+    PruMergeLlavaForConditionalGeneration.__name__: LlavaForConditionalGeneration.__name__,
+}
+
+
 def register() -> None:
-    """Make the Auto class build our model, and let checkpoints of stock Llava load into it without renaming."""
-    name = PruMergeLlavaConfig.model_type
+    """Make the Auto class build our model, and let checkpoints of stock Llava load into it under the stock renaming rules."""
     AutoModelForImageTextToText.register(PruMergeLlavaConfig, PruMergeLlavaForConditionalGeneration, exist_ok=True)
-    register_checkpoint_conversion_mapping(name, get_checkpoint_conversion_mapping("llava"), overwrite=True)
+    for ours, stock in STOCK_NAMES.items():
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
 
 
 register()

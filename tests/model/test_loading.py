@@ -244,6 +244,33 @@ def test_assembling_takes_every_weight_of_the_parts(tmp_path: Path, whole_clip: 
     assert (prompt["input_ids"] == model.config.image_token_id).sum() == PATCHES
 
 
+def test_the_saved_processor_gives_the_pixels_of_training(tmp_path: Path) -> None:
+    """T11: stock image processors do not pad to a square; the one saved beside a checkpoint must."""
+    from llava_prumerge.data.images import ImagePreprocessor
+
+    lm, clip, *_ = write_parts(tmp_path, False, True)
+    _, processor = assemble(lm, clip)
+    processor.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    for size in ((61, 40), (40, 61), (50, 50), (20, 300)):
+        image = Image.effect_noise(size, 90).convert("RGB")
+        pixels_of_stock = again(images=image, text="<image>", return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels_of_stock, ImagePreprocessor(again.image_processor, aspect="pad")([image]))
+
+
+def test_parts_are_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T7: building the stock parts first and replacing them would hold a 7B twice."""
+    from transformers import LlamaModel
+
+    built = []
+    original = LlamaModel.__init__
+    monkeypatch.setattr(
+        LlamaModel, "__init__", lambda self, config: built.append(type(self).__name__) or original(self, config)
+    )
+    PruMergeLlavaForConditionalGeneration(tiny_config())
+    assert built == ["PrunableLlamaModel"]
+
+
 def test_projector_files_are_checked(tmp_path: Path) -> None:
     lm, clip, *_ = write_parts(tmp_path, False, True)
     model, _ = assemble(lm, clip)
