@@ -27,7 +27,7 @@ setup-gpu:  ## install into the current environment beside the torch that is the
 	$(PYTHON) -m pip install flash-attn --no-build-isolation
 
 reproduce: $(READY)  ## pocket world: stage 1, stage 2, six benchmarks, the four tables
-	bash scripts/reproduce_pocket.sh
+	$(PY) playground/pocket/reproduce.py
 
 test: $(READY)  ## all tests but the long ones
 	$(PY) -m pytest
