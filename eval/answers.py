@@ -111,12 +111,30 @@ def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any]) ->
     write_atomically(path, json.dumps({"header": header, "notes": notes}, indent=2) + "\n")
 
 
-def read_header(answers: Path) -> dict[str, Any]:
-    """What an answer file belongs to."""
+def read_sidecar(answers: Path) -> dict[str, Any]:
+    """Header and notes of an answer file."""
     try:
-        return json.loads(header_path(answers).read_text("utf-8"))["header"]
+        content = json.loads(header_path(answers).read_text("utf-8"))
+        return {"header": dict(content["header"]), "notes": dict(content["notes"])}
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{header_path(answers)}: not a header written by eval: {error}") from error
+
+
+def read_header(answers: Path) -> dict[str, Any]:
+    """What an answer file belongs to."""
+    return read_sidecar(answers)["header"]
+
+
+def read_notes(answers: Path) -> dict[str, Any]:
+    """What is noted beside an answer file."""
+    return read_sidecar(answers)["notes"]
+
+
+def add_seconds(answers: Path, seconds: float) -> None:
+    """Note for how long an answer file has been worked on, over all runs that were not killed."""
+    content = read_sidecar(answers)
+    content["notes"]["seconds"] = round(content["notes"].get("seconds", 0.0) + seconds, 1)
+    write_atomically(header_path(answers), json.dumps(content, indent=2) + "\n")
 
 
 class AnswerWriter:

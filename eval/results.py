@@ -13,11 +13,13 @@ from eval.records import EvaluationError, Record, read_json
 
 Result = dict[str, Any]
 
+NOT_SCORED = "no annotations here: the benchmark's server scores the upload file"
+
 
 def describe_score(task: Benchmark, score: Score | None) -> Result:
     """The scored part of a result; without annotations (VQAv2's server has them) it says so and holds no number."""
     if score is None:
-        return {"value": None, "note": "no annotations here: submit the upload file to the benchmark's server"}
+        return {"value": None, "note": NOT_SCORED}
     return {
         "value": score.headline,
         "metric": task.headline,
@@ -29,6 +31,14 @@ def describe_score(task: Benchmark, score: Score | None) -> Result:
         "metrics": score.metrics,
         "marks": [round(mark, 4) for mark in score.marks],
     }
+
+
+def report(task: Benchmark, score: Score | None) -> dict[str, Any]:
+    """What scoring prints."""
+    if score is None:
+        return {"task": task.name, "note": NOT_SCORED}
+    rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
+    return {"task": task.name, **score.metrics, "n": score.n, **rule}
 
 
 def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, float] | None:

@@ -1,8 +1,8 @@
 """Command line: generate answers, score them, or both.
 
     python -m eval.run score    --task T --answers FILE [--questions F] [--annotations F] [--split F] [key=value ...]
-    python -m eval.run generate --task T --model PATH [--data DIR] [--out DIR] [key=value ...]
-    python -m eval.run run      --task T --model PATH [--data DIR] [--out DIR] [key=value ...]
+    python -m eval.run generate --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
+    python -m eval.run run      --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
 
 The last line on stdout is one JSON object; progress and messages go to stderr. Settings: docs/evaluation.md.
 """
@@ -13,22 +13,19 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from eval import benchmark
-from eval.benchmark import Benchmark, Files, Question, Score
-from eval.fingerprint import describe_environment, fingerprint, method_label, method_name
-from eval.records import EvaluationError, Record, read_json
-from eval.results import describe_score, summarise_kept, write_result
-from eval.settings import Settings, apply_overrides, parse_generation, read_method, whole_number
+from eval.benchmark import Files
+from eval.records import EvaluationError
+from eval.results import report
+from eval.settings import whole_number
 
 logger = logging.getLogger("eval")
 
-DATA = Path("playground/data/eval")
+DATA, RESULTS = Path("playground/data/eval"), Path("results")
 
 
 def parse_settings(tokens: Sequence[str]) -> dict[str, str]:
@@ -44,12 +41,6 @@ def parse_settings(tokens: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def report(task: Benchmark, score: Score) -> dict[str, Any]:
-    """What scoring prints."""
-    rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
-    return {"task": task.name, **score.metrics, "n": score.n, **rule}
-
-
 def score_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[str, Any]:
     """Score an existing answer file."""
     task = benchmark.find(arguments.task)
@@ -59,174 +50,15 @@ def score_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict
     return report(task, task.score(arguments.answers, files, only, **values))
 
 
-@dataclass(frozen=True)
-class Run:
-    """One model on one benchmark, before and after its answers exist."""
-
-    task: Benchmark
-    files: Files
-    questions: list[Question]
-    settings: Settings
-    model: str
-    reduction: dict[str, Any] | None
-    out: Path
-
-    @property
-    def answers(self) -> Path:
-        """The answer file."""
-        return self.out / "answers" / f"{self.task.name}.jsonl"
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The limit of an answer."""
-        return self.settings.max_new_tokens or self.task.max_new_tokens
-
-
-def prepare_run(arguments: argparse.Namespace, values: dict[str, str]) -> tuple[Run, dict[str, str]]:
-    """Everything that can be known, and be wrong, before a model is loaded; and the scorer's settings."""
-    task = benchmark.find(arguments.task)
-    scoring = {key: values.pop(key) for key in list(values) if key in task.options}
-    settings = parse_generation(values)
-    files = task.files(arguments.data)
-    if files.questions is None or not files.questions.is_file():
-        raise EvaluationError(f"{files.questions}: no such file; docs/evaluation.md says where a benchmark's data goes")
-    questions = task.questions(files)
-    if settings.images == "off":
-        questions = [Question(q.id, q.prompt, q.text, extra=q.extra) for q in questions]
-    if settings.limit is not None:
-        questions = questions[: settings.limit]
-    reduction = read_method(settings.method)
-    if settings.overrides:
-        reduction = apply_overrides(
-            stored_reduction(arguments.model) if reduction is None else reduction, settings.overrides
-        )
-    effective = stored_reduction(arguments.model) if reduction is None else reduction
-    out = arguments.out or Path("results") / default_name(arguments.model, settings, effective)
-    return Run(task, files, questions, settings, arguments.model, reduction, out), scoring
-
-
-def stored_reduction(model: str) -> dict[str, Any]:
-    """The reduction block in a checkpoint's config.json; {} for none, and for a name on the Hub."""
-    path = Path(model) / "config.json"
-    if not Path(model).is_dir():
-        return {}
-    return read_json(path).get("reduction") or {}
-
-
-def default_name(model: str, settings: Settings, reduction: dict[str, Any]) -> str:
-    """A folder name that tells model, method and images apart."""
-    method = (
-        "" if settings.method is None and not settings.overrides else f"-{method_label(reduction).replace(' ', '_')}"
-    )
-    return f"{Path(model).name}{method}{'-no_images' if settings.images == 'off' else ''}"
-
-
-def generate_answers(run: Run) -> tuple[list[Record] | None, dict[str, Any]]:
-    """Make the answer file; the records on rank 0, None on others, and what describes the generation."""
-    from eval.answers import claim, digest_questions, merge
-    from eval.generate import Ranks, generate
-    from llava_prumerge.model.loading import LoadingError, load_model
-
-    ranks, settings = Ranks.from_environment(), run.settings
-    device = settings.device or ranks.device()
-    dtype = settings.dtype if settings.dtype != "auto" else "float16" if device.startswith("cuda") else "float32"
-    header = {
-        "task": run.task.name,
-        "model": fingerprint(run.model),
-        "reduction": effective_reduction(run),
-        "template": settings.template,
-        "questions": digest_questions(run.questions),
-        "images": settings.images,
-        "aspect": settings.aspect,
-        "max_new_tokens": run.max_new_tokens,
-        "dtype": dtype,
-        "limit": settings.limit,
-        "decoding": "greedy",
-    }
-    claim(run.answers, header, {"model": run.model, "question_file": str(run.files.questions)})
-    try:
-        model, processor = load_model(
-            run.model, reduction=run.reduction, dtype=dtype, device=device, attn=settings.attn
-        )
-    except LoadingError as error:
-        raise EvaluationError(str(error)) from error
-    start = time.perf_counter()
-    name = settings.model_label or Path(run.model).name
-    answered = generate(
-        model, processor, run.questions, run.files.images, run.answers, settings, run.max_new_tokens, name, ranks
-    )
-    seconds = time.perf_counter() - start
-    ranks.wait()
-    records = merge(run.answers, run.questions) if ranks.rank == 0 else None
-    notes = {"placeholders": model.config.image_seq_length, "answered_now": answered, "seconds": round(seconds, 1)}
-    return records, {"generation": header, "ranks": ranks.world, "batch_size": settings.batch_size, **notes}
-
-
-def effective_reduction(run: Run) -> dict[str, Any]:
-    """The reduction block that acts."""
-    return stored_reduction(run.model) if run.reduction is None else run.reduction
-
-
-def trained_with(run: Run) -> str | None:
-    """How the weights learnt the method: told, or the checkpoint's stage, or "none" where another method acts."""
-    if run.settings.train is not None:
-        return run.settings.train
-    if run.reduction is not None and run.reduction != stored_reduction(run.model):
-        return "none" if method_name(run.reduction) != "none" else stage_of(Path(run.model))
-    return stage_of(Path(run.model))
-
-
-def stage_of(folder: Path) -> str | None:
-    """The training stage a checkpoint comes from, where an adapter or the run's config.yaml tells."""
-    if (folder / "adapter_config.json").is_file():
-        return "lora"
-    for path in (folder / "config.yaml", folder.parent / "config.yaml"):
-        if path.is_file():
-            import yaml
-
-            stage = (yaml.safe_load(path.read_text("utf-8")) or {}).get("stage")
-            return stage if stage in ("projector", "lora", "full") else None
-    return None
-
-
 def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[str, Any] | None:
     """Generate, and for `run` also score; None on ranks that have nothing to print."""
-    run, scoring = prepare_run(arguments, values)
-    records, made = generate_answers(run)
-    if records is None:
+    from eval.execution import execute, prepare
+
+    runs = prepare(arguments.model, arguments.task, arguments.data, arguments.out, values)
+    printed = execute(runs, scored=arguments.command == "run")
+    if printed is None:
         return None
-    settings, reduction = run.settings, effective_reduction(run)
-    result = {
-        "task": run.task.name,
-        "title": run.task.title,
-        "row": {
-            "model": settings.model_label or Path(run.model).name,
-            "label": settings.label or method_label(reduction),
-            "method": method_name(reduction),
-            "train": trained_with(run),
-            "images": settings.images,
-        },
-        "questions": len(run.questions),
-        "kept": summarise_kept(records, made.pop("placeholders")),
-        "reduction": reduction,
-        "model": run.model,
-        "settings": asdict(settings),
-        **made,
-        **describe_environment(),
-    }
-    upload = None
-    if settings.limit is None:
-        upload = run.task.submit(run.answers, run.files, run.out / "upload" / run.task.name)
-    score = None
-    if arguments.command == "run" and run.files.annotations is not None:
-        only = run.questions if settings.limit is not None else None
-        score = run.task.score(run.answers, run.files, only, **scoring)
-    if arguments.command == "run":
-        path = run.out / f"{run.task.name}.json"
-        write_result(path, {**result, **describe_score(run.task, score)})
-        logger.info("result: %s", path)
-    printed = {"answers": str(run.answers), "upload": upload and str(upload), "kept": result["kept"]}
-    return {**(report(run.task, score) if score else {"task": run.task.name, "n": len(run.questions)}), **printed}
+    return printed[runs[0].task.name] if len(runs) == 1 else printed
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -244,9 +76,11 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (generate, both):
         command.add_argument("--model", required=True)
         command.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")
-        command.add_argument("--out", type=Path, help="folder of the results (default results/<model and method>)")
-    for command in (score, generate, both):
-        command.add_argument("--task", required=True, help=", ".join(benchmark.names()))
+        command.add_argument("--out", type=Path, default=RESULTS, help=f"folder of all results (default {RESULTS})")
+    known = ", ".join(benchmark.names())
+    score.add_argument("--task", required=True, help=known)
+    for command in (generate, both):
+        command.add_argument("--task", required=True, help=f"{known}; several with commas between, or all")
     return parser
 
 

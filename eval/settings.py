@@ -13,6 +13,7 @@ from eval.records import EvaluationError
 TRAINED = ("none", "projector", "lora", "full")
 CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
 SITES = ("vision", "decoder")
+METHODS = Path(__file__).resolve().parents[1] / "configs" / "method"
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Settings:
     """How answers are made, and how the result is called.
 
     Attributes:
-        method: a file of configs/method, or "none"; None takes what the checkpoint says.
-        overrides: `reduction.vision.budget=40` and the like, on top of the method file or the checkpoint's block.
+        method: a method file, the name of one in configs/method, or "none"; None takes what the checkpoint says.
+        overrides: `reduction.vision.budget=40` (or `budget=40`) and the like, on top of the method file or the
+            checkpoint's block.
         batch_size: questions per batch.
         dtype: of the weights; "auto" is float16 on a GPU, as LLaVA evaluates, and float32 on CPU.
         device: such as cuda:0; a GPU if there is one.
@@ -60,11 +62,13 @@ def parse_generation(values: Mapping[str, str]) -> Settings:
     typed: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     for key, value in values.items():
-        if key.startswith("reduction."):
+        if key == "budget":
+            overrides["vision.budget"] = whole_number(key, value)
+        elif key.startswith("reduction."):
             overrides[key.removeprefix("reduction.")] = parse_yaml(key, value)
         elif key not in known:
             raise EvaluationError(
-                f"unknown setting {key!r}; known: {', '.join(known)}, reduction.vision.*, reduction.decoder.*"
+                f"unknown setting {key!r}; known: {', '.join(known)}, budget, reduction.vision.*, reduction.decoder.*"
             )
         elif key in ("batch_size", "max_new_tokens", "limit", "workers"):
             typed[key] = whole_number(key, value)
@@ -98,8 +102,11 @@ def read_method(method: str | None) -> dict[str, Any] | None:
     if method is None or method == "none":
         return None if method is None else {}
     path = Path(method)
+    if not path.is_file() and path.name == method:
+        path = METHODS / f"{method}.yaml"
     if not path.is_file():
-        raise EvaluationError(f"method={method}: no such file; give a file of configs/method, or none")
+        known = ", ".join(sorted(file.stem for file in METHODS.glob("*.yaml")))
+        raise EvaluationError(f"method={method}: no such file; give a file, none, or a name of configs/method: {known}")
     content = parse_yaml(f"method={method}", path.read_text("utf-8")) or {}
     block = content.get("reduction", content) if isinstance(content, dict) else content
     if not isinstance(block, dict) or not set(block) <= set(SITES):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from eval.execution import stage_of
 from eval.fingerprint import fingerprint, method_label, method_name
 from eval.records import EvaluationError
-from eval.run import parse_settings, stage_of
+from eval.run import parse_settings
 from eval.settings import apply_overrides, parse_generation, read_method
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
@@ -41,6 +42,8 @@ def test_every_method_file_is_a_block(path: Path) -> None:
 
 def test_method_files(write) -> None:
     assert read_method(None) is None and read_method("none") == {}
+    assert read_method("prumerge")["vision"]["name"] == "prumerge"
+    assert parse_generation({"budget": "24"}).overrides == {"vision.budget": 24}
     assert read_method(str(write("m.yaml", "vision: {name: grid, rows: 5}\ndecoder: null\n"))) == {
         "vision": {"name": "grid", "rows": 5}
     }
