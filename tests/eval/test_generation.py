@@ -36,7 +36,32 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with PruMerge, its tokenizer and its image processor."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model = tiny_model(REDUCTION)
-    words = ["<unk>", "<s>", "</s>", *["Is", "there", "a", "red", "cat", "dog", "cow", "?", "Yes", "No", "A", "B", ".", "USER", ":", "ASSISTANT", "image", "the", "in"]]
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *[
+            "Is",
+            "there",
+            "a",
+            "red",
+            "cat",
+            "dog",
+            "cow",
+            "?",
+            "Yes",
+            "No",
+            "A",
+            "B",
+            ".",
+            "USER",
+            ":",
+            "ASSISTANT",
+            "image",
+            "the",
+            "in",
+        ],
+    ]
     words += [f"w{number}" for number in range(len(words), 99)]
     core = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
