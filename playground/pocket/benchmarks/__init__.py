@@ -1,0 +1,56 @@
+"""The six benchmarks on scenes of the test split, each in its official files with LLaVA's question file on top: one module per benchmark.
+
+A module has `FOLDER` and `write(folder, rng, scale)`, which writes everything and returns the number of questions. Beside each benchmark
+lies a `scenes.json` with what its images show, for checks; no scorer reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playground.pocket import balance, language, questions, records, scenes, store
+from playground.pocket.benchmarks import humans, mmbench, mme, pope, sqa, textvqa, vqav2
+
+logger = logging.getLogger("pocket.benchmarks")
+BENCHMARKS = {"vqav2": vqav2, "sqa": sqa, "textvqa": textvqa, "pope": pope, "mme": mme, "mmbench": mmbench}
+SOURCES = (scenes, questions, language, balance, records, store, humans, *BENCHMARKS.values(), sys.modules[__name__])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the benchmarks: `scale` multiplies their sizes."""
+
+    seed: int = 0
+    scale: float = 1.0
+
+
+def build(out: Path, settings: Settings | None = None, *, force: bool = False) -> dict[str, Any]:
+    """Writes all benchmarks below `out`/eval; does nothing where they are up to date.
+
+    Args:
+        out: the data folder, as for the records.
+        settings: seed and scale.
+        force: write anew in any case.
+
+    Returns:
+        What is in the manifest: settings and number of questions per benchmark.
+    """
+    settings = settings or Settings()
+    out = out / "eval"
+    manifest: dict[str, Any] = {"settings": {**vars(settings), "code": store.digest(*SOURCES)}}
+    if not force and store.is_current(out, manifest["settings"]):
+        logger.info("the benchmarks in %s are up to date", out)
+        return manifest
+    with store.staged(out) as staging:
+        manifest["counts"] = {}
+        for name, benchmark in BENCHMARKS.items():
+            rng = random.Random(f"{name}/{settings.seed}")
+            manifest["counts"][name] = benchmark.write(staging / benchmark.FOLDER, rng, settings.scale)
+            logger.info("%s: %d questions", name, manifest["counts"][name])
+        store.write_json(staging / store.MANIFEST, manifest)
+    return manifest
