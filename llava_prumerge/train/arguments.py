@@ -195,7 +195,7 @@ def accumulation_steps(arguments: TrainArguments, world_size: int) -> int:
     if rest or steps == 0:
         raise RecipeError(
             f"global_batch={arguments.global_batch} is not a multiple of per_device_batch={arguments.per_device_batch} "
-            f"x {world_size} rank{'s' * (world_size > 1)}"
+            f"x {world_size} rank{'s' * (world_size > 1)}; change one of them"
         )
     return steps
 
@@ -203,10 +203,13 @@ def accumulation_steps(arguments: TrainArguments, world_size: int) -> int:
 def describe_arguments() -> str:
     """One line per setting, by section, for `--help`."""
     lines: list[str] = []
+    hints = typing.get_type_hints(TrainArguments)
     for section in TrainArguments.__mro__[1:-1]:
         lines.append(f"\n{(section.__doc__ or '').splitlines()[0]}")
         for item in dataclasses.fields(section):
             default = item.default_factory() if item.default is dataclasses.MISSING else item.default
             default = "null" if default is None else default
-            lines.append(f"  {item.name:<26}{item.metadata['help']} (default: {default})")
+            choices = typing.get_args(hints[item.name]) if typing.get_origin(hints[item.name]) is Literal else ()
+            choice = f"; one of {', '.join(choices)}" if choices else ""
+            lines.append(f"  {item.name:<26}{item.metadata['help']}{choice} (default: {default})")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
         keys += ["language_model", "vision_tower"]
         if arguments.stage != "projector" or arguments.projector is not None:
             keys.append("projector")
-    if arguments.deepspeed is not None:
+    if arguments.deepspeed is not None and not Path(arguments.deepspeed).exists():
         keys.append("deepspeed")
     return {key: getattr(arguments, key) for key in keys}
 
@@ -52,7 +52,7 @@ def check_inputs(arguments: TrainArguments) -> None:
     missing = [key for key, path in inputs.items() if path is None or not Path(path).exists()]
     if missing:
         listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
-        raise RecipeError(f"this run needs {listed}; give them as key=value, or take RECIPE=pocket")
+        raise RecipeError(f"this run needs {listed}; {advice([str(inputs[key]) for key in missing])}")
     for key in ("data", "deepspeed"):
         if inputs.get(key) is not None and not Path(str(inputs[key])).is_file():
             raise RecipeError(f"{key}={inputs[key]}: must be a file")
@@ -62,6 +62,15 @@ def check_inputs(arguments: TrainArguments) -> None:
     for key in ("model", "language_model", "vision_tower"):
         if inputs.get(key) is not None and not (Path(str(inputs[key])) / "config.json").is_file():
             raise RecipeError(f"{key}={inputs[key]}: the folder has no config.json")
+
+
+def advice(missing: list[str]) -> str:
+    """Where the missing inputs come from."""
+    if all(path.startswith("playground/pocket/") for path in missing):
+        return "python playground/pocket/build.py makes them"
+    if all(path.startswith("runs/pocket-pretrain") for path in missing):
+        return "RECIPE=pocket bash scripts/pretrain.sh makes it"
+    return "give them as key=value (docs/training.md), or try it at pocket size with RECIPE=pocket"
 
 
 def check_output_dir(arguments: TrainArguments) -> None:

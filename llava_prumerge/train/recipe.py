@@ -42,7 +42,9 @@ def read_recipe(tokens: list[str]) -> dict[str, Any]:
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read one YAML file with its includes resolved, as a flat mapping of recipe keys."""
     if not path.is_file():
-        raise RecipeError(f"{path} is neither a recipe file nor key=value")
+        beside = sorted(file.stem for file in path.parent.glob("*.yaml")) if path.suffix == ".yaml" else []
+        known = f"; {path.parent} has {', '.join(beside)}" if beside else ""
+        raise RecipeError(f"{path} is neither a recipe file nor key=value{known}")
     if path.resolve() in seen:
         raise RecipeError(f"{path} includes itself by way of {' -> '.join(str(parent) for parent in seen)}")
     try:

@@ -89,19 +89,19 @@ def train(arguments: TrainArguments) -> int:
 
     from llava_prumerge.train.assembly import build_trainer, write_merged
     from llava_prumerge.train.provenance import write_provenance
-    from llava_prumerge.train.settings import is_main_rank, prepare_reporting, world_size
+    from llava_prumerge.train.settings import is_main_rank, start_wandb, world_size
 
     level = logging.INFO if is_main_rank() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llava_prumerge").setLevel(level)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft still uses names of v5
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other, one per step
     started = time.perf_counter()
     resume = find_resume_point(arguments)
-    prepare_reporting(arguments)
     trainer = build_trainer(arguments)
     if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
         backend = trainer.accelerator.distributed_type.name  # NO, MULTI_GPU, DEEPSPEED, ...
         write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps, backend)
+    start_wandb(arguments)
     if resume is not None:
         logger.info("resuming from %s", resume)
     result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

@@ -49,6 +49,7 @@ def start_process_group(arguments: TrainArguments) -> None:
 
 def training_arguments(arguments: TrainArguments) -> TrainingArguments:
     """Translate. Whatever decides a result is set here by name, never left to a default of the library."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(str(arguments.output_dir)) / "tensorboard")  # no argument for it
     names = {item.name for item in dataclasses.fields(TrainingArguments)}
     on_cpu = not torch.cuda.is_available()
     values: dict[str, Any] = {
@@ -94,15 +95,18 @@ def training_arguments(arguments: TrainArguments) -> TrainingArguments:
     return TrainingArguments(**values)
 
 
-def prepare_reporting(arguments: TrainArguments) -> None:
-    """Point the trackers at the run's folder; wandb works offline for a user who is not logged in."""
-    folder = Path(str(arguments.output_dir))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    if "wandb" in arguments.report_to:
-        os.environ.setdefault("WANDB_PROJECT", "llava_prumerge")
-        os.environ.setdefault("WANDB_DIR", str(folder))
-        if "WANDB_MODE" not in os.environ and is_main_rank():
-            import wandb
+def start_wandb(arguments: TrainArguments) -> None:
+    """Open the run that Trainer's callback will find, offline for a user who is not logged in (`wandb sync` sends it)."""
+    if "wandb" not in arguments.report_to or not is_main_rank():
+        return
+    import wandb
 
-            if wandb.Api(timeout=1).api_key is None:
-                os.environ["WANDB_MODE"] = "offline"
+    mode = None
+    if "WANDB_MODE" not in os.environ:
+        try:
+            wandb.Api(timeout=1)
+        except wandb.errors.UsageError:  # no key is configured
+            mode = "offline"
+    folder = Path(str(arguments.output_dir))
+    project = os.environ.get("WANDB_PROJECT", "llava_prumerge")
+    wandb.init(project=project, name=arguments.run_name or folder.name, dir=str(folder), mode=mode)

@@ -152,3 +152,13 @@ def test_output_folders_carry_the_method() -> None:
 def test_help_lists_every_setting() -> None:
     text = describe_arguments()
     assert "max_grad_norm" in text and "clip the global gradient norm" in text and "output_dir" in text
+
+
+def test_a_recipe_or_method_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(RecipeError, match="nix.yaml is neither .* has .*prumerge_plus"):
+        read_recipe([str(CONFIGS / "method" / "nix.yaml")])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_method_file_is_a_reduction_block(path: Path) -> None:
+    assert list(read_recipe([str(path)])) == ["reduction"]

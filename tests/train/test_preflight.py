@@ -10,6 +10,7 @@ import pytest
 
 from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
 from llava_prumerge.train.preflight import (
+    advice,
     check_inputs,
     check_output_dir,
     different_settings,
@@ -127,3 +128,4 @@ def test_the_script_says_what_it_needs_at_once() -> None:
     assert result.returncode == 2 and time.perf_counter() - started < 10
     assert result.stdout == "" and len(result.stderr.splitlines()) == 1
     assert "language_model=nowhere/vicuna (missing)" in result.stderr and "RECIPE=pocket" in result.stderr
+    assert advice(["playground/pocket/data/stage1.json"]).startswith("python playground/pocket/build.py")

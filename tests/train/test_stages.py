@@ -174,3 +174,44 @@ def test_parameter_groups_are_role_by_decay(world) -> None:
     grouped = [id(parameter) for group in groups.values() for parameter in group["params"]]
     trained = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
     assert sorted(grouped) == sorted(trained)
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """A method with a parameter, known for one test."""
+    from llava_prumerge.methods import base
+
+    class Scaled(base.VisionReducer):
+        name = "scaled"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.empty(1))
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            torch.nn.init.ones_(self.scale)
+
+        def forward(self, image):
+            kept = image.features[:, ::2] * self.scale
+            origin = torch.arange(0, image.features.shape[1], 2).expand(kept.shape[:2])
+            return kept, torch.ones_like(origin, dtype=torch.bool), origin
+
+    base.discover()
+    monkeypatch.setitem(base._REGISTRY, "scaled", Scaled)
+
+
+@pytest.mark.parametrize("stage", ["lora", "full"])
+def test_the_methods_parameters_train_and_return(world, tmp_path, scaled, logits_of, stage) -> None:
+    run = tmp_path / "run"
+    recipe = world.recipe(stage, run, reduction={"vision": {"name": "scaled"}}, method_lr=0.05, merge=True)
+    assert main(recipe) == 0
+    model, processor = load_model(run)
+    assert model.model.reducer.scale.item() != pytest.approx(1.0, abs=0.05)
+    if stage == "lora":
+        assert load_file(run / "method.safetensors")["reducer.scale"].item() == model.model.reducer.scale.item()
+        merged, _ = load_model(run / "merged")
+        torch.testing.assert_close(logits_of(model, processor), logits_of(merged, processor), rtol=0, atol=1e-6)
+        (run / "method.safetensors").unlink()
+        with pytest.raises(LoadingError, match="the method needs .*reducer.scale"):
+            load_model(run)

@@ -158,3 +158,22 @@ def test_wrong_inputs_end_in_one_line(world, tmp_path, capsys, change, message) 
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_real_stage_one_sample_trains(world, tmp_path) -> None:
+    sample = Path(__file__).resolve().parents[2] / ".." / "shared" / "llava_pretrain_sample"
+    if not sample.is_dir():
+        pytest.skip("the sample of LLaVA's stage-1 records is not beside the repository")
+    records = next(sample.glob("*.json"))
+    changes = {"data": str(records), "images": str(sample / "images"), "max_steps": 3, "max_length": 512}
+    assert main([*world.recipe("projector", tmp_path / "run", **changes), world.prumerge_plus]) == 0
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == 3 and all(0 < loss < 10 for loss in losses)
+
+
+@pytest.mark.slow
+def test_wandb_works_for_a_user_who_is_not_logged_in(world, tmp_path, monkeypatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(world.recipe("projector", tmp_path / "run", report_to=["wandb"], max_steps=2)) == 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

@@ -6,10 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from llava_prumerge.train.run import main
+from llava_prumerge.train.run import leave_process_group, main
 
 if __name__ == "__main__":
-    for tokens in json.loads(Path(sys.argv[1]).read_text()):
-        status = main(tokens)
-        if status:
-            sys.exit(status)
+    status = max(main(tokens) for tokens in json.loads(Path(sys.argv[1]).read_text()))
+    leave_process_group()
+    sys.exit(status)
