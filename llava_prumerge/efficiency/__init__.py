@@ -1,0 +1,1 @@
+"""What reduction costs and saves: measured time and memory, and operation counts."""

@@ -1,0 +1,1 @@
+"""Pictures of what a method keeps: `python -m llava_prumerge.viz IMAGE... --method NAME`."""

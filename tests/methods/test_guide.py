@@ -1,0 +1,80 @@
+"""The examples of docs/adding_a_method.md run, and pass what is asked of every method."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from vision_tokens import alone, make_tokens
+
+from llava_prumerge.methods import base
+from llava_prumerge.ops.layout import TokenLayout
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+SHAPE = base.DecoderShape(layers=32, hidden=64, heads=4, patches=16)
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The guide's modules, registered for the tests of this file alone."""
+    before = dict(base._REGISTRY)
+    for number, source in enumerate(fenced("python")):
+        path = tmp_path_factory.mktemp("methods") / f"example_{number}.py"
+        path.write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield
+    base._REGISTRY.clear()
+    base._REGISTRY.update(before)
+
+
+def test_reducer_of_the_guide() -> None:
+    block = yaml.safe_load(fenced("yaml")[0])["vision"]
+    image = make_tokens(images=4)
+    features, valid, origin = base.build_reducer(block)(image)
+    expected = image.features.norm(dim=-1).topk(40, dim=1).indices.sort(dim=1).values
+    assert torch.equal(origin, expected) and valid.all()
+    assert torch.equal(features, image.features.gather(1, expected[..., None].expand(-1, -1, 16)))
+    adaptive = base.build_reducer({"name": "feature_norm"})
+    _, valid, origin = adaptive(image)
+    assert len(set(valid.sum(dim=1).tolist())) > 1
+    for index in range(4):
+        assert adaptive(alone(image, index))[2][0].tolist() == origin[index][valid[index]].tolist()
+
+
+def test_settings_of_the_guides_reducer_are_checked() -> None:
+    with pytest.raises(base.ReductionError, match="feature_norm: power 0"):
+        base.build_reducer({"name": "feature_norm", "power": 0})
+    with pytest.raises(base.ReductionError, match="it takes: budget, iqr_factor, per_head, positions, power"):
+        base.build_reducer({"name": "feature_norm", "norm": 2})
+    broken = make_tokens()
+    broken.features[0, 0, 0] = float("nan")
+    with pytest.raises(base.ReductionError, match="feature_norm: .*NaN"):
+        base.build_reducer({"name": "feature_norm"})(broken)
+
+
+def test_pruner_of_the_guide() -> None:
+    pruner = base.build_pruner({"name": "withdrawal_example", "layer": 3}, SHAPE)
+    is_image = torch.tensor([[False, True, True, False]])
+    whole = torch.ones_like(is_image)
+    layout = TokenLayout(is_image, whole, torch.arange(4)[None], torch.tensor([[-1, 0, 1, -1]]))
+    keep = pruner(3, base.DecoderTokens(torch.zeros(1, 4, 64), layout, attention=None))
+    assert pruner.layers == (3,) and keep.tolist() == [[True, False, False, True]]
+    assert layout.compact(keep)[0].key_mask.shape == (1, 2)
+
+
+def test_guide_names_what_exists() -> None:
+    root = Path(__file__).resolve().parents[2]
+    for name in re.findall(r"`(\w+\.py)`", GUIDE):
+        assert (root / "llava_prumerge" / "methods" / name).exists(), name
+    for field in ("attention", "keys", "text", "text_mask"):
+        assert hasattr(base.VisionTokens, field)
