@@ -21,6 +21,7 @@ from eval.records import (
     Record,
     field,
     index_by,
+    read_bytes,
     read_records,
     read_table,
     read_workbook,
@@ -205,10 +206,7 @@ class MmBench(Benchmark):
 
 def is_workbook(path: Path) -> bool:
     """Whether a file is an .xlsx, by its first bytes."""
-    if not path.is_file():
-        raise EvaluationError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return file.read(2) == WORKBOOK_MAGIC
+    return read_bytes(path).startswith(WORKBOOK_MAGIC)
 
 
 def write_workbook(path: Path, columns: Sequence[str], rows: Sequence[Sequence[int | str]]) -> Path:

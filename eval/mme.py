@@ -7,7 +7,6 @@ perception alone.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,17 @@ from typing import Any
 
 from eval.benchmark import Benchmark, Files, Question, Score, read_questions, without_suffix
 from eval.intervals import normal
-from eval.records import EvaluationError, Key, Record, field, index_by, name_keys, read_text, require_same_keys
+from eval.records import (
+    EvaluationError,
+    Key,
+    Record,
+    field,
+    find_file,
+    index_by,
+    name_keys,
+    read_text,
+    require_same_keys,
+)
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -63,7 +72,8 @@ def list_subtasks(folder: Path) -> dict[str, Path]:
     """The subtasks of a folder: `<subtask>.txt` files, or the release's `<subtask>` folders."""
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder")
-    found = {name: folder / f"{name}.txt" for name in (*PERCEPTION, *COGNITION) if (folder / f"{name}.txt").is_file()}
+    files = {name: find_file(folder / f"{name}.txt") for name in (*PERCEPTION, *COGNITION)}
+    found = {name: file for name, file in files.items() if file is not None}
     if not found:
         found = {name: folder / name for name in (*PERCEPTION, *COGNITION) if (folder / name).is_dir()}
     if not found:
@@ -100,6 +110,17 @@ def truth_by_key(rows: Iterable[tuple[str, Sequence[str]]], path: Path) -> dict[
     if uneven := [image for image, count in counts.items() if count != 2]:
         raise EvaluationError(f"{path}: every image must have two questions, not so {name_keys(uneven)}")
     return truths
+
+
+def is_pair_right(hits: Sequence[bool]) -> bool:
+    """Whether both questions of an image are answered right (a limited run may have asked one alone)."""
+    return len(hits) == 2 and all(hits)
+
+
+def score_subtask(images: Sequence[Sequence[bool]]) -> float:
+    """100 x share of right answers + 100 x share of images with both right, added in the official script's order."""
+    accuracy = sum(map(sum, images)) / sum(map(len, images))
+    return accuracy * 100 + sum(map(is_pair_right, images)) / len(images) * 100
 
 
 class Mme(Benchmark):
@@ -161,18 +182,19 @@ class Mme(Benchmark):
         images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
         for hit, truth in zip(right, references, strict=True):
             images[truth.subtask][truth.image].append(hit)
-        points = {  # per image: its share of right answers plus, with both right, one more
-            subtask: [100 * (sum(hits) / len(hits) + (len(hits) == 2 and all(hits))) for hits in found.values()]
-            for subtask, found in images.items()
-        }
+        scores = {subtask: score_subtask(list(found.values())) for subtask, found in images.items()}
         metrics: dict[str, Any] = {
-            name: self.total(points, group) for name, group in (("perception", PERCEPTION), ("cognition", COGNITION))
+            name: sum(scores[subtask] for subtask in group if subtask in scores)
+            for name, group in (("perception", PERCEPTION), ("cognition", COGNITION))
         }
-        for subtask in (name for name in (*PERCEPTION, *COGNITION) if name in points):
-            metrics[subtask] = self.total(points, (subtask,))
-        perception = [points[name] for name in PERCEPTION if name in points]
+        metrics |= {subtask: scores[subtask] for subtask in (*PERCEPTION, *COGNITION) if subtask in scores}
+        perception = [
+            [100 * (sum(hits) / len(hits) + is_pair_right(hits)) for hits in images[subtask].values()]
+            for subtask in PERCEPTION
+            if subtask in images
+        ]
         metrics["other"] = read.count("other")
-        metrics["subtasks"] = len(points)
+        metrics["subtasks"] = len(scores)
         return Score(
             metrics=metrics,
             headline=metrics["perception"],
@@ -183,7 +205,3 @@ class Mme(Benchmark):
             chance_rule="a coin: 50 + 25 per subtask",
             marks=[float(hit) for hit in right],
         )
-
-    def total(self, points: dict[str, list[float]], subtasks: Sequence[str]) -> float:
-        """The sum of subtask scores: 100 x share of right answers + 100 x share of images with both right."""
-        return math.fsum(math.fsum(points[name]) / len(points[name]) for name in subtasks if name in points)

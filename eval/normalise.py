@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
@@ -73,11 +74,13 @@ def flatten(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise_vqa(text: str) -> str:
     """VQAEval's normal form."""
     return simplify_words(strip_punctuation(flatten(text)))
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise_m4c(text: str) -> str:
     """M4C's normal form (EvalAIAnswerProcessor): VQAEval's after splitting off "'s" and deleting "," and "?"."""
     split = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
@@ -101,9 +104,10 @@ def score_normalised(prediction: str, human: Sequence[str], normalise: Callable[
 
 def best_constant(humans: Sequence[Sequence[str]]) -> tuple[str, float]:
     """Which of the 50 most frequent answers scores best when given to every question, and what it scores in percent."""
-    frequent = Counter(answer for human in humans for answer in human).most_common(50)
-    scored = {
-        answer: sum(agree_with_others(answer, human) for human in humans if answer in human) for answer, _ in frequent
-    }
+    frequent = dict(Counter(answer for human in humans for answer in human).most_common(50))
+    scored: dict[str, float] = dict.fromkeys(frequent, 0.0)
+    for human in humans:
+        for answer in frequent.keys() & set(human):
+            scored[answer] += agree_with_others(answer, human)
     best = max(scored, key=lambda answer: scored[answer])
     return best, 100 * scored[best] / len(humans)

@@ -18,6 +18,7 @@ from eval.records import (
     Key,
     Record,
     field,
+    find_file,
     index_by,
     name_keys,
     read_records,
@@ -176,8 +177,8 @@ class Pope(Benchmark):
 
 def find_labels(folder: Path, split: str) -> Path:
     """The label file of a split, plain or gzipped."""
-    names = [f"coco_pope_{split}.json{tail}" for tail in ("", ".gz")]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise EvaluationError(f"{folder}: no {names[0]}, which the questions of category {split!r} need")
-    return found[0]
+    name = f"coco_pope_{split}.json"
+    found = find_file(folder / name)
+    if found is None:
+        raise EvaluationError(f"{folder}: no {name}, which the questions of category {split!r} need")
+    return found

@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,18 +26,29 @@ class EvaluationError(ValueError):
     """Files that do not belong together, or a file that is not what its place asks for."""
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file, decompressed when its first bytes say gzip (the name is not trusted)."""
+def find_file(path: Path) -> Path | None:
+    """A file, or its gzipped form beside where it would be; None where neither is."""
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file, decompressed when its first bytes say gzip (the name is not trusted)."""
     path = Path(path)
     if not path.is_file():
         raise EvaluationError(f"{path}: no such file")
     content = path.read_bytes()
     try:
-        if content.startswith(GZIP_MAGIC):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: cannot be read as (gzipped) UTF-8 text: {error}") from error
+        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise EvaluationError(f"{path}: cannot be decompressed: {error}") from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, plain or gzipped."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -80,10 +93,11 @@ def read_workbook(path: str | Path) -> list[dict[str, str]]:
         import openpyxl
     except ImportError as error:
         raise EvaluationError(f"{path}: reading .xlsx needs openpyxl (pip install openpyxl)") from error
-    rows = openpyxl.load_workbook(path, read_only=True, data_only=False).worksheets[0].iter_rows(values_only=True)
+    book = openpyxl.load_workbook(io.BytesIO(read_bytes(path)), read_only=True)
+    rows = book.worksheets[0].iter_rows(values_only=True)
     header = [str(name) for name in next(rows, ())]
     texts = (["" if cell is None else str(cell) for cell in row] for row in rows)
-    return [dict(zip(header, row, strict=True)) for row in texts if any(row)]
+    return [dict(zip_longest(header, row[: len(header)], fillvalue="")) for row in texts if any(row)]
 
 
 def field(record: Mapping[str, Any], name: str, path: str | Path) -> Any:

@@ -25,7 +25,7 @@ from eval.settings import whole_number
 
 logger = logging.getLogger("eval")
 
-DATA, RESULTS = Path("playground/data/eval"), Path("results")
+DATA, RESULTS = Path("playground/data/eval"), Path("runs/results")
 
 
 def parse_settings(tokens: Sequence[str]) -> dict[str, str]:

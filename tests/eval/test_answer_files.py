@@ -103,7 +103,7 @@ def test_gzip_is_recognised_by_content(pope, write) -> None:
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert read_records(path) == answers
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(EvaluationError, match="cannot be read"):
+    with pytest.raises(EvaluationError, match="cannot be decompressed"):
         read_records(path)
 
 
@@ -200,6 +200,11 @@ def test_mme_reads_the_release_layout(write, tmp_path: Path) -> None:
     for subtask, inner in (("OCR", ""), ("scene", "questions_answers_YN/")):
         write(f"release/{subtask}/{inner}x.txt", "Is it red? Please answer yes or no.\tYes\nIs it blue?\tNo\n")
     assert len(Mme().references(Files(annotations=tmp_path / "release"))) == 4
+    for subtask in ("OCR", "scene"):
+        path = write(f"packed/{subtask}.txt", "x.jpg\tIs it red?\tYes\nx.jpg\tIs it blue?\tNo\n")
+        path.with_name(f"{subtask}.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert len(Mme().references(Files(annotations=tmp_path / "packed"))) == 4
 
 
 def test_sqa_answers_outside_the_choices_are_wrong_not_failed(write) -> None:
@@ -249,6 +254,7 @@ def test_mmbench_questions_answers_and_upload(write, tmp_path: Path) -> None:
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert rows[1] == (3, "What?", "red", "blue", "None", None, "red", "A", "dev")
     assert rows[2][2] == "=blue"
+    upload.write_bytes(gzip.compress(upload.read_bytes()))
     assert MmBench().score(upload, Files()).metrics == MmBench().score(upload, files).metrics == metrics
     with pytest.raises(EvaluationError, match="rotates options itself"):
         MmBench().score(write("rounds.jsonl", [answers[0] | {"round_id": 1}]), files)

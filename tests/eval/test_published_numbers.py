@@ -10,7 +10,7 @@ import pytest
 
 from eval.benchmark import Files
 from eval.mmbench import LETTERS, MmBench
-from eval.mme import Mme, read_truth
+from eval.mme import PERCEPTION, Mme, read_truth
 from eval.normalise import normalise_m4c
 from eval.pope import Pope
 from eval.records import EvaluationError, read_json, read_records
@@ -112,3 +112,24 @@ def test_mmbench_workbook(tmp_path: Path) -> None:
     score = MmBench().score(tmp_path / "upload.xlsx", Files())
     assert (score.metrics["circular"], score.metrics["vanilla"]) == (50, 100)
     assert score.metrics["incomplete_groups"] == 0 and json.dumps(score.metrics)
+
+
+def test_mme_equals_the_official_walk_over_line_pairs(real, write, tmp_path: Path) -> None:
+    generator = random.Random(7)
+    total = {"perception": 0.0, "cognition": 0.0}
+    for path in sorted(real("mme/ground_truth").glob("*.txt")):
+        rows = [row.split("\t") for row in path.read_text("utf-8").splitlines()]
+        said = [generator.choice(["Yes", "no", "No.", "yes, it is", "maybe", row[2]]) for row in rows]
+        write(
+            f"official/{path.name}",
+            "".join("\t".join([*row, text]) + "\n" for row, text in zip(rows, said, strict=True)),
+        )
+        right = [
+            row[2].lower() == ("yes" if "yes" in text[:4].lower() else "no" if "no" in text[:4].lower() else "other")
+            for row, text in zip(rows, said, strict=True)
+        ]
+        pairs = [right[at] and right[at + 1] for at in range(0, len(right), 2)]  # consecutive lines share an image
+        score = 100 * sum(right) / len(right) + 100 * sum(pairs) / len(pairs)
+        total["perception" if path.stem in PERCEPTION else "cognition"] += score
+    metrics = Mme().score(tmp_path / "official", Files()).metrics
+    assert {name: metrics[name] for name in total} == pytest.approx(total, rel=1e-12)
