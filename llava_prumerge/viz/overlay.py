@@ -38,7 +38,7 @@ def paint_kept(selection: Selection, side: int = SIDE) -> Image:
 def describe(selection: Selection, method: str) -> str:
     """One line: the method and how much it keeps."""
     merged = selection.origin.count(-1)
-    rest = f" ({len(selection.patches)} patches and {merged} for the rest)" if merged else ""
+    rest = f" ({len(selection.patches)} patches, {merged} for the rest)" if merged else ""
     return f"{method}: {selection.tokens} of {selection.full} tokens{rest}"
 
 
@@ -53,7 +53,7 @@ def write_overlay(selection: Selection, method: str, path: str | Path) -> Path:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.imshow(paint_kept(selection))
-    left.set_title(describe(selection, method), fontsize=13)
+    left.set_title(describe(selection, method), fontsize=12)
     frame = (0, SIDE, SIDE, 0)
     grey = ImageOps.grayscale(selection.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     right.imshow(grey, cmap="gray", extent=frame)
@@ -61,7 +61,7 @@ def write_overlay(selection: Selection, method: str, path: str | Path) -> Path:
     # Attention is sparse: on a linear scale all but the strongest patches would look alike.
     heat = right.imshow(attention, cmap="inferno", norm=PowerNorm(0.5, vmin=0.0), alpha=0.75, extent=frame)
     source = "class token's attention" if selection.class_token else "mean attention received"
-    right.set_title(f"{source}, largest {attention.max():.3f}", fontsize=13)
+    right.set_title(f"{source}, largest {attention.max():.3f}", fontsize=12)
     figure.colorbar(heat, ax=right, shrink=0.85)
     for panel in (left, right):
         panel.set_axis_off()

@@ -41,7 +41,7 @@ def test_everything_kept_is_the_image_itself(grid: tuple[int, int]) -> None:
 
 def test_title_counts_tokens_and_patches() -> None:
     assert describe(selection((3, 4)), "grid") == "grid: 2 of 36 tokens"
-    assert describe(selection((3, 4, -1)), "prumerge") == "prumerge: 3 of 36 tokens (2 patches and 1 for the rest)"
+    assert describe(selection((3, 4, -1)), "prumerge") == "prumerge: 3 of 36 tokens (2 patches, 1 for the rest)"
 
 
 def test_png_is_written_without_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
