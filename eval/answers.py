@@ -95,20 +95,18 @@ def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any]) ->
     """
     path = header_path(answers)
     header = json.loads(json.dumps(header))
-    if path.is_file():
-        found = read_header(answers)
-        fields = [name for name in {**header, **found} if header.get(name) != found.get(name)]
-        if fields:
-            told = "; ".join(
-                f"{name} is {shorten(found.get(name))}, not {shorten(header.get(name))}" for name in fields
-            )
-            raise EvaluationError(
-                f"{answers} belongs to another run: {told}. Choose another --out, or delete it to start again"
-            )
-        return
-    if existing := part_paths(answers):
-        raise EvaluationError(f"{existing[0]} has answers but no {path.name} that says what made them; move it away")
-    write_atomically(path, json.dumps({"header": header, "notes": notes}, indent=2) + "\n")
+    answered = [part for part in part_paths(answers) if read_part(part)]
+    found = read_header(answers) if path.is_file() else {}
+    fields = [name for name in {**header, **found} if header.get(name) != found.get(name)]
+    if answered and not found:
+        raise EvaluationError(f"{answered[0]} has answers but no {path.name} that says what made them; move it away")
+    if answered and fields:
+        told = "; ".join(f"{name} is {shorten(found.get(name))}, not {shorten(header.get(name))}" for name in fields)
+        raise EvaluationError(
+            f"{answers} belongs to another run: {told}. Choose another --out or label=, or delete it to start again"
+        )
+    if fields:  # a header without answers, from a run that failed before its first batch, binds nothing
+        write_atomically(path, json.dumps({"header": header, "notes": notes}, indent=2) + "\n")
 
 
 def read_sidecar(answers: Path) -> dict[str, Any]:

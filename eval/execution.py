@@ -277,26 +277,26 @@ def conclude(
 ) -> dict[str, Any]:
     """Write what follows from a run's answers, and return what to print."""
     kept = summarise_kept(records, loaded.placeholders)
+    printed: dict[str, Any] = {"task": run.task.name, "questions": len(records)}
+    if scored:
+        score = run.score()
+        result = {
+            "task": run.task.name,
+            "title": run.task.title,
+            "row": run.subject.row(),
+            **describe_score(run.task, score),
+            "questions": len(records),
+            "kept": kept,
+            "reduction": run.subject.reduction,
+            "model": run.subject.model,
+            "generation": header,
+            "settings": asdict(run.subject.settings),
+            "ranks": loaded.ranks.world,
+            "seconds": read_notes(run.answers).get("seconds"),
+            **describe_environment(),
+        }
+        write_result(run.out / f"{run.task.name}.json", result)
+        logger.info("%s: %s", run.task.title, run.out / f"{run.task.name}.json")
+        printed |= report(run.task, score)
     upload = run.submit()
-    printed = {"answers": str(run.answers), "upload": upload and str(upload), "kept": kept}
-    if not scored:
-        return {"task": run.task.name, "questions": len(records), **printed}
-    score = run.score()
-    result = {
-        "task": run.task.name,
-        "title": run.task.title,
-        "row": run.subject.row(),
-        **describe_score(run.task, score),
-        "questions": len(records),
-        "kept": kept,
-        "reduction": run.subject.reduction,
-        "model": run.subject.model,
-        "generation": header,
-        "settings": asdict(run.subject.settings),
-        "ranks": loaded.ranks.world,
-        "seconds": read_notes(run.answers).get("seconds"),
-        **describe_environment(),
-    }
-    write_result(run.out / f"{run.task.name}.json", result)
-    logger.info("%s: %s", run.task.title, run.out / f"{run.task.name}.json")
-    return {**report(run.task, score), **printed}
+    return {**printed, "answers": str(run.answers), "upload": upload and str(upload), "kept": kept}

@@ -1,4 +1,4 @@
-"""95% intervals: Wilson's for shares, the normal one for means, a seeded bootstrap over images for everything else."""
+"""95% intervals: Wilson's for accuracies, the normal one for sums of means, a seeded bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """Wilson's score interval for a share, in percent; it also holds near 0 and 100 and for small n."""
+    """Wilson's score interval for a share, in percent; it also holds near 0 and 100 and for small n.
+
+    Marks between 0 and 1 (VQA accuracy) may be added up for `successes`: their variance is at most that of a share.
+    """
     if n == 0:
         return 0.0, 100.0
     share = successes / n

@@ -211,9 +211,12 @@ def is_workbook(path: Path) -> bool:
 
 def write_workbook(path: Path, columns: Sequence[str], rows: Sequence[Sequence[int | str]]) -> Path:
     """Write a workbook of one sheet; text stays text, also where it starts like a formula."""
-    from openpyxl import Workbook
-    from openpyxl.cell import WriteOnlyCell
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError as error:
+        raise EvaluationError(f"{path}: writing it needs openpyxl (pip install openpyxl)") from error
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")

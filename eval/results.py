@@ -21,7 +21,7 @@ def describe_score(task: Benchmark, score: Score | None) -> Result:
     if score is None:
         return {"value": None, "note": NOT_SCORED}
     return {
-        "value": score.headline,
+        "value": score.headline if score.n else None,
         "metric": task.headline,
         "interval_95": list(score.interval),
         "interval_rule": score.interval_rule,

@@ -175,7 +175,8 @@ def show_cell(cell: Cell | None, row: Row) -> str:
     if cell is None:
         return ""
     if row.source == "quoted":
-        return f"{cell.value:g}{CERTAINTY[cell.certainty]}"
+        digits = 1 if cell.value == round(cell.value, 1) else 2
+        return f"{cell.value:.{digits}f}{CERTAINTY[cell.certainty]}"
     if cell.low is None:
         return f"{cell.value:.1f}"
     return f"{cell.value:.1f} [{cell.low:.1f}, {cell.high:.1f}] n = {cell.n}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.benchmark import Benchmark, Files, Question, Score, read_questions
-from eval.intervals import normal
+from eval.intervals import wilson
 from eval.normalise import best_constant, normalise_m4c, score_normalised
 from eval.records import EvaluationError, Key, Record, field, index_by, read_json, shorten
 
@@ -78,8 +78,8 @@ class TextVqa(Benchmark):
         return Score(
             metrics={"accuracy": accuracy},
             headline=accuracy,
-            interval=normal([[100 * mark for mark in marks]], 100.0),
-            interval_rule="normal",
+            interval=wilson(math.fsum(marks), len(marks)),
+            interval_rule="Wilson",
             n=len(marks),
             chance=chance,
             chance_rule=f"always {constant!r}, the best constant answer",

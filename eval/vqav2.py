@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.benchmark import Benchmark, Files, Question, Score, read_questions
-from eval.intervals import normal
+from eval.intervals import wilson
 from eval.normalise import agree_with_others, best_constant, flatten, normalise_m4c, normalise_vqa, score_normalised
 from eval.records import (
     EvaluationError,
@@ -132,8 +132,8 @@ class VqaV2(Benchmark):
         return Score(
             metrics={**metrics, "mode": mode},
             headline=metrics["overall"],
-            interval=normal([[100 * mark for mark in marks]], 100.0),
-            interval_rule="normal",
+            interval=wilson(math.fsum(marks), len(marks)),
+            interval_rule="Wilson",
             n=len(marks),
             chance=chance,
             chance_rule=f"always {constant!r}, the best constant answer",

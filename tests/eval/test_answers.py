@@ -130,7 +130,9 @@ def test_answers_to_other_questions_are_refused(path: Path) -> None:
 
 def test_a_file_belongs_to_what_made_it(path: Path) -> None:
     header = {"model": "abc", "reduction": {"vision": {"name": "prumerge"}}, "template": "vicuna_v1", "limit": None}
+    claim(path, header | {"model": "a run that failed before its first answer"}, {})
     claim(path, header, {"model": "somewhere"})
+    write_answers(path, QUESTIONS[:1])
     claim(path, header, {"model": "elsewhere"})  # the same model in another folder
     assert read_header(path) == header
     with pytest.raises(EvaluationError, match=r"model is 'abc', not 'xyz'; template is 'vicuna_v1', not 'plain'"):
@@ -138,7 +140,6 @@ def test_a_file_belongs_to_what_made_it(path: Path) -> None:
     with pytest.raises(EvaluationError, match="reduction is .*prumerge.* not {}"):
         claim(path, header | {"reduction": {}}, {})
     header_path(path).unlink()
-    write_answers(path, QUESTIONS[:1])
     with pytest.raises(EvaluationError, match="has answers but no pope.jsonl.meta.json"):
         claim(path, header, {})
     header_path(path).write_text("[]")
