@@ -57,6 +57,7 @@ def main(tokens: list[str]) -> int:
     if finished is not None and "--dry-run" not in flags:
         print(f"{arguments.output_dir}: this run ended after {finished['steps']} steps; nothing to do")
         return 0
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other, one per step
     from llava_prumerge.train.assembly import INPUT_ERRORS
 
     try:
@@ -94,7 +95,6 @@ def train(arguments: TrainArguments) -> int:
     level = logging.INFO if is_main_rank() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llava_prumerge").setLevel(level)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other, one per step
     started = time.perf_counter()
     resume = find_resume_point(arguments)
     trainer = build_trainer(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import LlavaProcessor, TrainerCallback
-
-logger = logging.getLogger(__name__)
 
 
 class LlavaTrainer(Trainer):
@@ -82,10 +79,9 @@ class LlavaTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Loss per supervised token over the whole global batch, plus the method's own term."""
         inputs = {name: value for name, value in inputs.items() if name != "ids"}
-        unwrapped = self.accelerator.unwrap_model(model)
-        set_modes(unwrapped)
+        set_modes(self.model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        extra = plain_model(unwrapped).method_loss()
+        extra = plain_model(self.model).method_loss()
         if extra is not None:
             # The first term is already a share of the global batch, this one is a mean of its micro-batch.
             loss = loss + extra / self.current_gradient_accumulation_steps
@@ -99,7 +95,7 @@ class LlavaTrainer(Trainer):
 
     def reduction_summary(self) -> dict[str, float]:
         """Kept tokens per image and padding share since the last call. A collective: every rank logs."""
-        stats = plain_model(self.accelerator.unwrap_model(self.model)).reduction_stats()
+        stats = plain_model(self.model).reduction_stats()
         images = stats["images"]
         least = stats["kept_min"] if images else math.inf
         row = [
@@ -124,16 +120,15 @@ class LlavaTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what the stage trained, with projector, method and configuration, from rank 0."""
         folder = Path(output_dir or str(self.args.output_dir))
-        model = self.accelerator.unwrap_model(self.model)
         if self.arguments.stage == "full":
             sharded = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
             state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
             if self.args.should_save:
-                save_complete(model, folder, state, self.processor)
+                save_complete(self.model, folder, state, self.processor)
         else:
-            state = gather_trained(model)
+            state = gather_trained(self.model)
             if self.args.should_save:
-                save_adapter(model, folder, state, self.base, self.processor)
+                save_adapter(self.model, folder, state, self.base, self.processor)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The counterpart of `save_model`; DeepSpeed restores its own checkpoints without it."""

@@ -132,6 +132,22 @@ def test_a_dry_run_tells_what_would_happen(world, tmp_path, capsys) -> None:
     assert f"{trained / 1e3:.2f}k of {sum(p.numel() for p in trainer.model.parameters()) / 1e3:.2f}k" in text
 
 
+def test_a_dry_run_at_full_size_has_the_published_counts(world, tmp_path, capsys) -> None:
+    """LLaVA-1.5 7B from configurations alone: 319.8M in adapters of rank 128, 20.98M in the projector."""
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    language, vision = tmp_path / "lm", tmp_path / "clip"
+    shutil.copytree(world.folder / "lm", language, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copytree(world.folder / "clip", vision, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    LlamaConfig(vocab_size=32000).save_pretrained(language)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    CLIPVisionConfig(image_size=336, patch_size=14, **sizes).save_pretrained(vision)
+    changes = {"language_model": str(language), "vision_tower": str(vision), "lora_rank": 128, "max_length": 2048}
+    assert main([*world.recipe("lora", tmp_path / "run", **changes), world.prumerge_plus, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "319.82M in 448 tensors" in text and "20.97M in 2 tensors" in text and "8.19k in 2 tensors" in text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
