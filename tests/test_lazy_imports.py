@@ -47,13 +47,3 @@ def test_torchvision_imports_beside_this_torch() -> None:
         "print('fine')"
     )
     assert run(code) == "fine"
-
-
-def test_auto_classes_know_our_checkpoints() -> None:
-    code = (
-        "import llava_prumerge\n"
-        "from transformers import AutoConfig, AutoModelForImageTextToText\n"
-        "config = AutoConfig.for_model('llava_prumerge')\n"
-        "print(type(config).__name__, AutoModelForImageTextToText._model_mapping[type(config)].__name__)"
-    )
-    assert run(code) == "PruMergeLlavaConfig PruMergeLlavaForConditionalGeneration"

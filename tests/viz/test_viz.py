@@ -106,3 +106,53 @@ def test_images_through_a_tower(
 def test_wrong_settings_are_said(tower: Path, photo: Path) -> None:
     with pytest.raises(ReductionError, match="has no setting buget"):
         main([str(photo), "--method", "prumerge", "--tower", str(tower), "buget=3"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with PruMerge in its configuration."""
+    from tiny_llava import IMAGE, tiny_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("llava")
+    tiny_model({"vision": {"name": "prumerge", "budget": 5}}).save_pretrained(path)
+    words = {**{f"w{index}": index for index in range(IMAGE)}, "<image>": IMAGE}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", additional_special_tokens=["<image>"])
+    pil = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    LlavaProcessor(pil, fast, patch_size=7, vision_feature_select_strategy="default").save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        ([], "prumerge: 5 of 16 tokens (4 patches, 1 for the rest)"),
+        (["--method", "uniform", "budget=3", "--prompt", "w3 w4"], "uniform: 3 of 16 tokens"),
+    ],
+)
+def test_a_checkpoint_brings_its_own_method(
+    arguments: list[str], line: str, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(photo), "--model", str(checkpoint), "--out", str(tmp_path), *arguments])
+    assert line in capsys.readouterr().out
+
+
+def test_a_viewer_serves_methods_after_the_projector(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, photo: Path
+) -> None:
+    """They see projected features and the prompt's embeddings."""
+    from llava_prumerge.methods.none import KeepAll
+    from llava_prumerge.viz.selection import viewer_of_model
+
+    monkeypatch.setattr(KeepAll, "site", "projected")
+    viewer = viewer_of_model(str(checkpoint), {"name": "none"}, "w3 w4")
+    seen = []
+    viewer.reducer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with Image.open(photo) as image:
+        pictures = [image.convert("RGB")] * 2
+    (one, two) = viewer.look(pictures)
+    assert one.tokens == two.tokens == 16
+    assert seen[0].features.shape == (2, 16, 32) and seen[0].text.shape == (2, 2, 32) and seen[0].text_mask.all()
