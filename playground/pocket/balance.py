@@ -1,7 +1,8 @@
-"""Asks questions in such proportions that nothing can be guessed from a question's words: what both the records and the benchmarks draw from.
+"""Asks questions in such proportions that a question's words do not help to guess its answer.
 
-Within every kind of question each answer is asked for equally often, and where the words of a yes/no question hint at the answer
-("4 straight sides" is a safer guess than "12"), yes and no are equally frequent for each such hint.
+Records and benchmarks draw from here. Within every kind of question each answer is asked for equally often, and where
+the words of a yes/no question hint at the answer ("4 straight sides" is a safer guess than "12"), yes and no are
+equally frequent for each such hint.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NUMBER = re.compile(r"\d+")
 
 
 def is_count(scene: Scene, rng: random.Random) -> Question:
-    """Is the number of shapes equal to 3? Of all shapes, of a colour or of a kind; a "No" names any other possible number."""
+    """Is the number of shapes equal to 3? Of all shapes, of a colour or of a kind; a "No" names another number."""
     item = rng.choice(scene.objects)
     phrase, number, most = rng.choice(
         (
@@ -60,7 +61,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 
 
 def hint_of(question: Question) -> str:
-    """What the words of a yes/no question give away: the number it implies, or that it asks for roundness; "" for most."""
+    """What the words of a yes/no question give away: the number they imply, or "round"; "" for most."""
     numbers = [int(number) for number in NUMBER.findall(question.text)]
     if question.kind == "arithmetic":
         return str(numbers[1] - numbers[0])  # the number of shapes that makes it true
@@ -123,7 +124,7 @@ class Balance:
 def give_options(question: Question, rng: random.Random, n: int, letter: str | None = None, hint: str = "") -> Question:
     """Turns a question into a multiple choice whose right letter, if given, is fixed.
 
-    Numbers are offered from all possible ones: the nearest ones, as a count's wrong answers come, would have the right one in their middle.
+    Numbers are offered from all possible ones: of the nearest, as a count's wrong answers come, the middle is right.
     """
     if question.kind in ANSWERS and question.answer.isdigit():
         others = [number for number in ANSWERS[question.kind] if number != question.answer]

@@ -1,7 +1,8 @@
 """The records a pocket LLaVA is trained on, in LLaVA's JSON format: captions for stage 1, conversations for stage 2.
 
-Stage 2 is a small mix665k: many questions per image, the short-answer instruction on the first or on every one, lettered options, OCR tokens
-in the prompt as TextVQA has them, some captions, and a share of records without image so that the language model keeps what it knew.
+Stage 2 is a small mix665k: many questions per image, the short-answer instruction on the first or on every one,
+lettered options, OCR tokens in the prompt as TextVQA has them, some captions, and a share of records without image so
+that the language model keeps what it knew.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Settings:
 
 
 def draw_scene(split: str, rng: random.Random, seen: set[str] | None = None) -> Scene:
-    """A scene of a split, with repeated colours and shapes often enough for counts above one, and a word more often than not."""
+    """A scene of a split, with colours and shapes repeated often enough for counts above one, and often a word."""
     while True:
         words = rng.choices((0, 1, 2), (0.4, 0.35, 0.25))[0]
         scene = scenes.sample_scene(rng, words=(words, words), repeat=rng.choice((0.3, 0.8)))
@@ -56,7 +57,7 @@ def draw_scene(split: str, rng: random.Random, seen: set[str] | None = None) -> 
 
 
 def survey(scene: Scene, rng: random.Random) -> str:
-    """Tells everything a scene shows; half of the time in reading order, which leaves less to chance than the corpus's free order."""
+    """Tells everything a scene shows; half of the time in reading order, which is easier to foresee than a free one."""
     if rng.random() < 0.5:
         return tell(scene, rng)
     items: list[Object | Word] = sorted((*scene.objects, *scene.words), key=lambda item: (item.row, item.col))
@@ -79,7 +80,7 @@ def name_barely(item: Object | Word | None) -> str:
 
 
 def read_words(scene: Scene, rng: random.Random) -> list[str]:
-    """What an imperfect OCR system reports: most of the words, some misread or missed, and some that are not there; in no order."""
+    """What a poor OCR system reports: most words, some misread or missed, some that are not there; in no order."""
     tokens = []
     for word in scene.words:
         chance = rng.random()
@@ -101,7 +102,7 @@ def misread(text: str, rng: random.Random) -> str:
 
 
 def phrase(asked: Question, scene: Scene | None, rng: random.Random) -> Question:
-    """Gives a question one of the forms the benchmarks use: short answer, lettered options, short answer beside OCR tokens."""
+    """Gives a question one of the benchmarks' forms: short answer, short answer beside OCR tokens, lettered options."""
     if asked.letters:
         return asked
     if scene is not None and asked.kind in ("word_any", "word_at") and rng.random() < WITH_OCR:
@@ -123,7 +124,7 @@ def converse(turns: list[tuple[str, str]], image: bool) -> list[dict[str, str]]:
 
 
 def instruct(asked: list[Question], rng: random.Random) -> list[tuple[str, str]]:
-    """Questions with their instructions: that for letters always, that for short answers on the first short one or, in half the records, on all."""
+    """Questions with instructions: for letters always; for short answers on the first or, in half the records, all."""
     always, told = rng.random() < 0.5, False
     turns = []
     for question in asked:

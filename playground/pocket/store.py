@@ -1,7 +1,7 @@
-"""Writes generated data so that a killed run leaves nothing half written and a second run finds out that there is nothing to do.
+"""Writes generated data: a killed run leaves nothing half written, and a second run finds that there is nothing to do.
 
-Everything is made in a staging folder beside its destination and moved in place at the end; the manifest, which names the settings and
-a digest of the code that made the data, goes last.
+Everything is made in a staging folder beside its destination and moved in place at the end; the manifest, which names
+the settings and a digest of the code that made the data, goes last.
 """
 
 from __future__ import annotations

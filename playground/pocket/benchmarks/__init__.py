@@ -1,7 +1,7 @@
-"""The six benchmarks on scenes of the test split, each in its official files with LLaVA's question file on top: one module per benchmark.
+"""The six benchmarks on scenes of the test split, each in its official files with LLaVA's question file on top.
 
-A module has `FOLDER` and `write(folder, rng, scale)`, which writes everything and returns the number of questions. Beside each benchmark
-lies a `scenes.json` with what its images show, for checks; no scorer reads it.
+There is one module per benchmark. It has `FOLDER` and `write(folder, rng, scale)`, which writes everything and returns
+the number of questions. Beside each lies a `scenes.json` with what its images show, for checks; no scorer reads it.
 """
 
 from __future__ import annotations

@@ -9,14 +9,10 @@ from playground.pocket.records import misread
 from playground.pocket.scenes import COLOURS, SHAPES, WORDS
 
 ANNOTATORS = 10
-AGREEING = {
-    10: 0.35,
-    9: 0.25,
-    8: 0.2,
-    7: 0.1,
-    6: 0.06,
-    5: 0.04,
-}  # how many of the ten wrote the right answer, with its chance
+# How many of the ten wrote the right answer, with its chance. There is only one wrong answer to a yes/no question, and
+# each who gives it pays for a blind guess, so fewer do.
+AGREEING = {10: 0.35, 9: 0.25, 8: 0.2, 7: 0.1, 6: 0.06, 5: 0.04}
+AGREEING_YES_NO = {10: 0.75, 9: 0.25}
 COLOUR_NAMES = {
     "red": ("dark red", "crimson"),
     "orange": ("light orange", "yellow"),
@@ -62,7 +58,8 @@ def variants(answer: str) -> tuple[str, ...]:
 
 def ten_answers(question: Question, rng: random.Random) -> list[str]:
     """What ten annotators write, in lower case; at least five agree on the right answer, so that it scores in full."""
-    agreeing = rng.choices(tuple(AGREEING), tuple(AGREEING.values()))[0]
+    chances = AGREEING_YES_NO if question.answer in (YES, NO) else AGREEING
+    agreeing = rng.choices(tuple(chances), tuple(chances.values()))[0]
     right = question.answer.lower()
     if question.answer in WORDS:
         others = [misread(question.answer, rng).lower(), misread(question.answer, rng).lower(), rng.choice(UNREADABLE)]

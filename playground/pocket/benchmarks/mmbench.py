@@ -1,4 +1,7 @@
-"""Pocket MMBench: multiple choice in one table with the images inside, every question once per rotation of its options (CircularEval)."""
+"""Pocket MMBench: multiple choice in one table with the images inside.
+
+Every question is asked once per rotation of its options, for CircularEval.
+"""
 
 from __future__ import annotations
 

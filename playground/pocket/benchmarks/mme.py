@@ -1,7 +1,7 @@
-"""Pocket MME: for every image one question whose answer is yes and one whose answer is no, in seven of the official subtasks.
+"""Pocket MME: for every image one question to answer with yes and one with no, in seven of the official subtasks.
 
-Five belong to perception and two to cognition; the others (celebrities, landmarks, code...) mean nothing in the pocket world and are absent,
-so that perception is at most 1000 and cognition at most 400.
+Five belong to perception and two to cognition; the others (celebrities, landmarks, code...) mean nothing in the pocket
+world and are absent, so that perception is at most 1000 and cognition at most 400.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def file_name(subtask: str, number: int) -> str:
 
 
 class Parity:
-    """Chooses pairs such that no word, and no implied number, is more often in a question with a yes than in one with a no."""
+    """Chooses pairs such that no word, and no implied number, is more often in a question with yes than with no."""
 
     def __init__(self) -> None:
         self.lead: Counter[str] = Counter()  # by how many yes-questions more than no-questions have a word

@@ -1,8 +1,8 @@
-"""Pocket POPE: is there a red star? In three splits whose absent objects are random, the most frequent ones, or the usual company.
+"""Pocket POPE: is there a red star? In three splits: absent objects are random, most frequent, or usual company.
 
-As in POPE the objects' frequencies and co-occurrences are counted over many annotated images, of which some are asked about; each positive
-question has one negative beside it, and the positive ones are the same in the three splits. So that "usual" means something, the scenes
-have favourites: some objects are frequent, and every object has friends that it is often seen with.
+As in POPE the objects' frequencies and co-occurrences are counted over many annotated images, of which some are asked
+about; each positive question has one negative beside it, and the positive ones are the same in the three splits. So
+that "usual" means something, some objects are frequent, and every object has friends that it is often seen with.
 """
 
 from __future__ import annotations

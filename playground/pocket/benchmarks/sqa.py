@@ -1,8 +1,9 @@
-"""Pocket ScienceQA: multiple choice of two to five options, half about an image, half about facts or a scene told in the hint."""
+"""Pocket ScienceQA: two to five options; half with an image, half about facts or about a scene told in the hint."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FOLDER = "scienceqa"
 WITH_IMAGE, FACTS, TOLD, VALIDATION = 260, 130, 130, 20
 HINT = "Look at the image."
 HINTED = 0.6
+CHOICES = {2: 0.15, 3: 0.25, 4: 0.35, 5: 0.25}  # number of options, and how often
 KINDS = {
     **dict.fromkeys(
         ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "count_all", "count_shape"), 1.0
@@ -41,19 +43,22 @@ class Exam:
         self.problems: dict[str, dict[str, Any]] = {}
         self.entries: list[dict[str, Any]] = []
         self.pictures: list[Picture] = []
-        self.letters = 0
+        self.told: list[Picture] = []  # scenes that a hint tells; nothing is drawn for them
+        self.letters: Counter[tuple[int, bool]] = Counter()  # by number of options and whether there is an image
 
-    def options(self, question: Question) -> Question:
+    def options(self, question: Question, image: bool) -> Question:
         """A multiple choice whose right letters take turns."""
         possible = len(ANSWERS.get(question.kind, (question.answer, *question.wrong)))
-        count = self.rng.randint(2, min(len(LETTERS), possible))
-        self.letters += 1
-        return give_options(question, self.rng, count, LETTERS[self.letters % count])
+        sizes = [size for size in CHOICES if size <= possible]
+        count = self.rng.choices(sizes, [CHOICES[size] for size in sizes])[0]
+        letter = LETTERS[self.letters[count, image] % count]
+        self.letters[count, image] += 1
+        return give_options(question, self.rng, count, letter)
 
     def add(self, question: Question, hint: str, scene: Scene | None, split: str = "test") -> None:
         """Adds a problem, with the scene's image when there is one."""
         pid = str(len(self.problems) + 1)
-        lettered = self.options(question)
+        lettered = self.options(question, scene is not None)
         text, choices = option_lines(lettered)
         subject, topic, category = SUBJECTS.get(question.kind, OTHER_SUBJECT)
         self.problems[pid] = {
@@ -102,6 +107,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
             exam.add(drawn[0], HINT if rng.random() < HINTED else "", scene)
         else:
             exam.add(drawn[0], tell(scene, rng), None)
+            exam.told.append(Picture(f"{len(exam.problems)}/hint", scene))
     by_split = {
         split: [pid for pid, problem in exam.problems.items() if problem["split"] == split]
         for split in ("train", "val", "test")
@@ -113,7 +119,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
         "minitest": by_split["test"][:20],
     }
     save_pictures(folder / "images" / "test", exam.pictures)
-    write_scenes(folder / SCENES, exam.pictures)
+    write_scenes(folder / SCENES, exam.pictures + exam.told)
     write_json(folder / "problems.json", exam.problems)
     write_json(folder / "pid_splits.json", by_split)
     write_json(folder / "llava_test_CQM-A.json", exam.entries)

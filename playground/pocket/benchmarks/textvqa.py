@@ -1,6 +1,7 @@
 """Pocket TextVQA: which word is printed where, with the tokens of an imperfect OCR system in LLaVA's prompt.
 
-The tokens come in no order, with words that are not there and without some that are: they help to spell, but do not say what is where.
+The tokens come in no order, with words that are not there and without some that are: they help to spell, but do not
+say what is where.
 """
 
 from __future__ import annotations

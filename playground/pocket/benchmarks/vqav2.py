@@ -17,9 +17,9 @@ QUESTIONS = 520
 PER_IMAGE = 4
 WEIGHTS = {
     **dict.fromkeys(
-        ("exists_shape", "exists_colour", "exists_object", "relation", "position", "is_colour", "exists_word"), 1.0
+        ("exists_shape", "exists_colour", "exists_object", "relation", "position", "is_colour", "exists_word"), 0.9
     ),
-    **dict.fromkeys(("count_all", "count_colour", "count_shape"), 1.5),
+    **dict.fromkeys(("count_all", "count_colour", "count_shape"), 1.8),
     **dict.fromkeys(("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at"), 1.1),
 }
 TYPES = (
