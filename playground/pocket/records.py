@@ -11,7 +11,7 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,6 @@ CAPTIONED = 0.15
 LETTERED = 0.3
 WITH_OCR = 0.4  # of the questions about words
 KIND_WEIGHTS = {kind: 0.8 if kind in YES_OR_NO else 1.0 for kind in ASKS}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the records."""
-
-    stage1: int = 6000
-    stage2: int = 12000
-    seed: int = 0
 
 
 def draw_scene(split: str, rng: random.Random, seen: set[str] | None = None) -> Scene:
@@ -172,46 +163,51 @@ def fact_question(rng: random.Random) -> Question:
     return give_options(asked, rng, rng.randint(2, 5)) if asked.kind == "fact_member" else asked
 
 
-def stage1(settings: Settings) -> Iterator[tuple[Record, Picture]]:
+def caption_records(n: int, seed: int) -> Iterator[tuple[Record, Picture]]:
     """The records of stage 1 with their pictures."""
-    rng = random.Random(f"stage1/{settings.seed}")
-    for index in range(settings.stage1):
+    rng = random.Random(f"stage1/{seed}")
+    for index in range(n):
         yield caption_record(index, draw_scene("train", rng), rng)
 
 
-def stage2(settings: Settings) -> Iterator[tuple[Record, Picture | None]]:
+def instruction_records(n: int, seed: int) -> Iterator[tuple[Record, Picture | None]]:
     """The records of stage 2 with their pictures; those without image are spread evenly at random."""
-    rng = random.Random(f"stage2/{settings.seed}")
+    rng = random.Random(f"stage2/{seed}")
     fair, fair_in_words = Balance(KIND_WEIGHTS, slack=2.0), Balance(KIND_WEIGHTS, slack=2.0)
-    for index in range(settings.stage2):
+    for index in range(n):
         if rng.random() < TEXT_ONLY:
             yield text_record(index, rng, fair_in_words), None
         else:
             yield image_record(index, draw_scene("train", rng), rng, fair)
 
 
-def build(out: Path, settings: Settings | None = None, *, workers: int = 2, force: bool = False) -> dict[str, Any]:
+def build(
+    out: Path, *, stage1: int = 6000, stage2: int = 12000, seed: int = 0, workers: int = 2, force: bool = False
+) -> dict[str, Any]:
     """Writes stage1.json, stage2.json, images/ and scenes.json to a folder; does nothing where they are up to date.
 
     Args:
         out: the folder.
-        settings: sizes and seed.
+        stage1, stage2: number of records.
+        seed: of everything.
         workers: processes that draw the images.
         force: write anew in any case.
 
     Returns:
         What is in the manifest: settings and counts.
     """
-    settings = settings or Settings()
     code = store.digest(scenes, questions, language, balance, store, sys.modules[__name__])
-    manifest: dict[str, Any] = {"settings": {**vars(settings), "code": code}}
+    manifest: dict[str, Any] = {"settings": {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code}}
     if not force and store.is_current(out, manifest["settings"]):
         logger.info("the records in %s are up to date", out)
         return manifest
     with store.staged(out) as staging:
         pictures: list[Picture] = []
         counts = {}
-        for name, made in ((STAGE1, list(stage1(settings))), (STAGE2, list(stage2(settings)))):
+        for name, made in (
+            (STAGE1, list(caption_records(stage1, seed))),
+            (STAGE2, list(instruction_records(stage2, seed))),
+        ):
             store.write_json(staging / name, [record for record, _ in made])
             pictures += [picture for _, picture in made if picture is not None]
             counts[name] = len(made)

@@ -297,14 +297,12 @@ def test_ten_answers_agree_on_the_right_one() -> None:
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    small = benchmarks.Settings(scale=0.1)
     for name in ("a", "b"):
-        benchmarks.build(tmp_path / name, small)
+        benchmarks.build(tmp_path / name, scale=0.1)
     paths = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert len(paths) > 100
     for path in paths:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
-    other = benchmarks.Settings(seed=1, scale=0.1)
-    benchmarks.build(tmp_path / "b", other)
+    benchmarks.build(tmp_path / "b", seed=1, scale=0.1)
     question_file = Path("eval/vqav2/v2_OpenEnded_questions.json")
     assert (tmp_path / "a" / question_file).read_bytes() != (tmp_path / "b" / question_file).read_bytes()

@@ -16,17 +16,17 @@ from playground.pocket import records, store
 from playground.pocket.balance import ANSWERS, ASKS, YES_OR_NO, Balance, give_options, hint_of, option_lines
 from playground.pocket.language import CAPTION_PROMPTS
 from playground.pocket.questions import LETTER_ANSWER, SHORT_ANSWER, Question, ask
-from playground.pocket.records import Settings, build, draw_scene
+from playground.pocket.records import build, draw_scene
 from playground.pocket.scenes import render, split_of
 from tests.pocket.oracle import answer, parse
 
-SMALL = Settings(stage1=30, stage2=150)
+SMALL = {"stage1": 30, "stage2": 150}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pocket")
-    build(out, SMALL, workers=1)
+    build(out, **SMALL, workers=1)
     return out
 
 
@@ -157,14 +157,14 @@ def test_options_do_not_point_to_the_middle() -> None:
 
 
 def test_building_twice_gives_the_same_bytes_and_skips(data: Path, tmp_path: Path) -> None:
-    build(tmp_path, SMALL, workers=2)
+    build(tmp_path, **SMALL, workers=2)
     for path in sorted(data.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(data)).read_bytes(), path
     before = os.stat(tmp_path / "stage2.json").st_mtime_ns
-    build(tmp_path, SMALL, workers=1)
+    build(tmp_path, **SMALL, workers=1)
     assert os.stat(tmp_path / "stage2.json").st_mtime_ns == before
-    build(tmp_path, Settings(stage1=5, stage2=5), workers=1)
+    build(tmp_path, stage1=5, stage2=5, workers=1)
     assert len(load(tmp_path, "stage2.json")) == 5 and len(list((tmp_path / "images").rglob("*.png"))) <= 10
 
 
@@ -176,6 +176,6 @@ def test_a_failed_build_leaves_the_old_data(data: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(store, "save_pictures", fail)
     with pytest.raises(OSError, match="disk full"):
-        build(data, Settings(stage1=3, stage2=3), workers=1)
-    assert (data / "stage1.json").read_bytes() == before and store.is_current(data, build(data, SMALL)["settings"])
+        build(data, stage1=3, stage2=3, workers=1)
+    assert (data / "stage1.json").read_bytes() == before and store.is_current(data, build(data, **SMALL)["settings"])
     assert not list(data.glob(".building-*"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,28 @@ BENCHMARKS = {"vqav2": vqav2, "sqa": sqa, "textvqa": textvqa, "pope": pope, "mme
 SOURCES = (scenes, questions, language, balance, records, store, humans, *BENCHMARKS.values(), sys.modules[__name__])
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the benchmarks: `scale` multiplies their sizes."""
-
-    seed: int = 0
-    scale: float = 1.0
-
-
-def build(out: Path, settings: Settings | None = None, *, force: bool = False) -> dict[str, Any]:
+def build(out: Path, *, seed: int = 0, scale: float = 1.0, force: bool = False) -> dict[str, Any]:
     """Writes all benchmarks below `out`/eval; does nothing where they are up to date.
 
     Args:
         out: the data folder, as for the records.
-        settings: seed and scale.
+        seed: of everything.
+        scale: multiplies the sizes.
         force: write anew in any case.
 
     Returns:
         What is in the manifest: settings and number of questions per benchmark.
     """
-    settings = settings or Settings()
     out = out / "eval"
-    manifest: dict[str, Any] = {"settings": {**vars(settings), "code": store.digest(*SOURCES)}}
+    manifest: dict[str, Any] = {"settings": {"seed": seed, "scale": scale, "code": store.digest(*SOURCES)}}
     if not force and store.is_current(out, manifest["settings"]):
         logger.info("the benchmarks in %s are up to date", out)
         return manifest
     with store.staged(out) as staging:
         manifest["counts"] = {}
         for name, benchmark in BENCHMARKS.items():
-            rng = random.Random(f"{name}/{settings.seed}")
-            manifest["counts"][name] = benchmark.write(staging / benchmark.FOLDER, rng, settings.scale)
+            rng = random.Random(f"{name}/{seed}")
+            manifest["counts"][name] = benchmark.write(staging / benchmark.FOLDER, rng, scale)
             logger.info("%s: %d questions", name, manifest["counts"][name])
         store.write_json(staging / store.MANIFEST, manifest)
     return manifest
