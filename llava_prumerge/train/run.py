@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -57,7 +58,7 @@ def main(tokens: list[str]) -> int:
     if finished is not None and "--dry-run" not in flags:
         print(f"{arguments.output_dir}: this run ended after {finished['steps']} steps; nothing to do")
         return 0
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other, one per step
+    quieten_libraries()
     from llava_prumerge.train.assembly import INPUT_ERRORS
 
     try:
@@ -65,6 +66,15 @@ def main(tokens: list[str]) -> int:
     except (RecipeError, *INPUT_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def quieten_libraries() -> None:
+    """Keep the console for the run: before anything heavy is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other, one per step
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one on import and warns that it found none
 
 
 def check(arguments: TrainArguments) -> dict[str, Any] | None:
@@ -128,5 +138,6 @@ def leave_process_group() -> None:
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    leave_process_group()
+    if status == 0:  # after an error the others may be waiting for this rank; torchrun ends them
+        leave_process_group()
     sys.exit(status)
