@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate.utils import DistributedType
 from transformers import PrinterCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -20,9 +19,10 @@ from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import load_adapter
 from llava_prumerge.model.loading import LoadingError
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
+from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.settings import start_process_group, training_arguments
-from llava_prumerge.train.stages import load_start, prepare_stage, save_complete, start_base
+from llava_prumerge.train.stages import load_start, prepare_stage, save_complete, start_base, weights_dtype
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
 logger = logging.getLogger(__name__)
-
-MERGED_FOLDER = "merged"
 
 # What a wrong recipe or wrong files raise; their messages are enough for the person who wrote them.
 INPUT_ERRORS = (LoadingError, ReductionError, SampleError)
@@ -86,14 +84,10 @@ def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
     return trainer
 
 
-def write_merged(trainer: LlavaTrainer) -> None:
+def write_merged(arguments: TrainArguments) -> None:
     """Write the complete model to OUTPUT_DIR/merged, from the files just saved: what is merged is what was stored."""
-    folder = Path(trainer.args.output_dir)
-    if trainer.args.should_save:
-        unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
-        dtype = "bfloat16" if trainer.arguments.deepspeed and trainer.arguments.precision == "bf16" else "float32"
-        model, processor = load_adapter(folder, dtype=dtype)
-        save_complete(model, folder / MERGED_FOLDER, None, processor)
-        logger.info("complete model: %s", folder / MERGED_FOLDER)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
+    folder = Path(str(arguments.output_dir))
+    model, processor = load_adapter(folder, dtype=weights_dtype(arguments))
+    save_complete(model, folder / MERGED_FOLDER, None, processor)
+    logger.info("complete model: %s", folder / MERGED_FOLDER)

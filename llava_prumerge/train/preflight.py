@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from llava_prumerge.train.recipe import RecipeError
 
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
+MERGED_FOLDER = "merged"
 CHECKPOINT_PREFIX = "checkpoint-"
 
 # Settings that may differ when a run is continued: they change neither the weights nor their order of updates.
@@ -121,7 +121,11 @@ def find_resume_point(arguments: TrainArguments) -> Path | None:
     return folder
 
 
-def read_finished(arguments: TrainArguments) -> dict[str, Any] | None:
-    """The record of a run that has already ended in this output folder, if any."""
-    path = Path(str(arguments.output_dir)) / FINISHED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and arguments.resume == "auto" else None
+def is_finished(arguments: TrainArguments) -> bool:
+    """Whether the run in this output folder has already ended."""
+    return arguments.resume == "auto" and (Path(str(arguments.output_dir)) / FINISHED_FILE).is_file()
+
+
+def wants_merged(arguments: TrainArguments) -> bool:
+    """Whether the run also writes a complete model; stage full does so anyway."""
+    return arguments.merge and arguments.stage != "full"

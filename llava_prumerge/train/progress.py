@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
+class NothingLeft(Exception):
+    """The checkpoint to resume from is already at the last step; Trainer would take one more."""
+
+
 class ProgressReport(TrainerCallback):
     """Writes progress from rank 0.
 
@@ -39,6 +43,8 @@ class ProgressReport(TrainerCallback):
         self.path = Path(args.output_dir) / METRICS_FILE
         if state.is_world_process_zero:
             drop_later_lines(self.path, state.global_step)
+        if state.global_step >= state.max_steps:  # weights and states are loaded by now
+            raise NothingLeft
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,6 +10,7 @@ Files merge left to right, key=value comes last. --dry-run shows what would trai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 from llava_prumerge.train.arguments import (
     RecipeError,
@@ -27,10 +27,12 @@ from llava_prumerge.train.arguments import (
 )
 from llava_prumerge.train.preflight import (
     FINISHED_FILE,
+    MERGED_FOLDER,
     check_inputs,
     check_output_dir,
     find_resume_point,
-    read_finished,
+    is_finished,
+    wants_merged,
 )
 
 logger = logging.getLogger("llava_prumerge.train")
@@ -49,20 +51,23 @@ def main(tokens: list[str]) -> int:
         if unknown:
             raise RecipeError(f"unknown option {unknown[0]}; there are {', '.join(FLAGS)}")
         arguments = load_arguments([token for token in tokens if token not in flags])
-        finished = check(arguments)
+        check(arguments)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if "--check" in flags:
         return 0
-    if finished is not None and "--dry-run" not in flags:
-        print(f"{arguments.output_dir}: this run ended after {finished['steps']} steps; nothing to do")
-        return 0
+    action = dry_run if "--dry-run" in flags else train
+    if action is train and is_finished(arguments):
+        if not wants_merged(arguments) or (Path(str(arguments.output_dir)) / MERGED_FOLDER).exists():
+            print(f"{arguments.output_dir}: this run has ended; nothing to do")
+            return 0
+        action = merge
     quieten_libraries()
     from llava_prumerge.train.assembly import INPUT_ERRORS
 
     try:
-        return dry_run(arguments) if "--dry-run" in flags else train(arguments)
+        return action(arguments)
     except (RecipeError, *INPUT_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,12 +82,11 @@ def quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one on import and warns that it found none
 
 
-def check(arguments: TrainArguments) -> dict[str, Any] | None:
-    """Everything that can be refused without torch. -> the record of a run that has already ended here"""
+def check(arguments: TrainArguments) -> None:
+    """Refuse everything that can be refused without torch."""
     check_inputs(arguments)
     check_output_dir(arguments)
     find_resume_point(arguments)
-    return read_finished(arguments)
 
 
 def dry_run(arguments: TrainArguments) -> int:
@@ -99,6 +103,7 @@ def train(arguments: TrainArguments) -> int:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from llava_prumerge.train.assembly import build_trainer, write_merged
+    from llava_prumerge.train.progress import NothingLeft
     from llava_prumerge.train.provenance import write_provenance
     from llava_prumerge.train.settings import is_main_rank, start_wandb, world_size
 
@@ -114,16 +119,28 @@ def train(arguments: TrainArguments) -> int:
     start_wandb(arguments)
     if resume is not None:
         logger.info("resuming from %s", resume)
-    result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    with contextlib.suppress(NothingLeft):
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.save_model()
-    if arguments.merge and arguments.stage != "full":
-        write_merged(trainer)
     if is_main_rank():
-        seconds = round(time.perf_counter() - started, 1)
-        record = {"steps": result.global_step, "loss": result.training_loss, "seconds": seconds}
+        if wants_merged(arguments):
+            write_merged(arguments)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        record = {"steps": trainer.state.global_step, "loss": losses[-1] if losses else None}
+        record["seconds"] = round(time.perf_counter() - started, 1)
         (Path(str(arguments.output_dir)) / FINISHED_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
         logger.info("done: %s", arguments.output_dir)
     unset_hf_deepspeed_config()  # a later run of this process must not be sharded while it is put together
+    return 0
+
+
+def merge(arguments: TrainArguments) -> int:
+    """Write the complete model of a run that has ended without one."""
+    from llava_prumerge.train.assembly import write_merged
+    from llava_prumerge.train.settings import is_main_rank
+
+    if is_main_rank():
+        write_merged(arguments)
     return 0
 
 

@@ -38,11 +38,16 @@ def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
     float32 and bf16 is a matter of autocast. Built before DeepSpeed is switched on: ZeRO-3 shards it afterwards, so
     that no part of the assembly ever meets an empty shard.
     """
-    dtype = "bfloat16" if arguments.deepspeed and arguments.precision == "bf16" else "float32"
+    base, dtype = start_base(arguments), weights_dtype(arguments)
     try:
-        return start_base(arguments).build(arguments.projector, arguments.reduction, dtype, arguments.attention)
+        return base.build(arguments.projector, arguments.reduction, dtype, arguments.attention)
     except OSError as error:  # transformers' word for folders that lack files
         raise RecipeError(" ".join(str(error).split())) from error
+
+
+def weights_dtype(arguments: TrainArguments) -> str:
+    """What weights are stored in."""
+    return "bfloat16" if arguments.deepspeed and arguments.precision == "bf16" else "float32"
 
 
 def start_base(arguments: TrainArguments) -> Base:

@@ -16,7 +16,7 @@ from llava_prumerge.train.preflight import (
     different_settings,
     find_checkpoints,
     find_resume_point,
-    read_finished,
+    is_finished,
 )
 from llava_prumerge.train.provenance import git_revision, write_provenance
 
@@ -84,7 +84,7 @@ def test_a_folder_with_other_peoples_files_is_refused(tmp_path: Path) -> None:
 def test_resume_points(tmp_path: Path) -> None:
     arguments = make_arguments(tmp_path)
     write_provenance(arguments, world_size=1, accumulation=8)
-    assert find_resume_point(arguments) is None and read_finished(arguments) is None
+    assert find_resume_point(arguments) is None and not is_finished(arguments)
     for step in (5, 100, 20):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir()
         (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")

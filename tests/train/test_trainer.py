@@ -52,8 +52,22 @@ def test_resume_equals_the_straight_run_bitwise(world, tmp_path, stage, steps) -
 def test_a_finished_run_is_not_repeated(world, tmp_path, capsys) -> None:
     recipe = world.recipe("projector", tmp_path / "run", max_steps=1)
     assert main(recipe) == 0 and main(recipe) == 0
-    assert "this run ended after 1 steps; nothing to do" in capsys.readouterr().out
+    assert "this run has ended; nothing to do" in capsys.readouterr().out
     assert main([*recipe, "resume=none"]) == 2
+    assert not (tmp_path / "run" / "merged").exists()
+    assert main([*recipe, "merge=true"]) == 0 and (tmp_path / "run" / "merged" / "model.safetensors").exists()
+
+
+def test_a_run_killed_while_it_saved_takes_no_step_too_many(world, tmp_path) -> None:
+    run = tmp_path / "run"
+    recipe = world.recipe("lora", run, max_steps=4, save_steps=2)  # within the first epoch of six
+    assert main(recipe) == 0
+    weights, losses = weights_of(run), losses_of(run)
+    interrupt(run, 4)
+    assert main(recipe) == 0
+    assert losses_of(run) == losses and json.loads((run / "finished.json").read_text())["steps"] == 4
+    again = weights_of(run)
+    assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_accumulation_does_not_change_a_step(world, tmp_path) -> None:
