@@ -1,0 +1,140 @@
+"""Loads the image tower of any open_clip ViT as transformers' CLIPVisionModel, by exact conversion of its weights.
+
+open_clip itself is needed only to look up a named architecture; a JSON model configuration and a checkpoint need nothing but torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+# Settings of open_clip's vision tower that CLIPVisionModel has no counterpart for, with the value it is equal to.
+_PLAIN: dict[str, Any] = {
+    "timm_model_name": None,
+    "ls_init_value": None,
+    "no_ln_pre": False,
+    "attentional_pool": False,
+    "pos_embed_type": "learnable",
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "act_kwargs": None,
+}
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def vision_config(
+    vision_cfg: dict[str, Any], quick_gelu: bool = False, embed_dim: int | None = None
+) -> CLIPVisionConfig:
+    """The transformers configuration of an open_clip `vision_cfg`.
+
+    Raises:
+        ValueError: the tower has a part that CLIPVisionModel lacks.
+    """
+    for name, plain in _PLAIN.items():
+        if vision_cfg.get(name, plain) != plain:
+            raise ValueError(
+                f"open_clip's {name}={vision_cfg[name]!r} has no counterpart in CLIPVisionModel; only {plain!r} has"
+            )
+    layers, size = vision_cfg.get("layers", 12), vision_cfg.get("image_size", 224)
+    if not isinstance(layers, int) or not isinstance(size, int):
+        raise ValueError(f"only a ViT on square images can be converted, not layers={layers!r}, image_size={size!r}")
+    width = vision_cfg.get("width", 768)
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=int(width * vision_cfg.get("mlp_ratio", 4.0)),
+        projection_dim=embed_dim or width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // vision_cfg.get("head_width", 64),
+        image_size=size,
+        patch_size=vision_cfg.get("patch_size", 16),
+        hidden_act="quick_gelu" if quick_gelu else "gelu",
+        layer_norm_eps=(vision_cfg.get("norm_kwargs") or {}).get("eps", 1e-5),
+    )
+
+
+def convert_open_clip(
+    state_dict: dict[str, Tensor], vision_cfg: dict[str, Any], quick_gelu: bool = False, embed_dim: int | None = None
+) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
+    """Converts open_clip's image tower.
+
+    Args:
+        state_dict: of the whole open_clip model (names under "visual.", perhaps with DDP's "module."); the rest is ignored.
+        vision_cfg: the model configuration's block of that name.
+        quick_gelu: the model configuration's field of that name.
+        embed_dim: likewise; only noted in the configuration.
+
+    Returns:
+        the configuration, and the weights under CLIPVisionModel's names.
+    """
+    config = vision_config(vision_cfg, quick_gelu, embed_dim)
+    source = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    source = {name.removeprefix("visual."): value for name, value in source.items() if name.startswith("visual.")}
+    if not source:
+        raise ValueError(f"no weight begins with 'visual.', the first are {sorted(state_dict)[:3]}")
+    made = {
+        "embeddings.class_embedding": source["class_embedding"],
+        "embeddings.patch_embedding.weight": source["conv1.weight"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+    }
+    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+        made |= {f"{ours}.{part}": source[f"{theirs}.{part}"] for part in ("weight", "bias")}
+    for layer in range(config.num_hidden_layers):
+        theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        for part in ("weight", "bias"):
+            made |= {f"{ours}.{b}.{part}": source[f"{theirs}.{a}.{part}"] for a, b in _BLOCK.items()}
+            fused = source[f"{theirs}.attn.in_proj_{part}"].chunk(3)
+            made |= {f"{ours}.self_attn.{name}_proj.{part}": piece for name, piece in zip("qkv", fused, strict=True)}
+    return config, {name: value.detach().clone().contiguous() for name, value in made.items()}
+
+
+def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVisionModel:
+    """A CLIPVisionModel with converted weights; a missing or unexpected name is an error."""
+    tower = CLIPVisionModel(config)
+    nested = any(name.startswith("vision_model.") for name in tower.state_dict())
+    tower.load_state_dict({f"vision_model.{name}" if nested else name: value for name, value in weights.items()})
+    return tower.eval()
+
+
+def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
+    """Loads an open_clip checkpoint's image tower.
+
+    Args:
+        model: an open_clip architecture ("ViT-L-14-336"; needs open_clip), or the path of a JSON model configuration.
+        checkpoint: .safetensors, or .pt as open_clip saves it (read with weights_only).
+    """
+    if str(model).endswith(".json"):
+        settings = json.loads(Path(model).read_text())
+    else:
+        import open_clip
+
+        settings = open_clip.get_model_config(str(model))
+        if settings is None:
+            raise ValueError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
+    if str(checkpoint).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        weights = load_file(checkpoint)
+    else:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights = weights.get("state_dict", weights)
+    config, converted = convert_open_clip(
+        weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
+    )
+    return build_tower(config, converted)

@@ -1,0 +1,137 @@
+"""Makes the pocket world from seeds: `python playground/pocket/build.py data|clip|lm [key=value ...]`.
+
+data  the images, the two training sets in LLaVA's JSON format and the six benchmarks in their official formats
+clip  trains the vision tower, exports it to backbones/clip and measures its gate
+lm    trains the language model, exports it to backbones/lm and measures its gate
+
+Killed trainings resume from playground/pocket/work when the same command is given again; `fresh=true` starts over. The other
+values are fields of `ClipSettings` and `LanguageSettings`, or keywords of `records.build` for data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a shared machine
+sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
+
+T = TypeVar("T")
+logger = logging.getLogger("pocket.build")
+
+
+def parse_values(pairs: list[str]) -> dict[str, Any]:
+    """Reads key=value pairs; values are JSON where they can be, else text."""
+    made: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise SystemExit(f"{pair!r} is not of the form key=value")
+        try:
+            made[key] = json.loads(value)
+        except json.JSONDecodeError:
+            made[key] = value
+    return made
+
+
+def settings_of(kind: type[T], values: dict[str, Any]) -> T:
+    """A settings dataclass from key=value pairs; an unknown key is an error that names the known ones."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SystemExit(f"unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return kind(**values)
+
+
+def write_metrics(out: Path, values: dict[str, Any]) -> None:
+    """Writes the gate's numbers with what they were measured on."""
+    import torch
+    import transformers
+
+    command = " ".join(["python", "playground/pocket/build.py", *sys.argv[1:]])
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    (out / "metrics.json").write_text(json.dumps({"command": command, "versions": versions, **values}, indent=2) + "\n")
+    logger.info("%s", json.dumps(values))
+
+
+def build_data(out: Path, values: dict[str, Any]) -> None:
+    """Writes the training sets and the benchmarks."""
+    from playground.pocket import benchmarks, records
+
+    records.build(out, **values)
+    benchmarks.build(out, **values)
+
+
+def build_clip(work: Path, values: dict[str, Any]) -> None:
+    """Trains, exports and measures the vision tower."""
+    import torch
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from llava_prumerge.model.open_clip import build_tower, convert_open_clip
+    from playground.pocket import probe, train_clip, train_lm
+    from playground.pocket.scenes import SIZE
+
+    settings = settings_of(train_clip.ClipSettings, values)
+    tokenizer, out = train_lm.build_tokenizer(), HERE / "backbones" / "clip"
+    checkpoint = train_clip.train(settings, tokenizer, work / "clip")
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    shape = json.loads(train_clip.CONFIG.read_text())
+    config, converted = convert_open_clip(weights, shape["vision_cfg"], shape["quick_gelu"], shape["embed_dim"])
+    tower = build_tower(config, converted)
+    tower.save_pretrained(out)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    processor.save_pretrained(out)
+    shutil.copy(work / "clip" / "train_log.jsonl", out / "train_log.jsonl")
+    model = train_clip.build_model(settings.seed)
+    model.load_state_dict(weights)
+    found = train_clip.retrieval(model, settings, tokenizer, shape["text_cfg"]["context_length"], n=8)
+    gate = {**found, **probe.measure(tower)}
+    parameters = sum(p.numel() for p in tower.parameters())
+    write_metrics(out, {"gate": gate, "parameters": parameters, "settings": asdict(settings)})
+
+
+def build_lm(work: Path, values: dict[str, Any]) -> None:
+    """Trains, exports and measures the language model."""
+    from playground.pocket import train_lm
+
+    settings = settings_of(train_lm.LanguageSettings, values)
+    model, tokenizer = train_lm.train(settings, work / "lm")
+    out = HERE / "backbones" / "lm"
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    shutil.copy(work / "lm" / "train_log.jsonl", out / "train_log.jsonl")
+    gate = train_lm.gate(model, tokenizer, "test", per_kind=400)
+    parameters = sum(p.numel() for p in model.parameters())
+    rounded = {kind: round(score, 4) for kind, score in gate.items()}
+    write_metrics(out, {"gate": rounded, "worst": min(rounded.values()), "parameters": parameters, "settings": asdict(settings)})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("data", "clip", "lm"))
+    parser.add_argument("values", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    values = parse_values(arguments.values)
+    if arguments.part == "data":
+        build_data(Path(values.pop("out", HERE / "data")), values)
+        return
+    work = HERE / "work"
+    if values.pop("fresh", False):
+        shutil.rmtree(work / arguments.part, ignore_errors=True)
+    {"clip": build_clip, "lm": build_lm}[arguments.part](work, values)
+
+
+if __name__ == "__main__":
+    main()

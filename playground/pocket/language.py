@@ -1,0 +1,320 @@
+"""The text the pocket language model learns from: scenes in words, restated, asked about and talked about.
+
+A document is a list of segments with a loss weight each. Look-up ("what color is the star?") is what such a model learns last, so
+every document is dense in look-ups: the scene is told once, then restated in other orders and phrasings, asked about many times,
+or discussed in LLaVA's vicuna_v1 conversation format with its short-answer and option-letter instructions.
+
+Some scenes are told in heaps: several words share one position of the sequence (the mean of their embeddings), an item fills several
+positions, and some of its words are missing from some of them. It is still text, but it is laid out as patches of an image are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from playground.pocket.questions import KINDS, LETTERS, NO, YES, Question, article, ask, fact, ocr_line, with_options
+from playground.pocket.scenes import (
+    COLOURS,
+    GRID,
+    SHAPES,
+    WORDS,
+    Object,
+    Scene,
+    Word,
+    caption,
+    describe,
+    place_name,
+    scenes,
+)
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+CAPTION_PROMPTS = (
+    "Describe the image concisely.",
+    "Provide a brief description of the given image.",
+    "Offer a succinct explanation of the picture presented.",
+    "Summarize the visual content of the image.",
+    "Give a short and clear explanation of the subsequent image.",
+    "Share a concise interpretation of the image provided.",
+    "Present a compact description of the photo's key features.",
+    "Relay a brief, clear account of the picture shown.",
+    "Render a clear and concise summary of the photo.",
+    "Write a terse but informative summary of the picture.",
+    "Create a compact narrative representing the image presented.",
+)
+HINTS = ("Context: N/A", "Context: Look at the image.", "Look at the image.")
+DRILL_WORDS = (*SHAPES, *COLOURS, *WORDS, "left", "right", "top", "bottom", "center", "1", "2", "3", "4")
+LOOKUPS = ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "word_any", "word_at")
+QUIET = 0.05  # weight of text that cannot be foreseen: it only teaches the language
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of text and the weight of its tokens in the loss."""
+
+    text: str
+    weight: float
+    heaps: tuple[str, ...] = ()  # told in heaps, after `text`: each string's words share one position
+
+
+def tell(scene: Scene, rng: random.Random) -> str:
+    """Puts a scene into words in one of many formats: sentences, keys before values, values before keys, a raster."""
+    items: list[Object | Word] = [*scene.objects, *scene.words]
+    form = rng.randrange(7)
+    if form < 2:
+        return caption(scene, rng)
+    if form == 2:
+        rng.shuffle(items)
+        return " ".join(f"{item.place}: {_bare(item)}." for item in items)
+    if form == 3:
+        rng.shuffle(items)
+        return " ".join(f"{_bare(item)}: {item.place}." for item in items)
+    if form == 4:
+        cells = [(row, col) for row in range(GRID) for col in range(GRID)]
+        return " ".join(f"{place_name(*cell)}: {_bare(scene.at(*cell))}." for cell in cells)
+    if form == 5:
+        lines = [statement for item in items for statement in _full_statements(item, rng)]
+        rng.shuffle(lines)
+        return " ".join(lines)
+    rng.shuffle(items)
+    turned = rng.random() < 0.5
+    return ", ".join(f"{item.place} {_bare(item)}" if turned else f"{_bare(item)} {item.place}" for item in items) + "."
+
+
+def heap(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    """Tells a scene in heaps of words, in raster or in any order, with any number of empty places.
+
+    Every item has one heap with all of its words; its other heaps lack some.
+    """
+    most = rng.choice((1, 2, 4, 8))
+    made: list[tuple[int, int, str]] = []
+    for item in (*scene.objects, *scene.words):
+        parts = ["word", item.text] if isinstance(item, Word) else [item.colour, item.shape]
+        whole = rng.randrange(repeats := rng.randint(1, most))
+        for index in range(repeats):
+            lost = rng.random() if index != whole else 1.0
+            kept = parts[:1] if lost < 0.25 else parts[1:] if lost < 0.35 else parts
+            made.append((item.row, item.col, " ".join((*kept, item.place))))
+    free = [(row, col) for row in range(GRID) for col in range(GRID) if scene.at(row, col) is None]
+    for row, col in rng.choices(free, k=rng.choice((0, 4, 8, 16))):
+        made.append((row, col, f"empty {place_name(row, col)}"))
+    rng.shuffle(made)
+    if rng.random() < 0.5:
+        made.sort(key=lambda entry: entry[:2])
+    return tuple(text for *_, text in made)
+
+
+def tell_segment(scene: Scene, rng: random.Random, heaped: float) -> Segment:
+    """A scene told in heaps with chance `heaped`, else in words."""
+    if rng.random() < heaped:
+        return Segment("", 0.0, heap(scene, rng))
+    return Segment(tell(scene, rng), QUIET)
+
+
+def _bare(item: Object | Word | None) -> str:
+    """The item in as few words as name it."""
+    if item is None:
+        return "empty"
+    return f"word {item.text}" if isinstance(item, Word) else item.name
+
+
+def _full_statements(item: Object | Word, rng: random.Random) -> list[str]:
+    """One or two sentences that together tell everything about an item."""
+    if isinstance(item, Word):
+        return [f"the word {item.text} is at the {item.place}."]
+    return rng.choice(
+        (
+            [f"the {item.name} is at the {item.place}."],
+            [f"the object at the {item.place} is {describe(item)}."],
+            [f"the object at the {item.place} is {item.colour}.", f"the shape at the {item.place} is {article(item.shape)}."],
+        )
+    )
+
+
+def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[str]:
+    """Yields n true sentences about a scene, each of which ends in something that can be looked up."""
+    shapes = [item.shape for item in scene.objects]
+    colours = [item.colour for item in scene.objects]
+    for _ in range(n):
+        if scene.words and rng.random() < 0.25:
+            word = rng.choice(scene.words)
+            yield rng.choice((f"the word {word.text} is at the {word.place}.", f"at the {word.place} is the word {word.text}."))
+            continue
+        item = rng.choice(scene.objects)
+        ways = [
+            f"at the {item.place} is {describe(item)}.",
+            f"the object at the {item.place} is {item.colour}.",
+            f"the shape at the {item.place} is {article(item.shape)}.",
+        ]
+        if shapes.count(item.shape) == 1:
+            ways += [f"the {item.shape} is {item.colour}.", f"the {item.shape} is at the {item.place}."]
+        if colours.count(item.colour) == 1:
+            ways += [f"the {item.colour} shape is {article(item.shape)}.", f"the {item.colour} shape is at the {item.place}."]
+        yield rng.choice(ways)
+
+
+def question(scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = tuple(KINDS), lettered: float = 0.2) -> Question:
+    """Asks about a scene in one of the benchmarks' forms: short answer, lettered options, with OCR tokens; or a plain fact."""
+    if scene is None:
+        asked = fact(rng)
+        options = asked.kind == "fact_member" or rng.random() < 0.4
+    else:
+        asked = None
+        while asked is None:
+            asked = ask(rng.choice(kinds), scene, rng)
+        options = rng.random() < lettered
+    if options:
+        most = min(len(LETTERS), len(asked.wrong) + 1)
+        hint = rng.choice(HINTS) if rng.random() < 0.3 else ""
+        return with_options(asked, rng, rng.randint(2, most), hint)
+    if asked.kind.startswith("word") and rng.random() < 0.3:
+        tokens = [word.text for word in scene.words]
+        if rng.random() < 0.3:
+            tokens[rng.randrange(len(tokens))] = rng.choice(WORDS)  # an OCR system errs now and then
+        return Question(asked.kind, asked.text + ocr_line(tokens), asked.answer, asked.wrong)
+    return asked
+
+
+def questionnaire(scene: Scene, rng: random.Random, n: int, told: Segment, lookups: bool = False) -> list[Segment]:
+    """The scene, then n questions and answers with no conversation around them, mixed with restatements."""
+    made = [told]
+    for _ in range(n):
+        if rng.random() < 0.4:
+            made += [Segment(" " + line, 1.0) for line in restate(scene, rng, 2)]
+        else:
+            asked = question(scene, rng, LOOKUPS, 0.0) if lookups else question(scene, rng)
+            made += [Segment(f"\n{asked.text}", QUIET), Segment(f" {asked.answer}</s>", 1.0)]
+    return made
+
+
+def conversation(
+    scene: Scene | None,
+    rng: random.Random,
+    n: int,
+    told: tuple[Segment, ...] = (),
+    system: bool = True,
+    kinds: tuple[str, ...] = tuple(KINDS),
+) -> list[Segment]:
+    """A vicuna_v1 conversation whose first message holds the scene; with no scene it asks for plain facts."""
+    made = [Segment(f"{SYSTEM} " if system else "", QUIET)]
+    suffix_each = rng.random() < 0.5
+    for turn in range(n):
+        if scene is not None and turn == 0 and rng.random() < 0.1:
+            text, answer = rng.choice(CAPTION_PROMPTS), caption(scene, rng)
+        else:
+            asked = question(scene, rng, kinds)
+            instructed = asked.letters or suffix_each or turn == 0
+            text, answer = (asked.prompt if instructed else asked.text), asked.answer
+        lead, body = "USER: ", f"{text} ASSISTANT:"
+        if turn == 0 and told:
+            made += [Segment(lead, QUIET), *told]
+            lead = "\n"
+        made += [Segment(lead + body, QUIET), Segment(f" {answer}</s>", 1.0)]
+    return made
+
+
+def drill(rng: random.Random, pairs: int, varied: bool) -> list[Segment]:
+    """Bare look-up: random words paired once, then asked for again by their keys.
+
+    Nothing but look-up can answer here, which is why it is learnt here within minutes: first on two pairs, then on more.
+
+    Args:
+        rng: source of every choice.
+        pairs: the largest number of pairs.
+        varied: several phrasings, values before keys too; otherwise one bare list, shuffled four times.
+    """
+    keys = rng.sample(DRILL_WORDS, rng.randint(2, pairs))
+    told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
+    if varied:
+        form = rng.choice(("{k} {v}.", "{v} {k}.", "{k}: {v}.", "the {k} is {v}.", "a {v} {k} and", "the {v} at the {k}."))
+        asked = rng.choice(("the {k} is", "what is {k}?", "{k}:", "where is the {k}?"))
+    else:
+        form, asked = "{k} {v}.", "{k}"
+    made = [Segment(" ".join(form.format(k=key, v=value) for key, value in told), QUIET)]
+    for _ in range(2 if varied else 3):
+        for key, value in rng.sample(told, len(told)):
+            made += [Segment(" " + asked.format(k=key), 0.0), Segment(f" {value}", 1.0), Segment(".", QUIET)]
+    return made
+
+
+def judgement_drill(rng: random.Random) -> list[Segment]:
+    """Bare comparison: is this pair there, is this word there, how often, at which letter?"""
+    form = rng.randrange(4)
+    made: list[Segment] = []
+    if form == 3:
+        for _ in range(4):
+            options = rng.sample(DRILL_WORDS, rng.randint(2, 5))
+            lines = "".join(f"\n{letter}. {word}" for letter, word in zip(LETTERS, options, strict=False))
+            right = rng.randrange(len(options))
+            made += [Segment(f"\n{options[right]}?{lines}", QUIET), Segment(f" {LETTERS[right]}</s>", 1.0)]
+        return made
+    if form == 0:
+        keys = rng.sample(DRILL_WORDS, rng.randint(2, 5))
+        told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
+        shape, asked = rng.choice((("{v} {k}.", "\nIs the {k} {v}?"), ("{v} {k}.", "\nIs there a {v} {k}?"), ("{k} {v}.", "\nIs the {k} at the {v}?")))
+        made.append(Segment(" ".join(shape.format(k=key, v=value) for key, value in told), QUIET))
+        for _ in range(8):
+            key, value = rng.choice(told)
+            truth = rng.random() < 0.5
+            if not truth:
+                near = [other for _, other in told if other != value]
+                value = rng.choice(near if near and rng.random() < 0.7 else [w for w in DRILL_WORDS if w != value])
+            made += [Segment(asked.format(k=key, v=value), QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
+        return made
+    words = rng.sample(DRILL_WORDS, rng.randint(1, 5))
+    line = [word for word in words for _ in range(rng.choice((1, 1, 2, 3)) if form == 2 else 1)]
+    rng.shuffle(line)
+    made.append(Segment(" ".join(line) + ".", QUIET))
+    for _ in range(8):
+        word = rng.choice(words) if rng.random() < (0.5 if form == 1 else 0.8) else rng.choice(DRILL_WORDS)
+        if form == 1:
+            made += [Segment(f"\nIs there a {word}?", QUIET), Segment(f" {YES if word in line else NO}</s>", 1.0)]
+        else:
+            made += [Segment(f"\nHow many {word} are there?", QUIET), Segment(f" {line.count(word)}</s>", 1.0)]
+    return made
+
+
+def document(
+    rng: random.Random,
+    stream: Iterator[Scene],
+    formal: float = 0.5,
+    heaped: float = 0.0,
+    lookups: bool = False,
+    turns: tuple[int, int] = (6, 9),
+) -> list[Segment]:
+    """Draws one document.
+
+    Args:
+        rng: source of every choice but the scenes.
+        stream: the scenes.
+        formal: share of documents in conversation format.
+        heaped: share of the scenes told in heaps.
+        lookups: asks only what a look-up answers.
+        turns: smallest and largest number of questions.
+    """
+    n = rng.randint(*turns)
+    if not lookups and rng.random() < 0.12:
+        return conversation(None, rng, n + 3, system=rng.random() < 0.5)
+    if rng.random() >= formal:
+        scene = next(stream)
+        told = tell_segment(scene, rng, heaped)
+        if rng.random() < 0.1:
+            return [told, Segment(f"\n{caption(scene, rng)}", 1.0)]
+        return questionnaire(scene, rng, n, told, lookups)
+    scene = next(stream)
+    told = (tell_segment(scene, rng, heaped),)
+    if rng.random() < 0.15:  # told twice: longer contexts, and the order of what is seen must not matter
+        told = (*told, Segment(" ", QUIET), tell_segment(scene, rng, heaped))
+    return conversation(scene, rng, n, told, rng.random() < 0.6, LOOKUPS if lookups else tuple(KINDS))
+
+
+def corpus(split: str, seed: int, n: int) -> Iterator[str]:
+    """Yields n documents as plain text, e.g. to train the tokenizer on."""
+    rng = random.Random(f"corpus/{seed}")
+    stream = scenes(split, seed)
+    for _ in range(n):
+        yield "".join(segment.text for segment in document(rng, stream))
