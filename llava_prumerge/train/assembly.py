@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,5 +90,8 @@ def write_merged(arguments: TrainArguments) -> None:
     unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
     folder = Path(str(arguments.output_dir))
     model, processor = load_adapter(folder, dtype=weights_dtype(arguments))
-    save_complete(model, folder / MERGED_FOLDER, None, processor)
+    unfinished = folder / f"{MERGED_FOLDER}.unfinished"
+    save_complete(model, unfinished, None, processor)
+    shutil.rmtree(folder / MERGED_FOLDER, ignore_errors=True)
+    unfinished.rename(folder / MERGED_FOLDER)  # the name stands for a whole model, whenever the process is killed
     logger.info("complete model: %s", folder / MERGED_FOLDER)
