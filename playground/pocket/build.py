@@ -26,6 +26,8 @@ ROOT = HERE.parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a shared machine
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
+import playground.pocket  # noqa: E402, F401  before transformers: see its first lines
+
 T = TypeVar("T")
 logger = logging.getLogger("pocket.build")
 

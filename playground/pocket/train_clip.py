@@ -36,9 +36,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class ClipSettings:
     """What decides a training run of the CLIP."""
 
-    items: int = 700
+    items: int = 400
     few: int = 300
-    steps: int = 1300
+    steps: int = 1000
     batch: int = 128
     group: int = 4
     lr: float = 1.5e-3
