@@ -60,8 +60,8 @@ def train(script: str, method: str, seconds: float) -> Step:
 def evaluate(label: str, model: str, tasks: str, seconds: float, trained: str, *settings: str) -> Step:
     """One row of the tables: a model, a method, some benchmarks."""
     command = (sys.executable, "-m", "eval.run", "run", "--task", tasks, "--model", model)
-    command += ("--data", "playground/pocket/data/eval", "--out", str(RESULTS), f"label={label}", f"train={trained}", *settings)
-    return Step(f"evaluate {label}", command, seconds)
+    command += ("--data", "playground/pocket/data/eval", "--out", str(RESULTS), "model_label=pocket", f"label={label}")
+    return Step(f"evaluate {label}", (*command, f"train={trained}", "batch_size=64", *settings), seconds)
 
 
 def steps() -> list[Step]:

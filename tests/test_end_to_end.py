@@ -1,0 +1,100 @@
+"""The whole path on the committed backbones, a few steps and questions of each: data, stage 1, LoRA, benchmarks, tables.
+
+What `make reproduce` does at length, through the same commands.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from playground.pocket import reproduce
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKBONES = ROOT / "playground" / "pocket" / "backbones"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pocket world."""
+    from playground.pocket import benchmarks, records
+
+    out = tmp_path_factory.mktemp("pocket")
+    records.build(out, stage1=48, stage2=48, workers=1)
+    benchmarks.build(out, scale=0.1)
+    return out
+
+
+def train(recipe: str, method: str, output: Path, *settings: str) -> Path:
+    from llava_prumerge.train import run
+
+    common = (
+        "max_steps=2",
+        "global_batch=8",
+        "per_device_batch=4",
+        "save_steps=2",
+        "report_to=[]",
+        f"output_dir={output}",
+    )
+    tokens = [f"configs/train/pocket/{recipe}.yaml", f"configs/method/{method}.yaml", *common, *settings]
+    assert run.main(tokens) == 0
+    return output
+
+
+def test_the_thin_path_from_records_to_tables(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval import run as evaluation
+    from eval import tables
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LLAVA_PRUMERGE_CACHE", str(tmp_path / "cache"))
+    images = f"images={data / 'images'}"
+    stage1 = train("pretrain", "none", tmp_path / "stage1", f"data={data / 'stage1.json'}", images)
+    projector = f"projector={stage1 / 'mm_projector.safetensors'}"
+    stage2 = train(
+        "finetune_lora", "prumerge_plus", tmp_path / "lora", f"data={data / 'stage2.json'}", images, projector
+    )
+    logged = [json.loads(line) for line in (stage2 / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("kept_mean", 144) < 144 for row in logged), "PruMerge+ did not act in training"
+    capsys.readouterr()
+    command = ["run", "--task", "pope,mmbench,sqa", "--model", str(stage2 / "merged"), "--data", str(data / "eval")]
+    assert evaluation.main([*command, "--out", str(tmp_path / "results"), "limit=12", "batch_size=6"]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*/*.json")}
+    assert {"pope", "mmbench", "sqa"} <= set(results)
+    assert results["pope"]["kept"]["mean"] < 144, "PruMerge+ did not act in evaluation"
+    assert tables.main([str(tmp_path / "results"), "--out", str(tmp_path / "tables")]) in (0, None)
+    assert "PruMerge+" in (tmp_path / "tables" / "table1.md").read_text()
+
+
+def test_the_committed_backbones_passed_their_gates() -> None:
+    """The language model answers every kind of question about worded scenes; the vision tower's patches can be read."""
+    language = json.loads((BACKBONES / "lm" / "metrics.json").read_text())
+    vision = json.loads((BACKBONES / "clip" / "metrics.json").read_text())
+    assert language["command"].startswith("python playground/pocket/build.py lm")
+    assert vision["command"].startswith("python playground/pocket/build.py clip")
+
+
+def test_each_step_of_reproduce_names_what_exists() -> None:
+    plan = reproduce.steps()
+    assert len({step.name for step in plan}) == len(plan)
+    for step in plan:
+        for word in step.command:
+            if word.startswith("scripts/") or word.endswith(".py"):
+                assert (ROOT / word).is_file(), word
+            if word.startswith("method="):
+                assert (ROOT / "configs" / "method" / f"{word.removeprefix('method=')}.yaml").is_file(), word
+        recipe = step.environment.get("METHOD")
+        if recipe:
+            assert yaml.safe_load((ROOT / "configs" / "method" / f"{recipe}.yaml").read_text()) is not None
+
+
+def test_time_left_is_scaled_by_what_the_finished_steps_took() -> None:
+    plan = [reproduce.Step("a", (), 10), reproduce.Step("b", (), 30)]
+    assert reproduce.time_left(plan[1:], {}, plan) == 30
+    assert reproduce.time_left(plan[1:], {"a": 20.0}, plan) == 60
