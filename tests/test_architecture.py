@@ -9,17 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
 ROOTS = ("llava_prumerge", "eval", "playground/pocket", "scripts")
 SUFFIXES = (".py", ".sh", ".sbatch")
-GENERATED = ("data", "work", "backbones")
+GENERATED = ("playground/pocket/data/", "playground/pocket/work/", "playground/pocket/backbones/")
 
 
 def source_files() -> set[str]:
-    """Python and shell files of the packages, empty `__init__.py` apart."""
+    """Python and shell files of the packages, empty ones apart."""
     found = set()
     for root in ROOTS:
         for path in (ROOT / root).rglob("*"):
-            inside = path.relative_to(ROOT / root).parts
-            if path.suffix in SUFFIXES and inside[0] not in GENERATED and path.stat().st_size:
-                found.add(path.relative_to(ROOT).as_posix())
+            name = path.relative_to(ROOT).as_posix()
+            if path.suffix in SUFFIXES and not name.startswith(GENERATED) and path.stat().st_size:
+                found.add(name)
     return found
 
 

@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
+from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
-BASE_FILE, METHOD_FILE = "base.json", "method.safetensors"
+METHOD_FILE = "method.safetensors"
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 METHOD_PREFIXES = ("model.reducer.", "model.language_model.pruner.")

@@ -29,6 +29,7 @@ from llava_prumerge.model.vision_tower import has_class_token
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
 PROJECTOR_FILE = "mm_projector.safetensors"
+BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,7 +69,7 @@ def load_model(
     path = str(path)
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise LoadingError(f"{path} does not exist")
-    if (Path(path) / "adapter_config.json").exists():
+    if (Path(path) / BASE_FILE).exists():
         from llava_prumerge.model.adapters import load_adapter
 
         model, processor = load_adapter(path, reduction=reduction, dtype=parse_dtype(dtype), attn=attn)
