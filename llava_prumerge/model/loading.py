@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
@@ -24,10 +22,8 @@ from transformers import (
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.vision_tower import has_class_token
+from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
 
-IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
 PROJECTOR_FILE = "mm_projector.safetensors"
 BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
@@ -107,8 +103,7 @@ def _load_whole(
 def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
     """The processor saved beside a checkpoint, with LLaVA-1.5's padding to a square switched on."""
     tokenizer = AutoTokenizer.from_pretrained(path)
-    image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    return make_processor(tokenizer, image_processor, config)
+    return make_processor(tokenizer, load_image_processor(path), config)
 
 
 def make_processor(tokenizer: PreTrainedTokenizerBase, image_processor: Any, config: LlavaConfig) -> LlavaProcessor:
@@ -143,7 +138,7 @@ def assemble(
 
     Args:
         language_model: folder of a LlamaForCausalLM with its tokenizer.
-        vision_tower: folder of a CLIP (vision part or whole) with its image processor.
+        vision_tower: folder of a CLIP (vision part or whole) with its image processor, or of an open_clip model as on the Hub.
         projector: file of a trained projector (`mm_projector.safetensors`), or the folder that holds it; None starts it at random.
         reduction: the block for config.json.
         dtype: of all weights.
@@ -151,19 +146,12 @@ def assemble(
     """
     dtype = parse_dtype(dtype)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
+    add_special_tokens(tokenizer)
     llama = LlamaForCausalLM.from_pretrained(language_model, dtype=dtype, attn_implementation=attn)
-    tower = _load_tower(vision_tower, dtype, attn)
-    _add_special_tokens(tokenizer, llama)
-    vision = tower.config
-    config = PruMergeLlavaConfig(
-        vision_config=vision.to_dict(),
-        text_config=llama.config.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_select_strategy="default" if has_class_token(tower) else "full",
-        reduction=reduction,
-    )
-    config.text_config.pad_token_id = tokenizer.pad_token_id
+    tower = load_tower(vision_tower, dtype, attn)
+    config = assembled_config(llama.config, tower.config, tokenizer, reduction)
+    if config.text_config.vocab_size > llama.config.vocab_size:
+        llama.resize_token_embeddings(config.text_config.vocab_size)  # new rows are drawn around the mean row
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
     _adopt(model, llama, tower)
@@ -172,24 +160,7 @@ def assemble(
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    image_processor = AutoImageProcessor.from_pretrained(vision_tower, backend="pil")
-    return model, make_processor(tokenizer, image_processor, config)
-
-
-def _load_tower(path: str | Path, dtype: torch.dtype, attn: str | None) -> torch.nn.Module:
-    config = AutoConfig.from_pretrained(path)
-    vision = getattr(config, "vision_config", config)
-    return AutoModel.from_config(vision).__class__.from_pretrained(
-        path, config=vision, dtype=dtype, attn_implementation=attn
-    )
-
-
-def _add_special_tokens(tokenizer: PreTrainedTokenizerBase, llama: LlamaForCausalLM) -> None:
-    """Image and padding token, and rows for them drawn around the mean row."""
-    tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)  # words it has keep their number
-    tokenizer.pad_token = PAD_TOKEN
-    if len(tokenizer) > llama.config.vocab_size:
-        llama.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE)
+    return model, make_processor(tokenizer, load_image_processor(vision_tower), config)
 
 
 def _adopt(model: PruMergeLlavaForConditionalGeneration, llama: LlamaForCausalLM, tower: torch.nn.Module) -> None:

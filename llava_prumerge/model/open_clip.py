@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -112,6 +113,14 @@ def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVis
     return tower.eval()
 
 
+def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle as open_clip saves it (read with weights_only)."""
+    if str(checkpoint).endswith(".safetensors"):
+        return load_file(checkpoint)
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return weights.get("state_dict", weights)
+
+
 def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
     """Loads an open_clip checkpoint's image tower.
 
@@ -127,14 +136,51 @@ def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisio
         settings = open_clip.get_model_config(str(model))
         if settings is None:
             raise ValueError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
-    if str(checkpoint).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        weights = load_file(checkpoint)
-    else:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights = weights.get("state_dict", weights)
+    weights = read_weights(checkpoint)
     config, converted = convert_open_clip(
         weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
     )
     return build_tower(config, converted)
+
+
+class OpenClipFolder:
+    """A folder in open_clip's layout on the Hub: a configuration beside the weights of the whole model."""
+
+    CONFIG = "open_clip_config.json"
+    WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        settings = json.loads((self.path / self.CONFIG).read_text())
+        self.model, self.preprocess = settings["model_cfg"], settings.get("preprocess_cfg", {})
+
+    @classmethod
+    def is_one(cls, path: str | Path) -> bool:
+        """Whether the folder has that layout and no transformers one beside it."""
+        return (Path(path) / cls.CONFIG).exists() and not (Path(path) / "config.json").exists()
+
+    def config(self) -> CLIPVisionConfig:
+        """The tower's configuration."""
+        return vision_config(self.model["vision_cfg"], self.model.get("quick_gelu", False), self.model.get("embed_dim"))
+
+    def tower(self) -> CLIPVisionModel:
+        """The tower with its weights.
+
+        Raises:
+            FileNotFoundError: neither weights file is there.
+        """
+        for name in self.WEIGHTS:
+            if (self.path / name).exists():
+                return build_tower(*self._converted(read_weights(self.path / name)))
+        raise FileNotFoundError(f"{self.path} has none of {', '.join(self.WEIGHTS)}")
+
+    def _converted(self, weights: dict[str, Tensor]) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
+        quick, width = self.model.get("quick_gelu", False), self.model.get("embed_dim")
+        return convert_open_clip(weights, self.model["vision_cfg"], quick, width)
+
+    def pixels(self) -> dict[str, Any]:
+        """Settings of the image processor: open_clip's size, mean and standard deviation."""
+        side = self.config().image_size
+        statistics = {"image_mean": self.preprocess.get("mean"), "image_std": self.preprocess.get("std")}
+        sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        return sizes | {name: value for name, value in statistics.items() if value is not None}

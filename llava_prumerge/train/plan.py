@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Trainer
+from transformers import AutoConfig, AutoTokenizer, Trainer
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import IMAGE_TOKEN, PAD_TOKEN, VOCABULARY_MULTIPLE, load_processor, make_processor
+from llava_prumerge.model.loading import load_processor, make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, read_tower_config
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps, method_name
 from llava_prumerge.train.assembly import build_dataset
 from llava_prumerge.train.stages import count_parameters, format_count, parameter_groups, prepare_stage
@@ -41,22 +42,10 @@ def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, 
         reduction = stored if arguments.reduction is None else arguments.reduction
         return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(arguments.model, config)
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
-    text = AutoConfig.from_pretrained(arguments.language_model)
-    whole = AutoConfig.from_pretrained(arguments.vision_tower)
-    vision = getattr(whole, "vision_config", whole)
-    tokenizer.add_tokens([token for token in (IMAGE_TOKEN, PAD_TOKEN) if token not in tokenizer.get_vocab()], True)
-    if len(tokenizer) > text.vocab_size:
-        text.vocab_size = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    config = PruMergeLlavaConfig(
-        vision_config=vision.to_dict(),
-        text_config=text.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_select_strategy="full" if vision.model_type.startswith("siglip") else "default",
-        reduction=arguments.reduction,
-    )
-    image_processor = AutoImageProcessor.from_pretrained(arguments.vision_tower, backend="pil")
-    return config, make_processor(tokenizer, image_processor, config)
+    add_special_tokens(tokenizer)
+    text, vision = AutoConfig.from_pretrained(arguments.language_model), read_tower_config(arguments.vision_tower)
+    config = assembled_config(text, vision, tokenizer, arguments.reduction)
+    return config, make_processor(tokenizer, load_image_processor(arguments.vision_tower), config)
 
 
 def count_steps(arguments: TrainArguments, records: int) -> int:

@@ -86,3 +86,30 @@ def test_what_cannot_be_converted_is_named() -> None:
         vision_config({**VISION, "ls_init_value": 0.1})
     with pytest.raises(ValueError, match="no weight begins with 'visual.'"):
         convert_open_clip({"text.weight": torch.zeros(1)}, VISION)
+
+
+def test_a_folder_in_open_clips_layout_is_a_vision_tower(tmp_path: Path) -> None:
+    """As the Hub has them: configuration beside the weights of the whole model."""
+    from safetensors.torch import save_file
+
+    from llava_prumerge.model.parts import load_image_processor, load_tower, read_tower_config
+
+    model, config = _random_model(tmp_path, True)
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": json.loads(config.read_text()), "preprocess_cfg": pixels})
+    )
+    with pytest.raises(FileNotFoundError, match="open_clip_model.safetensors"):
+        load_tower(folder, torch.float32)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    image = torch.randn(2, 3, 32, 32)
+    tower = load_tower(folder, torch.float32, "eager")
+    ours = tower(image, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(ours[-2], _their_states(model.visual, image)[-2], atol=1e-5, rtol=1e-5)
+    assert read_tower_config(folder).image_size == 32
+    processor = load_image_processor(folder)
+    assert list(processor.image_mean) == pixels["mean"] and processor.crop_size["height"] == 32

@@ -1,0 +1,83 @@
+"""The parts a LLaVA is put together from: tokenizer, vision tower and image processor, and the configuration they make."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.open_clip import OpenClipFolder
+
+IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
+TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
+
+
+def read_tower_config(path: str | Path) -> PreTrainedConfig:
+    """The vision configuration of a tower's folder: a vision model, a whole CLIP, or open_clip's Hub layout."""
+    if OpenClipFolder.is_one(path):
+        return OpenClipFolder(path).config()
+    config = AutoConfig.from_pretrained(path)
+    return getattr(config, "vision_config", config)
+
+
+def load_tower(path: str | Path, dtype: torch.dtype, attn: str | None = None) -> PreTrainedModel:
+    """The vision tower of such a folder, in evaluation mode."""
+    if OpenClipFolder.is_one(path):
+        tower = OpenClipFolder(path).tower().to(dtype)
+        if attn is not None:
+            tower.set_attn_implementation(attn)
+        return tower
+    config = read_tower_config(path)
+    tower = MODEL_MAPPING[type(config)].from_pretrained(path, config=config, dtype=dtype, attn_implementation=attn)
+    return tower.eval()
+
+
+def load_image_processor(path: str | Path) -> Any:
+    """The image processor of such a folder, on Pillow's backend."""
+    if OpenClipFolder.is_one(path):
+        return CLIPImageProcessorPil(**OpenClipFolder(path).pixels())
+    return AutoImageProcessor.from_pretrained(path, backend="pil")
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer an image and a padding token, at the end of its vocabulary where it has none; others stay."""
+    tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)
+    tokenizer.pad_token = PAD_TOKEN
+
+
+def vocabulary_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """Embedding rows needed: those there are, or more up to a multiple of 64 where the tokenizer has outgrown them."""
+    return rows if len(tokenizer) <= rows else math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def assembled_config(
+    text: PreTrainedConfig,
+    vision: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    reduction: dict[str, Any] | None,
+) -> PruMergeLlavaConfig:
+    """The configuration of the whole; the tokenizer already has its special tokens."""
+    classless = vision.model_type in TOWERS_WITHOUT_CLASS_TOKEN
+    config = PruMergeLlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config={**text.to_dict(), "vocab_size": vocabulary_rows(tokenizer, text.vocab_size)},
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_select_strategy="full" if classless else "default",
+        reduction=reduction,
+    )
+    config.text_config.pad_token_id = tokenizer.pad_token_id
+    return config
