@@ -49,6 +49,11 @@ CAPTION_PROMPTS = (
 HINTS = ("Context: N/A", "Context: Look at the image.", "Look at the image.")
 DRILL_WORDS = (*SHAPES, *COLOURS, *WORDS, "left", "right", "top", "bottom", "center", "1", "2", "3", "4")
 LOOKUPS = ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "word_any", "word_at")
+# What is learnt last is asked more often.
+ASKED = (*KINDS, "count_all", "count_all", "count_shape", "count_colour", "relation", "relation", "arithmetic", "commonsense",
+         "position", "where_is")  # fmt: skip
+# Every one of these needs two steps or more: a look-up, then a comparison, a count or a letter.
+STEPS = ("relation", "relation", "count_shape", "count_colour", "count_all", "arithmetic", "commonsense", "position")
 QUIET = 0.05  # weight of text that cannot be foreseen: it only teaches the language
 
 
@@ -157,7 +162,7 @@ def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[str]:
         yield rng.choice(ways)
 
 
-def question(scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = tuple(KINDS), lettered: float = 0.2) -> Question:
+def question(scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = ASKED, lettered: float = 0.25) -> Question:
     """Asks about a scene in one of the benchmarks' forms: short answer, lettered options, with OCR tokens; or a plain fact."""
     if scene is None:
         asked = fact(rng)
@@ -179,14 +184,22 @@ def question(scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = t
     return asked
 
 
-def questionnaire(scene: Scene, rng: random.Random, n: int, told: Segment, lookups: bool = False) -> list[Segment]:
+def questionnaire(
+    scene: Scene,
+    rng: random.Random,
+    n: int,
+    told: Segment,
+    kinds: tuple[str, ...] = ASKED,
+    lettered: float = 0.25,
+    restated: float = 0.4,
+) -> list[Segment]:
     """The scene, then n questions and answers with no conversation around them, mixed with restatements."""
     made = [told]
     for _ in range(n):
-        if rng.random() < 0.4:
+        if rng.random() < restated:
             made += [Segment(" " + line, 1.0) for line in restate(scene, rng, 2)]
         else:
-            asked = question(scene, rng, LOOKUPS, 0.0) if lookups else question(scene, rng)
+            asked = question(scene, rng, kinds, lettered)
             made += [Segment(f"\n{asked.text}", QUIET), Segment(f" {asked.answer}</s>", 1.0)]
     return made
 
@@ -197,7 +210,7 @@ def conversation(
     n: int,
     told: tuple[Segment, ...] = (),
     system: bool = True,
-    kinds: tuple[str, ...] = tuple(KINDS),
+    kinds: tuple[str, ...] = ASKED,
 ) -> list[Segment]:
     """A vicuna_v1 conversation whose first message holds the scene; with no scene it asks for plain facts."""
     made = [Segment(f"{SYSTEM} " if system else "", QUIET)]
@@ -241,19 +254,39 @@ def drill(rng: random.Random, pairs: int, varied: bool) -> list[Segment]:
     return made
 
 
-def judgement_drill(rng: random.Random) -> list[Segment]:
-    """Bare comparison: is this pair there, is this word there, how often, at which letter?"""
-    form = rng.randrange(4)
+def _place_drill(rng: random.Random) -> list[Segment]:
+    """Is the top left above the center?"""
+    (a, b), (c, d) = rng.sample([(row, col) for row in range(GRID) for col in range(GRID)], 2)
+    phrase, truth = rng.choice((("to the left of", b < d), ("to the right of", b > d), ("above", a < c), ("below", a > c)))
+    text = f"\nIs the {place_name(a, b)} {phrase} the {place_name(c, d)}?"
+    return [Segment(text, QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
+
+
+def _sum_drill(rng: random.Random) -> list[Segment]:
+    """Is 3 plus 1 equal to 4?"""
+    a, b = rng.randint(1, 4), rng.randint(1, 3)
+    truth = rng.random() < 0.5
+    total = a + b if truth else a + b + rng.choice((-1, 1))
+    return [Segment(f"\nIs {a} plus {b} equal to {total}?", QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
+
+
+def judgement_drill(rng: random.Random, forms: tuple[int, ...] = (0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5)) -> list[Segment]:
+    """Bare comparison: is this pair there, is this word there, how often, at which letter; where places lie, small sums."""
+    form = rng.choice(forms)
     made: list[Segment] = []
+    if form == 4:
+        return [segment for _ in range(8) for segment in _place_drill(rng)]
+    if form == 5:
+        return [segment for _ in range(8) for segment in _sum_drill(rng)]
     if form == 3:
         for _ in range(4):
             options = rng.sample(DRILL_WORDS, rng.randint(2, 5))
             lines = "".join(f"\n{letter}. {word}" for letter, word in zip(LETTERS, options, strict=False))
             right = rng.randrange(len(options))
-            made += [Segment(f"\n{options[right]}?{lines}", QUIET), Segment(f" {LETTERS[right]}</s>", 1.0)]
+            made += [Segment(f"\nWhich is {options[right]}?{lines}", QUIET), Segment(f" {LETTERS[right]}</s>", 1.0)]
         return made
     if form == 0:
-        keys = rng.sample(DRILL_WORDS, rng.randint(2, 5))
+        keys = rng.sample(DRILL_WORDS, rng.randint(1, 4))
         told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
         shape, asked = rng.choice((("{v} {k}.", "\nIs the {k} {v}?"), ("{v} {k}.", "\nIs there a {v} {k}?"), ("{k} {v}.", "\nIs the {k} at the {v}?")))
         made.append(Segment(" ".join(shape.format(k=key, v=value) for key, value in told), QUIET))
@@ -283,7 +316,9 @@ def document(
     stream: Iterator[Scene],
     formal: float = 0.5,
     heaped: float = 0.0,
-    lookups: bool = False,
+    kinds: tuple[str, ...] = ASKED,
+    lettered: float = 0.25,
+    restated: float = 0.4,
     turns: tuple[int, int] = (6, 9),
 ) -> list[Segment]:
     """Draws one document.
@@ -293,23 +328,25 @@ def document(
         stream: the scenes.
         formal: share of documents in conversation format.
         heaped: share of the scenes told in heaps.
-        lookups: asks only what a look-up answers.
+        kinds: of the questions.
+        lettered: share of the questions with lettered options.
+        restated: share of restatements in documents without conversation.
         turns: smallest and largest number of questions.
     """
     n = rng.randint(*turns)
-    if not lookups and rng.random() < 0.12:
+    if kinds == ASKED and rng.random() < 0.12:
         return conversation(None, rng, n + 3, system=rng.random() < 0.5)
     if rng.random() >= formal:
         scene = next(stream)
         told = tell_segment(scene, rng, heaped)
         if rng.random() < 0.1:
             return [told, Segment(f"\n{caption(scene, rng)}", 1.0)]
-        return questionnaire(scene, rng, n, told, lookups)
+        return questionnaire(scene, rng, n, told, kinds, lettered, restated)
     scene = next(stream)
     told = (tell_segment(scene, rng, heaped),)
     if rng.random() < 0.15:  # told twice: longer contexts, and the order of what is seen must not matter
         told = (*told, Segment(" ", QUIET), tell_segment(scene, rng, heaped))
-    return conversation(scene, rng, n, told, rng.random() < 0.6, LOOKUPS if lookups else tuple(KINDS))
+    return conversation(scene, rng, n, told, rng.random() < 0.6, kinds)
 
 
 def corpus(split: str, seed: int, n: int) -> Iterator[str]:

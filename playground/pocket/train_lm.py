@@ -21,8 +21,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from playground.pocket import tokenizer as pocket_tokenizer
+from playground.pocket.encoding import collate, embed, encode
 from playground.pocket.language import (
+    ASKED,
     CAPTION_PROMPTS,
+    LOOKUPS,
+    STEPS,
     SYSTEM,
     Segment,
     corpus,
@@ -57,7 +61,10 @@ class LanguageSettings:
     bare: int = 400
     small: int = 150
     lookups: int = 600
-    judging: int = 400
+    comparing: int = 300
+    judging: int = 300
+    skills: int = 200
+    steps_apart: int = 300
     mixed: int = 400
     seed: int = 0
     bf16: bool = True
@@ -89,88 +96,8 @@ def build_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) 
     return LlamaForCausalLM(config)
 
 
-@dataclass
-class Row:
-    """An encoded document: ids, loss weights, and the further words of positions that hold a heap."""
-
-    ids: list[int]
-    weights: list[float]
-    heaps: dict[int, list[int]]
-
-
-HEAP_WORDS = 4  # colour, shape and a place of two words
-
-
-def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
-    """Encodes documents; a token has the weight of the segment its last character is in."""
-    plain = [segments for segments in documents if not any(segment.heaps for segment in segments)]
-    rows = iter(_encode_plain(plain, tokenizer))
-    return [
-        _encode_heaped(segments, tokenizer) if any(segment.heaps for segment in segments) else next(rows)
-        for segments in documents
-    ]
-
-
-def _encode_heaped(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> Row:
-    """Encodes a document with heaps: the text before, each heap as one position, the text after."""
-    row = Row([tokenizer.bos_token_id], [0.0], {})
-    pending: list[Segment] = []
-
-    def flush() -> None:
-        if pending:
-            part = _encode_plain([pending], tokenizer)[0]
-            row.ids.extend(part.ids[1:])
-            row.weights.extend(part.weights[1:])
-            pending.clear()
-
-    for segment in segments:
-        if segment.heaps:
-            flush()
-            for ids in tokenizer(list(segment.heaps), add_special_tokens=False)["input_ids"]:
-                row.heaps[len(row.ids)] = ids
-                row.ids.append(ids[0])
-                row.weights.append(0.0)
-        elif segment.text:
-            pending.append(segment)
-    flush()
-    return row
-
-
-def _encode_plain(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
-    """Encodes documents without heaps, all in one call."""
-    if not documents:
-        return []
-    texts = ["".join(segment.text for segment in segments) for segments in documents]
-    batch = tokenizer(texts, return_offsets_mapping=True)
-    made = []
-    for segments, ids, offsets in zip(documents, batch["input_ids"], batch["offset_mapping"], strict=True):
-        weights, index, end = [], 0, len(segments[0].text)
-        for _, stop in offsets:
-            while stop > end:
-                index += 1
-                end += len(segments[index].text)
-            weights.append(segments[index].weight)
-        made.append(Row(ids, weights, {}))
-    return made
-
-
-def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Right-padded ids [B, L] and weights [B, L], zero on padding; where heaps are [M] (flat) and their words [M, 4], -1 for none."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad)
-    weights = torch.zeros(len(rows), longest)
-    where, words = [], []
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        weights[i, : len(row.ids)] = torch.tensor(row.weights)
-        for position, ids_there in row.heaps.items():
-            where.append(i * longest + position)
-            words.append(ids_there + [-1] * (HEAP_WORDS - len(ids_there)))
-    return ids, weights, torch.tensor(where, dtype=torch.long), torch.tensor(words, dtype=torch.long).view(-1, HEAP_WORDS)
-
-
 def batches(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the batch of every step from `start`; 8 batches are drawn together and cut by length to waste little padding."""
+    """Yields the batch of every step from `start`; 8 are drawn together and cut by length, to waste little on padding."""
     group = 8
     for block in range(start // group, settings.steps // group + 1):
         rng = random.Random(f"lm/{settings.seed}/{block}")
@@ -195,47 +122,47 @@ class Phase:
     pairs: int = 8
     varied: bool = True
     judged: float = 0.0
+    forms: tuple[int, ...] = (0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5)
     objects: int = 4
     formal: float = 0.3
     heaped: float = 0.0
-    lookups: bool = False
+    kinds: tuple[str, ...] = ASKED
+    lettered: float = 0.25
+    restated: float = 0.4
 
 
 def phase(step: int, settings: LanguageSettings) -> Phase:
     """The curriculum: bare look-up on two pairs, on more, in other phrasings; then small scenes; then everything."""
-    ends = list(itertools.accumulate((settings.bare, settings.small, settings.lookups, settings.judging, settings.mixed)))
+    names = ("bare", "small", "lookups", "comparing", "judging", "skills", "steps_apart", "mixed")
+    lengths = (getattr(settings, name) for name in names)
+    ends = list(itertools.accumulate(lengths))
     if step < ends[0]:
         grown = max(0, 2 * step - ends[0]) * 6 // ends[0]  # two pairs for the first half, then up to eight
         return Phase(drills=1.0, pairs=2 + grown, varied=False)
     if step < ends[1]:
-        return Phase(drills=0.4, objects=2, formal=0.1, lookups=True)
+        return Phase(drills=0.4, objects=2, formal=0.1, kinds=LOOKUPS, lettered=0.0)
     if step < ends[2]:
-        return Phase(drills=0.15, formal=0.1, lookups=True)
+        return Phase(drills=0.15, formal=0.1, kinds=LOOKUPS, lettered=0.0)
     if step < ends[3]:
-        return Phase(drills=0.45, formal=0.4, judged=0.8)
+        return Phase(drills=0.8, formal=0.4, kinds=LOOKUPS, lettered=0.0, judged=0.95)
     if step < ends[4]:
-        return Phase(drills=0.1, formal=0.5, judged=0.6)
-    return Phase(drills=0.03, formal=0.65, heaped=0.3, judged=0.6)
+        return Phase(drills=0.4, formal=0.4, judged=0.9)
+    if step < ends[5]:
+        return Phase(drills=0.85, formal=0.5, judged=1.0, forms=(2, 3, 3, 3, 3, 3, 4, 4, 5))
+    if step < ends[6]:
+        return Phase(drills=0.15, formal=0.25, judged=0.9, objects=3, kinds=STEPS, lettered=0.35, restated=0.1)
+    if step < ends[7]:
+        return Phase(drills=0.2, formal=0.6, heaped=0.2, judged=0.9)
+    return Phase(drills=0.1, formal=0.7, heaped=0.35, judged=0.9)
 
 
 def draw(rng: random.Random, stream: Iterator[Scene], plan: Phase) -> list[Segment]:
     """One document of a phase."""
     if rng.random() >= plan.drills:
-        return document(rng, stream, plan.formal, plan.heaped, plan.lookups)
+        return document(rng, stream, plan.formal, plan.heaped, plan.kinds, plan.lettered, plan.restated)
     if rng.random() < plan.judged:
-        return judgement_drill(rng)
+        return judgement_drill(rng, plan.forms)
     return drill(rng, plan.pairs, plan.varied)
-
-
-def embed(model: LlamaForCausalLM, ids: Tensor, where: Tensor, words: Tensor) -> Tensor:
-    """Token embeddings [B, L, D], with the mean of its words' embeddings at each heap."""
-    table = model.get_input_embeddings()
-    embeds = table(ids)
-    if len(where) == 0:
-        return embeds
-    there = (words >= 0).unsqueeze(-1).to(embeds.dtype)  # [M, 4, 1]
-    mean = (table(words.clamp(min=0)) * there).sum(1) / there.sum(1)  # [M, D]
-    return embeds.flatten(0, 1).index_copy(0, where, mean).view_as(embeds)
 
 
 def weighted_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor, where: Tensor, words: Tensor) -> Tensor:
@@ -278,7 +205,9 @@ def _one_turn(told: Segment | None, asked: Question) -> list[Segment]:
 
 
 @torch.no_grad()
-def gate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str, per_kind: int, bf16: bool = False) -> dict[str, float]:
+def gate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str, per_kind: int, bf16: bool = False
+) -> dict[str, float]:
     """Exact-match accuracy by kind. All answer tokens being the arg max under teacher forcing is what greedy decoding gives."""
     model.eval()
     pairs = list(gate_documents(split, per_kind))
@@ -302,11 +231,11 @@ def optimisers(model: LlamaForCausalLM, settings: LanguageSettings) -> list[torc
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in inside}
     outside = [p for p in model.parameters() if id(p) not in chosen]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(outside, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)]
-    if settings.muon_lr > 0:
-        made.append(torch.optim.Muon(inside, lr=settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
-    else:
-        made.append(torch.optim.AdamW(inside, lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay))
+    decay = settings.weight_decay
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(outside, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(inside, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+    ]
     for optimiser in made:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
@@ -340,32 +269,38 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
     for step, batch in enumerate(batches(settings, tokenizer, start), start):
         if step >= settings.steps:
             break
-        for optimiser in both:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * rate(step, settings)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss = weighted_loss(model, *batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in both:
-            optimiser.step()
-            optimiser.zero_grad()
-        value = loss.item()
+        value, norm = advance(model, both, batch, rate(step, settings), settings.bf16)
         smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
-        if (step + 1) % 20 == 0:
-            spent = (time.time() - began) / (step + 1 - start)
-            logger.info(
-                "step %d/%d loss %.4f norm %.2f  %.2f s/step, %.0f min left",
-                step + 1, settings.steps, smooth, norm, spent, spent * (settings.steps - step - 1) / 60,
-            )  # fmt: skip
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+        done = step + 1
+        if done % 20 == 0:
+            spent = (time.time() - began) / (done - start)
+            left = spent * (settings.steps - done) / 60
+            counts = (done, settings.steps, smooth, norm, spent, left)
+            logger.info("step %d/%d loss %.4f norm %.2f  %.2f s/step, %.0f min left", *counts)
+        if done % settings.evaluate_every == 0 or done == settings.steps:
             scores = gate(model, tokenizer, "validation", 40, settings.bf16)
             worst = sorted(scores, key=scores.get)[:6]
             logger.info("  mean %.3f; %s", sum(scores.values()) / len(scores), {k: round(scores[k], 2) for k in worst})
             with log.open("a") as file:
-                line = {"step": step + 1, "loss": round(smooth, 4), **{k: round(v, 3) for k, v in scores.items()}}
+                line = {"step": done, "loss": round(smooth, 4), **{k: round(v, 3) for k, v in scores.items()}}
                 file.write(json.dumps(line) + "\n")
-            saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in both], "step": step + 1}
+            saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in both], "step": done}
             torch.save(saved, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return model.eval(), tokenizer
+
+
+def advance(
+    model: LlamaForCausalLM, both: list[torch.optim.Optimizer], batch: tuple[Tensor, ...], share: float, bf16: bool
+) -> tuple[float, float]:
+    """One step at a share of the peak rate; gives the loss and the gradient's norm."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = weighted_loss(model, *batch)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimiser in both:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        optimiser.step()
+        optimiser.zero_grad()
+    return loss.item(), norm.item()
