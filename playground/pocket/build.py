@@ -61,7 +61,11 @@ def write_metrics(out: Path, values: dict[str, Any]) -> None:
     import transformers
 
     command = " ".join(["python", "playground/pocket/build.py", *sys.argv[1:]])
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     (out / "metrics.json").write_text(json.dumps({"command": command, "versions": versions, **values}, indent=2) + "\n")
     logger.info("%s", json.dumps(values))
 
@@ -80,11 +84,12 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     from llava_prumerge.model.open_clip import build_tower, convert_open_clip
-    from playground.pocket import probe, train_clip, train_lm
+    from playground.pocket import probe, train_clip
+    from playground.pocket import tokenizer as pocket_tokenizer
     from playground.pocket.scenes import SIZE
 
     settings = settings_of(train_clip.ClipSettings, values)
-    tokenizer, out = train_lm.build_tokenizer(), HERE / "backbones" / "clip"
+    tokenizer, out = pocket_tokenizer.build(), HERE / "backbones" / "clip"
     checkpoint = train_clip.train(settings, tokenizer, work / "clip")
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     shape = json.loads(train_clip.CONFIG.read_text())
@@ -115,7 +120,9 @@ def build_lm(work: Path, values: dict[str, Any]) -> None:
     gate = train_lm.gate(model, tokenizer, "test", per_kind=400)
     parameters = sum(p.numel() for p in model.parameters())
     rounded = {kind: round(score, 4) for kind, score in gate.items()}
-    write_metrics(out, {"gate": rounded, "worst": min(rounded.values()), "parameters": parameters, "settings": asdict(settings)})
+    write_metrics(
+        out, {"gate": rounded, "worst": min(rounded.values()), "parameters": parameters, "settings": asdict(settings)}
+    )
 
 
 def main() -> None:

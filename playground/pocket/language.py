@@ -50,8 +50,8 @@ HINTS = ("Context: N/A", "Context: Look at the image.", "Look at the image.")
 DRILL_WORDS = (*SHAPES, *COLOURS, *WORDS, "left", "right", "top", "bottom", "center", "1", "2", "3", "4")
 LOOKUPS = ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "word_any", "word_at")
 # What is learnt last is asked more often.
-ASKED = (*KINDS, "count_all", "count_all", "count_shape", "count_colour", "relation", "relation", "arithmetic", "commonsense",
-         "position", "where_is")  # fmt: skip
+ASKED = (*KINDS, "count_all", "count_all", "count_shape", "count_shape", "count_colour", "relation", "relation", "relation", "arithmetic",
+         "arithmetic", "commonsense", "position", "where_is")  # fmt: skip
 # Every one of these needs two steps or more: a look-up, then a comparison, a count or a letter.
 STEPS = ("relation", "relation", "count_shape", "count_colour", "count_all", "arithmetic", "commonsense", "position")
 QUIET = 0.05  # weight of text that cannot be foreseen: it only teaches the language
@@ -135,7 +135,10 @@ def _full_statements(item: Object | Word, rng: random.Random) -> list[str]:
         (
             [f"the {item.name} is at the {item.place}."],
             [f"the object at the {item.place} is {describe(item)}."],
-            [f"the object at the {item.place} is {item.colour}.", f"the shape at the {item.place} is {article(item.shape)}."],
+            [
+                f"the object at the {item.place} is {item.colour}.",
+                f"the shape at the {item.place} is {article(item.shape)}.",
+            ],
         )
     )
 
@@ -147,7 +150,9 @@ def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[str]:
     for _ in range(n):
         if scene.words and rng.random() < 0.25:
             word = rng.choice(scene.words)
-            yield rng.choice((f"the word {word.text} is at the {word.place}.", f"at the {word.place} is the word {word.text}."))
+            yield rng.choice(
+                (f"the word {word.text} is at the {word.place}.", f"at the {word.place} is the word {word.text}.")
+            )
             continue
         item = rng.choice(scene.objects)
         ways = [
@@ -158,11 +163,16 @@ def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[str]:
         if shapes.count(item.shape) == 1:
             ways += [f"the {item.shape} is {item.colour}.", f"the {item.shape} is at the {item.place}."]
         if colours.count(item.colour) == 1:
-            ways += [f"the {item.colour} shape is {article(item.shape)}.", f"the {item.colour} shape is at the {item.place}."]
+            ways += [
+                f"the {item.colour} shape is {article(item.shape)}.",
+                f"the {item.colour} shape is at the {item.place}.",
+            ]
         yield rng.choice(ways)
 
 
-def question(scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = ASKED, lettered: float = 0.25) -> Question:
+def question(
+    scene: Scene | None, rng: random.Random, kinds: tuple[str, ...] = ASKED, lettered: float = 0.25
+) -> Question:
     """Asks about a scene in one of the benchmarks' forms: short answer, lettered options, with OCR tokens; or a plain fact."""
     if scene is None:
         asked = fact(rng)
@@ -211,6 +221,7 @@ def conversation(
     told: tuple[Segment, ...] = (),
     system: bool = True,
     kinds: tuple[str, ...] = ASKED,
+    lettered: float = 0.25,
 ) -> list[Segment]:
     """A vicuna_v1 conversation whose first message holds the scene; with no scene it asks for plain facts."""
     made = [Segment(f"{SYSTEM} " if system else "", QUIET)]
@@ -219,7 +230,7 @@ def conversation(
         if scene is not None and turn == 0 and rng.random() < 0.1:
             text, answer = rng.choice(CAPTION_PROMPTS), caption(scene, rng)
         else:
-            asked = question(scene, rng, kinds)
+            asked = question(scene, rng, kinds, lettered)
             instructed = asked.letters or suffix_each or turn == 0
             text, answer = (asked.prompt if instructed else asked.text), asked.answer
         lead, body = "USER: ", f"{text} ASSISTANT:"
@@ -243,7 +254,9 @@ def drill(rng: random.Random, pairs: int, varied: bool) -> list[Segment]:
     keys = rng.sample(DRILL_WORDS, rng.randint(2, pairs))
     told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
     if varied:
-        form = rng.choice(("{k} {v}.", "{v} {k}.", "{k}: {v}.", "the {k} is {v}.", "a {v} {k} and", "the {v} at the {k}."))
+        form = rng.choice(
+            ("{k} {v}.", "{v} {k}.", "{k}: {v}.", "the {k} is {v}.", "a {v} {k} and", "the {v} at the {k}.")
+        )
         asked = rng.choice(("the {k} is", "what is {k}?", "{k}:", "where is the {k}?"))
     else:
         form, asked = "{k} {v}.", "{k}"
@@ -257,7 +270,9 @@ def drill(rng: random.Random, pairs: int, varied: bool) -> list[Segment]:
 def _place_drill(rng: random.Random) -> list[Segment]:
     """Is the top left above the center?"""
     (a, b), (c, d) = rng.sample([(row, col) for row in range(GRID) for col in range(GRID)], 2)
-    phrase, truth = rng.choice((("to the left of", b < d), ("to the right of", b > d), ("above", a < c), ("below", a > c)))
+    phrase, truth = rng.choice(
+        (("to the left of", b < d), ("to the right of", b > d), ("above", a < c), ("below", a > c))
+    )
     text = f"\nIs the {place_name(a, b)} {phrase} the {place_name(c, d)}?"
     return [Segment(text, QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
 
@@ -288,7 +303,13 @@ def judgement_drill(rng: random.Random, forms: tuple[int, ...] = (0, 0, 1, 2, 2,
     if form == 0:
         keys = rng.sample(DRILL_WORDS, rng.randint(1, 4))
         told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
-        shape, asked = rng.choice((("{v} {k}.", "\nIs the {k} {v}?"), ("{v} {k}.", "\nIs there a {v} {k}?"), ("{k} {v}.", "\nIs the {k} at the {v}?")))
+        shape, asked = rng.choice(
+            (
+                ("{v} {k}.", "\nIs the {k} {v}?"),
+                ("{v} {k}.", "\nIs there a {v} {k}?"),
+                ("{k} {v}.", "\nIs the {k} at the {v}?"),
+            )
+        )
         made.append(Segment(" ".join(shape.format(k=key, v=value) for key, value in told), QUIET))
         for _ in range(8):
             key, value = rng.choice(told)
@@ -339,14 +360,17 @@ def document(
     if rng.random() >= formal:
         scene = next(stream)
         told = tell_segment(scene, rng, heaped)
-        if rng.random() < 0.1:
-            return [told, Segment(f"\n{caption(scene, rng)}", 1.0)]
+        if (
+            rng.random() < 0.25
+        ):  # described again, at once or on a new line, as captions follow images in LLaVA's plain template
+            said = caption(scene, rng) if rng.random() < 0.5 else tell(scene, rng)
+            return [told, Segment(rng.choice(("", "", "\n", " ")), QUIET), Segment(said, 1.0)]
         return questionnaire(scene, rng, n, told, kinds, lettered, restated)
     scene = next(stream)
     told = (tell_segment(scene, rng, heaped),)
     if rng.random() < 0.15:  # told twice: longer contexts, and the order of what is seen must not matter
         told = (*told, Segment(" ", QUIET), tell_segment(scene, rng, heaped))
-    return conversation(scene, rng, n, told, rng.random() < 0.6, kinds)
+    return conversation(scene, rng, n, told, rng.random() < 0.6, kinds, lettered)
 
 
 def corpus(split: str, seed: int, n: int) -> Iterator[str]:

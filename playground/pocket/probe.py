@@ -95,7 +95,9 @@ def measure(tower: CLIPVisionModel, n_train: int = 1500, n_test: int = 400, laye
     made: dict[str, float] = {}
     for what, classes in (("shape", len(SHAPES)), ("colour", len(COLOURS)), ("place", GRID**2), ("word", len(WORDS))):
         for form, middle in (("cell", False), ("middle", True)):
-            pair = [labelled(shown, pooled_cells(x, middle), what) for shown, x in zip(sets, (train, test), strict=True)]
+            pair = [
+                labelled(shown, pooled_cells(x, middle), what) for shown, x in zip(sets, (train, test), strict=True)
+            ]
             made[f"{what}_{form}"] = round(linear_probe(*pair, classes), 4)
     count = outliers(row).float()
     made |= {"outliers_mean": round(count.mean().item(), 2), "outliers_min": count.min().item()}

@@ -352,7 +352,9 @@ def fact(rng: random.Random) -> Question:
     if form == "kind":
         word = rng.choice(WORDS)
         text = f"What kind of thing is {word}?"
-        return Question("fact_kind", text, KIND_OF_WORD[word], _tempting(KIND_OF_WORD[word], [], tuple(WORDS_BY_KIND), rng))
+        return Question(
+            "fact_kind", text, KIND_OF_WORD[word], _tempting(KIND_OF_WORD[word], [], tuple(WORDS_BY_KIND), rng)
+        )
     if form == "member":
         kind = rng.choice(tuple(WORDS_BY_KIND))
         answer = rng.choice(WORDS_BY_KIND[kind])

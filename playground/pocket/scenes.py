@@ -282,7 +282,9 @@ def _draw_word(draw: ImageDraw.ImageDraw, item: Word, rng: random.Random, scale:
             for x, dot in enumerate(dots):
                 if dot == "1":
                     x0, y0 = left + index * step + x * DOT_WIDTH, top + y * DOT_HEIGHT
-                    draw.rectangle((x0 * scale, y0 * scale, (x0 + DOT_WIDTH) * scale - 1, (y0 + DOT_HEIGHT) * scale - 1), ink)
+                    draw.rectangle(
+                        (x0 * scale, y0 * scale, (x0 + DOT_WIDTH) * scale - 1, (y0 + DOT_HEIGHT) * scale - 1), ink
+                    )
 
 
 def render(scene: Scene, seed: int) -> Image.Image:

@@ -1,14 +1,13 @@
 """Builds the pocket language model's tokenizer: Llama's conventions, one token per word of the pocket world.
 
 As in Llama's: a space is "▁" and one is put before the text, <unk> <s> </s> are 0 1 2, the 256 bytes follow, and whatever is in
-no token is spelt in bytes, so every text can be encoded. <image> and <pad> are added tokens at the end, as in llava-hf.
+no token is spelt in bytes, so every text can be encoded. <image> and <pad> are added tokens at the end, as in llava-hf. The words
+stand in words.txt, in the order of their ids: a change of the corpus must never renumber what a trained model knows.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import Unigram
@@ -16,31 +15,24 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 ADDED = ("<image>", "<pad>")
-PIECE = re.compile(r"▁?[A-Za-z]+|▁?[0-9]+|'s|[^\w\s]")
+WORDS_FILE = Path(__file__).with_name("words.txt")
 VOCABULARY = 640  # the model's embedding: the tokens below, padded to a multiple of 64
+WORD_SCORE, LETTER_SCORE = -10.0, -40.0  # a known word is always one token; an unknown one is spelt
 
 
-def train(texts: Iterable[str], least: int = 3) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer whose tokens are the words of `texts` that occur at least `least` times.
+def build() -> PreTrainedTokenizerFast:
+    """The tokenizer.
 
-    All words have one score, far above the letters', so that a known word is always one token and an unknown one is spelt. They are
-    numbered in alphabetical order: what the texts say how often changes no token's number.
+    Raises:
+        ValueError: there are more words than the embedding has rows.
     """
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for special in (*SPECIAL, *ADDED):
-            text = text.replace(special, "\n")
-        for line in text.split("\n"):
-            counts.update(PIECE.findall(line.replace(" ", "▁")))
-            counts.update(PIECE.findall(("▁" + line).replace(" ", "▁")))
-    letters = ["▁", *(chr(code) for code in range(33, 127))]
-    words = sorted(word for word, n in counts.items() if n >= least and word not in letters)
+    words = WORDS_FILE.read_text(encoding="utf-8").split("\n")[:-1]
     pieces: list[tuple[str, float]] = [(name, 0.0) for name in SPECIAL]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
-    pieces += [(word, -10.0) for word in words]
-    pieces += [(letter, -40.0) for letter in letters]
+    pieces += [(word, WORD_SCORE) for word in words]
+    pieces += [(letter, LETTER_SCORE) for letter in ("▁", *(chr(code) for code in range(33, 127)))]
     if len(pieces) + len(ADDED) > VOCABULARY:
-        raise ValueError(f"{len(pieces)} pieces do not fit a vocabulary of {VOCABULARY}; raise `least` above {least}")
+        raise ValueError(f"{len(pieces)} pieces do not fit a vocabulary of {VOCABULARY}")
     tokenizer = Tokenizer(Unigram(pieces, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(

@@ -201,7 +201,9 @@ def build_model(seed: int) -> nn.Module:
     model = open_clip.create_model(CONFIG.stem)
     with torch.no_grad():
         # open_clip draws positions at random and small beside the content, and they stayed unreadable in the patches.
-        model.visual.positional_embedding[1:] = position_waves(SIZE // PATCH, model.visual.positional_embedding.shape[1])
+        model.visual.positional_embedding[1:] = position_waves(
+            SIZE // PATCH, model.visual.positional_embedding.shape[1]
+        )
     model.visual.patch_dropout = ShownPatches()
     return model
 
@@ -232,7 +234,9 @@ def optimisers(model: nn.Module, settings: ClipSettings) -> list[torch.optim.Opt
     outside = [p for p in model.parameters() if id(p) not in chosen]
     made: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(outside, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
-        torch.optim.Muon(inside, lr=settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            inside, lr=settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
     ]
     for optimiser in made:
         for group in optimiser.param_groups:
@@ -276,10 +280,16 @@ def train(settings: ClipSettings, tokenizer: PreTrainedTokenizerFast, work: Path
         start = state["step"]
         logger.info("resuming at step %d", start)
     model.train()
-    logger.info("%d parameters in the image tower, %s", sum(p.numel() for p in model.visual.parameters()), asdict(settings))
+    logger.info(
+        "%d parameters in the image tower, %s", sum(p.numel() for p in model.visual.parameters()), asdict(settings)
+    )
     began, smooth = time.time(), None
-    for step, (images, texts, shown) in zip(range(start, settings.steps), batches(settings, tokenizer, length, start), strict=False):
-        share = min(1.0, (step + 1) / settings.warmup, max(0.02, (settings.steps - step) / (settings.steps * settings.decay)))
+    for step, (images, texts, shown) in zip(
+        range(start, settings.steps), batches(settings, tokenizer, length, start), strict=False
+    ):
+        share = min(
+            1.0, (step + 1) / settings.warmup, max(0.02, (settings.steps - step) / (settings.steps * settings.decay))
+        )
         for optimiser in both:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * share

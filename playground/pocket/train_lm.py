@@ -24,12 +24,10 @@ from playground.pocket import tokenizer as pocket_tokenizer
 from playground.pocket.encoding import collate, embed, encode
 from playground.pocket.language import (
     ASKED,
-    CAPTION_PROMPTS,
     LOOKUPS,
     STEPS,
     SYSTEM,
     Segment,
-    corpus,
     document,
     drill,
     heap,
@@ -48,7 +46,7 @@ class LanguageSettings:
     """What decides a training run of the language model."""
 
     width: int = 160
-    layers: int = 4
+    layers: int = 6
     head_width: int = 32
     intermediate: int = 448
     steps: int = 3000
@@ -69,11 +67,6 @@ class LanguageSettings:
     seed: int = 0
     bf16: bool = True
     evaluate_every: int = 100
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, trained on a fixed part of the corpus."""
-    return pocket_tokenizer.train([*corpus("train", 0, 4000), *CAPTION_PROMPTS * 5])
 
 
 def build_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -153,7 +146,7 @@ def phase(step: int, settings: LanguageSettings) -> Phase:
         return Phase(drills=0.15, formal=0.25, judged=0.9, objects=3, kinds=STEPS, lettered=0.35, restated=0.1)
     if step < ends[7]:
         return Phase(drills=0.2, formal=0.6, heaped=0.2, judged=0.9)
-    return Phase(drills=0.1, formal=0.7, heaped=0.35, judged=0.9)
+    return Phase(drills=0.1, formal=0.5, heaped=0.35, judged=0.9, lettered=0.35)
 
 
 def draw(rng: random.Random, stream: Iterator[Scene], plan: Phase) -> list[Segment]:
@@ -251,7 +244,7 @@ def rate(step: int, settings: LanguageSettings) -> float:
 def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Trains, or resumes what lies under `work`; returns the model in evaluation mode, and its tokenizer."""
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = pocket_tokenizer.build()
     model = build_model(settings, tokenizer)
     both = optimisers(model, settings)
     checkpoint, log = work / "checkpoint.pt", work / "train_log.jsonl"
@@ -259,8 +252,10 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        for optimiser, saved in zip(both, state["optimisers"], strict=True):
+        for optimiser, saved, peak in zip(both, state["optimisers"], (settings.lr, settings.muon_lr), strict=True):
             optimiser.load_state_dict(saved)
+            for group in optimiser.param_groups:
+                group["peak"] = peak
         start = state["step"]
         logger.info("resuming at step %d", start)
     n = sum(p.numel() for p in model.parameters())

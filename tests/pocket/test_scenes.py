@@ -7,8 +7,22 @@ import random
 
 import pytest
 
-from playground.pocket.scenes import CELL, COLOURS, SHAPES, SPLITS, WORDS, Object, Scene, Word, caption, place_name
-from playground.pocket.scenes import render, sample_scene, scenes, split_of
+from playground.pocket.scenes import (
+    CELL,
+    COLOURS,
+    SHAPES,
+    SPLITS,
+    WORDS,
+    Object,
+    Scene,
+    Word,
+    caption,
+    place_name,
+    render,
+    sample_scene,
+    scenes,
+    split_of,
+)
 
 
 def test_splits_are_disjoint_and_stable() -> None:

@@ -1,0 +1,90 @@
+"""The committed backbones meet their gates, by the numbers written beside them and by a short check of the weights themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+BACKBONES = Path(__file__).resolve().parents[2] / "playground" / "pocket" / "backbones"
+
+
+@pytest.fixture(scope="module")
+def language() -> tuple:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import llava_prumerge  # noqa: F401
+
+    folder = BACKBONES / "lm"
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+LOOK_UPS = ("colour_of", "shape_of", "colour_at", "shape_at", "exists_shape", "exists_colour", "is_colour", "word_any")
+
+
+def test_every_kind_of_question_was_measured() -> None:
+    from playground.pocket.questions import KINDS
+
+    gate = json.loads((BACKBONES / "lm" / "metrics.json").read_text())["gate"]
+    assert set(KINDS) <= set(gate)
+    assert {kind: gate[kind] for kind in LOOK_UPS if gate[kind] < 0.9} == {}
+
+
+def test_clip_retrieves_and_its_patches_can_be_read() -> None:
+    gate = json.loads((BACKBONES / "clip" / "metrics.json").read_text())["gate"]
+    assert min(gate["image_to_text"], gate["text_to_image"]) > 0.7  # of 128, hard negatives among them; chance is 0.008
+    assert min(gate["colour_cell"], gate["place_cell"]) > 0.95 and gate["shape_cell"] > 0.9
+    assert 5 < gate["outliers_mean"] < 40  # the class token looks at few patches, as the paper says
+
+
+def test_language_model_answers_as_its_metrics_say(language: tuple) -> None:
+    from playground.pocket.train_lm import gate
+
+    model, tokenizer = language
+    stated = json.loads((BACKBONES / "lm" / "metrics.json").read_text())["gate"]
+    scores = gate(model, tokenizer, "validation", per_kind=6)
+    mean, expected = (sum(found.values()) / len(found) for found in (scores, stated))
+    assert abs(mean - expected) < 0.1, scores
+
+
+def test_generation_gives_the_short_answer(language: tuple) -> None:
+    model, tokenizer = language
+    text = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+        "polite answers to the user's questions. USER: a red star at the top left and a blue ring at the center.\n"
+        "What color is the ring?\nAnswer the question using a single word or phrase. ASSISTANT:"
+    )
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == "blue"
+
+
+def test_tokenizer_follows_llama(language: tuple) -> None:
+    _, tokenizer = language
+    assert tokenizer.is_fast and tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
+    assert tokenizer.tokenize("USER: a red CAT") == ["▁USER", ":", "▁a", "▁red", "▁CAT"]
+    assert tokenizer.tokenize("\nWhat") == ["▁", "<0x0A>", "What"]
+    assert tokenizer.convert_tokens_to_ids("<image>") == tokenizer.image_token_id
+    text = "Größe: 96 px, naïve 猫 ~"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    whole = tokenizer("USER: What color is the star? ASSISTANT: red</s>", return_offsets_mapping=True)
+    ends = [stop for _, stop in whole["offset_mapping"]]
+    assert ends == sorted(ends) and whole["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_vision_tower_and_processor_load() -> None:
+    from transformers import AutoImageProcessor, CLIPVisionModel
+
+    import llava_prumerge  # noqa: F401
+    from playground.pocket.scenes import render, scenes
+    from playground.pocket.train_clip import pixels
+
+    tower = CLIPVisionModel.from_pretrained(BACKBONES / "clip").eval()
+    processor = AutoImageProcessor.from_pretrained(BACKBONES / "clip", backend="pil")
+    images = [render(scene, 0) for scene in scenes("test", 0, 2)]
+    ours, theirs = pixels(images), processor(images, return_tensors="pt").pixel_values
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert tower(theirs).last_hidden_state.shape == (2, 145, tower.config.hidden_size)
