@@ -84,7 +84,7 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     from llava_prumerge.model.open_clip import build_tower, convert_open_clip
-    from playground.pocket import probe, train_clip
+    from playground.pocket import probe, rescale, train_clip
     from playground.pocket import tokenizer as pocket_tokenizer
     from playground.pocket.scenes import SIZE
 
@@ -94,7 +94,7 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     shape = json.loads(train_clip.CONFIG.read_text())
     config, converted = convert_open_clip(weights, shape["vision_cfg"], shape["quick_gelu"], shape["embed_dim"])
-    tower = build_tower(config, converted)
+    tower = rescale.to_unit_features(build_tower(config, converted))
     tower.save_pretrained(out)
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     processor.save_pretrained(out)
