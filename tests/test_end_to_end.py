@@ -36,6 +36,7 @@ def train(recipe: str, method: str, output: Path, *settings: str) -> Path:
         "global_batch=8",
         "per_device_batch=4",
         "save_steps=2",
+        "logging_steps=1",
         "report_to=[]",
         f"output_dir={output}",
     )

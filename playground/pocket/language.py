@@ -14,11 +14,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from playground.pocket.questions import KINDS, LETTERS, NO, YES, Question, article, ask, fact, ocr_line, with_options
+from playground.pocket.questions import KINDS, LETTERS, Question, article, ask, fact, ocr_line, with_options
 from playground.pocket.scenes import (
-    COLOURS,
     GRID,
-    SHAPES,
     WORDS,
     Object,
     Scene,
@@ -47,7 +45,6 @@ CAPTION_PROMPTS = (
     "Create a compact narrative representing the image presented.",
 )
 HINTS = ("Context: N/A", "Context: Look at the image.", "Look at the image.")
-DRILL_WORDS = (*SHAPES, *COLOURS, *WORDS, "left", "right", "top", "bottom", "center", "1", "2", "3", "4")
 LOOKUPS = ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "word_any", "word_at")
 # What is learnt last is asked more often.
 ASKED = (*KINDS, "count_all", "count_all", "count_shape", "count_shape", "count_colour", "relation", "relation", "relation", "arithmetic",
@@ -238,97 +235,6 @@ def conversation(
             made += [Segment(lead, QUIET), *told]
             lead = "\n"
         made += [Segment(lead + body, QUIET), Segment(f" {answer}</s>", 1.0)]
-    return made
-
-
-def drill(rng: random.Random, pairs: int, varied: bool) -> list[Segment]:
-    """Bare look-up: random words paired once, then asked for again by their keys.
-
-    Nothing but look-up can answer here, which is why it is learnt here within minutes: first on two pairs, then on more.
-
-    Args:
-        rng: source of every choice.
-        pairs: the largest number of pairs.
-        varied: several phrasings, values before keys too; otherwise one bare list, shuffled four times.
-    """
-    keys = rng.sample(DRILL_WORDS, rng.randint(2, pairs))
-    told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
-    if varied:
-        form = rng.choice(
-            ("{k} {v}.", "{v} {k}.", "{k}: {v}.", "the {k} is {v}.", "a {v} {k} and", "the {v} at the {k}.")
-        )
-        asked = rng.choice(("the {k} is", "what is {k}?", "{k}:", "where is the {k}?"))
-    else:
-        form, asked = "{k} {v}.", "{k}"
-    made = [Segment(" ".join(form.format(k=key, v=value) for key, value in told), QUIET)]
-    for _ in range(2 if varied else 3):
-        for key, value in rng.sample(told, len(told)):
-            made += [Segment(" " + asked.format(k=key), 0.0), Segment(f" {value}", 1.0), Segment(".", QUIET)]
-    return made
-
-
-def _place_drill(rng: random.Random) -> list[Segment]:
-    """Is the top left above the center?"""
-    (a, b), (c, d) = rng.sample([(row, col) for row in range(GRID) for col in range(GRID)], 2)
-    phrase, truth = rng.choice(
-        (("to the left of", b < d), ("to the right of", b > d), ("above", a < c), ("below", a > c))
-    )
-    text = f"\nIs the {place_name(a, b)} {phrase} the {place_name(c, d)}?"
-    return [Segment(text, QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
-
-
-def _sum_drill(rng: random.Random) -> list[Segment]:
-    """Is 3 plus 1 equal to 4?"""
-    a, b = rng.randint(1, 4), rng.randint(1, 3)
-    truth = rng.random() < 0.5
-    total = a + b if truth else a + b + rng.choice((-1, 1))
-    return [Segment(f"\nIs {a} plus {b} equal to {total}?", QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
-
-
-def judgement_drill(rng: random.Random, forms: tuple[int, ...] = (0, 0, 1, 2, 2, 3, 3, 3, 4, 4, 5)) -> list[Segment]:
-    """Bare comparison: is this pair there, is this word there, how often, at which letter; where places lie, small sums."""
-    form = rng.choice(forms)
-    made: list[Segment] = []
-    if form == 4:
-        return [segment for _ in range(8) for segment in _place_drill(rng)]
-    if form == 5:
-        return [segment for _ in range(8) for segment in _sum_drill(rng)]
-    if form == 3:
-        for _ in range(4):
-            options = rng.sample(DRILL_WORDS, rng.randint(2, 5))
-            lines = "".join(f"\n{letter}. {word}" for letter, word in zip(LETTERS, options, strict=False))
-            right = rng.randrange(len(options))
-            made += [Segment(f"\nWhich is {options[right]}?{lines}", QUIET), Segment(f" {LETTERS[right]}</s>", 1.0)]
-        return made
-    if form == 0:
-        keys = rng.sample(DRILL_WORDS, rng.randint(1, 4))
-        told = [(key, rng.choice(DRILL_WORDS)) for key in keys]
-        shape, asked = rng.choice(
-            (
-                ("{v} {k}.", "\nIs the {k} {v}?"),
-                ("{v} {k}.", "\nIs there a {v} {k}?"),
-                ("{k} {v}.", "\nIs the {k} at the {v}?"),
-            )
-        )
-        made.append(Segment(" ".join(shape.format(k=key, v=value) for key, value in told), QUIET))
-        for _ in range(8):
-            key, value = rng.choice(told)
-            truth = rng.random() < 0.5
-            if not truth:
-                near = [other for _, other in told if other != value]
-                value = rng.choice(near if near and rng.random() < 0.7 else [w for w in DRILL_WORDS if w != value])
-            made += [Segment(asked.format(k=key, v=value), QUIET), Segment(f" {YES if truth else NO}</s>", 1.0)]
-        return made
-    words = rng.sample(DRILL_WORDS, rng.randint(1, 5))
-    line = [word for word in words for _ in range(rng.choice((1, 1, 2, 3)) if form == 2 else 1)]
-    rng.shuffle(line)
-    made.append(Segment(" ".join(line) + ".", QUIET))
-    for _ in range(8):
-        word = rng.choice(words) if rng.random() < (0.5 if form == 1 else 0.8) else rng.choice(DRILL_WORDS)
-        if form == 1:
-            made += [Segment(f"\nIs there a {word}?", QUIET), Segment(f" {YES if word in line else NO}</s>", 1.0)]
-        else:
-            made += [Segment(f"\nHow many {word} are there?", QUIET), Segment(f" {line.count(word)}</s>", 1.0)]
     return made
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from playground.pocket import tokenizer as pocket_tokenizer
+from playground.pocket.drills import drill, judgement_drill
 from playground.pocket.encoding import collate, embed, encode
 from playground.pocket.language import (
     ASKED,
@@ -29,9 +30,7 @@ from playground.pocket.language import (
     SYSTEM,
     Segment,
     document,
-    drill,
     heap,
-    judgement_drill,
     tell,
 )
 from playground.pocket.questions import KINDS, Question, fact, with_options
