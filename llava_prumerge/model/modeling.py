@@ -150,7 +150,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """See the class of the head for the arguments. -> hidden [B, L', D] with the final layout as `layout`."""
+        """-> hidden [B, L', D] with the final layout as `layout`. Positions follow from the mask; `position_ids` is not used."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds

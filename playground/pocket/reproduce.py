@@ -36,7 +36,7 @@ class Step:
     Attributes:
         name: shown, and the key of the state file.
         command: what runs, from the repository's root.
-        seconds: what it took on two cores; only the time left is guessed from it.
+        seconds: a first guess for two cores, scaled by what finished steps took; only the time left comes from it.
         environment: variables beside the caller's.
     """
 
