@@ -32,7 +32,9 @@ class ModelArguments:
     projector: str | None = option(None, "mm_projector.safetensors of stage 1; null: a fresh one (stage projector)")
     reduction: dict[str, Any] | None = option(None, "the method file's block; null: what `model` says, else no method")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "attention implementation")
-    precision: Literal["bf16", "fp32"] = option("bf16", "bf16: autocast, or bf16 weights under DeepSpeed")
+    precision: Literal["bf16", "fp32", "auto"] = option(
+        "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
+    )
     lora_rank: int = option(128, "rank r of the adapters (stage lora)")
     lora_alpha: int = option(256, "scale numerator: the update is alpha / r times B A")
     lora_dropout: float = option(0.05, "dropout on the adapters' input")

@@ -13,6 +13,8 @@ from transformers import TrainingArguments
 
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 
+CPU_FLAGS = Path("/proc/cpuinfo")
+
 
 def world_size() -> int:
     """Number of ranks the launcher started."""
@@ -22,6 +24,16 @@ def world_size() -> int:
 def is_main_rank() -> bool:
     """Whether this process writes files and the console."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def uses_bf16(arguments: TrainArguments) -> bool:
+    """Whether to compute in bf16; `auto` asks the hardware, as bf16 is several times slower than float32 where it is emulated."""
+    if arguments.precision != "auto":
+        return arguments.precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = CPU_FLAGS.read_text().split() if CPU_FLAGS.is_file() else []
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def start_process_group(arguments: TrainArguments) -> None:
@@ -68,7 +80,7 @@ def training_arguments(arguments: TrainArguments) -> TrainingArguments:
         "max_grad_norm": arguments.max_grad_norm,
         "lr_scheduler_type": arguments.scheduler,
         "warmup_steps": arguments.warmup_ratio,  # below 1 it is a share of all steps
-        "bf16": arguments.precision == "bf16",
+        "bf16": uses_bf16(arguments),
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and world_size() > 1 else None,
         "ddp_find_unused_parameters": False,

@@ -21,6 +21,7 @@ from llava_prumerge.model.adapters import (
 )
 from llava_prumerge.model.loading import load_projector
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
+from llava_prumerge.train.settings import uses_bf16
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -47,7 +48,7 @@ def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
 
 def weights_dtype(arguments: TrainArguments) -> str:
     """What weights are stored in."""
-    return "bfloat16" if arguments.deepspeed and arguments.precision == "bf16" else "float32"
+    return "bfloat16" if arguments.deepspeed and uses_bf16(arguments) else "float32"
 
 
 def start_base(arguments: TrainArguments) -> Base:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from playground.pocket import tokenizer as pocket_tokenizer
 from playground.pocket.language import Segment
 
 HEAP_WORDS = 4  # colour, shape and a place of two words
@@ -15,11 +16,27 @@ HEAP_WORDS = 4  # colour, shape and a place of two words
 
 @dataclass
 class Row:
-    """An encoded document: ids, loss weights, and the further words of positions that hold a heap."""
+    """An encoded document: ids, loss weights, the words of positions that hold a heap, and the noise on those."""
 
     ids: list[int]
     weights: list[float]
     heaps: dict[int, list[int]]
+    blur: float = 0.0
+
+
+@dataclass
+class Heaps:
+    """The positions of a batch that hold a heap.
+
+    Attributes:
+        where: [M] in B * L.
+        words: [M, 4] ids, -1 for none.
+        blur: [M] noise, as a share of a word embedding's length.
+    """
+
+    where: Tensor
+    words: Tensor
+    blur: Tensor
 
 
 def encode(documents: list[list[Segment]], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
@@ -47,9 +64,10 @@ def _encode_heaped(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) 
     for segment in segments:
         if segment.heaps:
             flush()
+            row.blur = segment.blur
             for ids in tokenizer(list(segment.heaps), add_special_tokens=False)["input_ids"]:
                 row.heaps[len(row.ids)] = ids
-                row.ids.append(ids[0])
+                row.ids.append(ids[0] if ids else tokenizer.unk_token_id)
                 row.weights.append(0.0)
         elif segment.text:
             pending.append(segment)
@@ -75,32 +93,47 @@ def _encode_plain(documents: list[list[Segment]], tokenizer: PreTrainedTokenizer
     return made
 
 
-def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor, Heaps]:
     """Pads rows on the right.
 
     Returns:
-        ids [B, L]; weights [B, L], zero on padding; where the heaps are [M], in B * L; their words [M, 4], -1 for none.
+        ids [B, L]; weights [B, L], zero on padding; the heaps.
     """
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), pad)
     weights = torch.zeros(len(rows), longest)
-    where, words = [], []
+    where, words, blur = [], [], []
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)
         weights[i, : len(row.ids)] = torch.tensor(row.weights)
         for position, ids_there in row.heaps.items():
             where.append(i * longest + position)
             words.append(ids_there + [-1] * (HEAP_WORDS - len(ids_there)))
+            blur.append(row.blur)
     words_of = torch.tensor(words, dtype=torch.long).view(-1, HEAP_WORDS)
-    return ids, weights, torch.tensor(where, dtype=torch.long), words_of
+    return ids, weights, Heaps(torch.tensor(where, dtype=torch.long), words_of, torch.tensor(blur))
 
 
-def embed(model: LlamaForCausalLM, ids: Tensor, where: Tensor, words: Tensor) -> Tensor:
-    """Token embeddings [B, L, D], with the mean of its words' embeddings at each heap."""
+def embed(model: LlamaForCausalLM, ids: Tensor, heaps: Heaps, noise: torch.Generator | None = None) -> Tensor:
+    """Token embeddings [B, L, D], with the mean of its words' embeddings at each heap.
+
+    Args:
+        model: whose embeddings.
+        ids: [B, L]
+        heaps: of the batch.
+        noise: draws the heaps' blur: a vector of each heap's own, and one that all of a row's heaps share; None for no blur.
+    """
     table = model.get_input_embeddings()
     embeds = table(ids)
-    if len(where) == 0:
+    if len(heaps.where) == 0:
         return embeds
-    there = (words >= 0).unsqueeze(-1).to(embeds.dtype)  # [M, 4, 1]
-    mean = (table(words.clamp(min=0)) * there).sum(1) / there.sum(1)  # [M, D]
-    return embeds.flatten(0, 1).index_copy(0, where, mean).view_as(embeds)
+    there = (heaps.words >= 0).unsqueeze(-1).to(embeds.dtype)  # [M, 4, 1]
+    held = (table(heaps.words.clamp(min=0)) * there).sum(1) / there.sum(1).clamp(min=1)  # [M, D]
+    if noise is not None:
+        size = (
+            table.weight.detach()[pocket_tokenizer.FIRST_WORD :].square().mean().sqrt()
+        )  # of a word embedding, per dimension
+        row = heaps.where // ids.shape[1]
+        own, shared = (torch.randn(n, embeds.shape[2], generator=noise) for n in (len(held), len(ids)))
+        held = held + size * heaps.blur[:, None] * (own + shared[row]) / 2**0.5
+    return embeds.flatten(0, 1).index_copy(0, heaps.where, held).view_as(embeds)

@@ -5,7 +5,9 @@ every document is dense in look-ups: the scene is told once, then restated in ot
 or discussed in LLaVA's vicuna_v1 conversation format with its short-answer and option-letter instructions.
 
 Some scenes are told in heaps: several words share one position of the sequence (the mean of their embeddings), an item fills several
-positions, and some of its words are missing from some of them. It is still text, but it is laid out as patches of an image are.
+positions, and some of its words are missing from some of them. It is still text, but it is laid out as patches of an image are. Most of
+those are blurred by noise, as in NEFTune (Jain et al. 2023), so that the model's answers change smoothly with what a position holds:
+a projector that puts a little of the right word into its tokens must be better off than one that puts none.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from playground.pocket.questions import KINDS, LETTERS, Question, article, ask, fact, ocr_line, with_options
+from playground.pocket.questions import KINDS, LETTERS, PLURALS, Question, article, ask, fact, ocr_line, with_options
 from playground.pocket.scenes import (
     GRID,
     WORDS,
@@ -60,7 +62,8 @@ class Segment:
 
     text: str
     weight: float
-    heaps: tuple[str, ...] = ()  # told in heaps, after `text`: each string's words share one position
+    heaps: tuple[str, ...] = ()  # told in heaps, after `text`: each string's words share one position; "" holds no word
+    blur: float = 0.0  # noise on the heaps, as a share of a word embedding's length
 
 
 def tell(scene: Scene, rng: random.Random) -> str:
@@ -90,9 +93,9 @@ def tell(scene: Scene, rng: random.Random) -> str:
 def heap(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Tells a scene in heaps of words, in raster or in any order, with any number of empty places.
 
-    Every item has one heap with all of its words; its other heaps lack some.
+    Every item has one heap with all of its words; its other heaps lack some. Empty places are named or hold nothing at all.
     """
-    most = rng.choice((1, 2, 4, 8))
+    most = rng.choice((1, 2, 4, 8, 16))
     made: list[tuple[int, int, str]] = []
     for item in (*scene.objects, *scene.words):
         parts = ["word", item.text] if isinstance(item, Word) else [item.colour, item.shape]
@@ -102,8 +105,9 @@ def heap(scene: Scene, rng: random.Random) -> tuple[str, ...]:
             kept = parts[:1] if lost < 0.25 else parts[1:] if lost < 0.35 else parts
             made.append((item.row, item.col, " ".join((*kept, item.place))))
     free = [(row, col) for row in range(GRID) for col in range(GRID) if scene.at(row, col) is None]
-    for row, col in rng.choices(free, k=rng.choice((0, 4, 8, 16))):
-        made.append((row, col, f"empty {place_name(row, col)}"))
+    named = rng.random() < 0.5
+    for row, col in rng.choices(free, k=rng.choice((0, 4, 8, 16, 40))):
+        made.append((row, col, f"empty {place_name(row, col)}" if named else ""))
     rng.shuffle(made)
     if rng.random() < 0.5:
         made.sort(key=lambda entry: entry[:2])
@@ -113,7 +117,7 @@ def heap(scene: Scene, rng: random.Random) -> tuple[str, ...]:
 def tell_segment(scene: Scene, rng: random.Random, heaped: float) -> Segment:
     """A scene told in heaps with chance `heaped`, else in words."""
     if rng.random() < heaped:
-        return Segment("", 0.0, heap(scene, rng))
+        return Segment("", 0.0, heap(scene, rng), rng.uniform(0.0, 1.6) if rng.random() < 0.75 else 0.0)
     return Segment(tell(scene, rng), QUIET)
 
 
@@ -140,31 +144,60 @@ def _full_statements(item: Object | Word, rng: random.Random) -> list[str]:
     )
 
 
-def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[str]:
-    """Yields n true sentences about a scene, each of which ends in something that can be looked up."""
+def restate(scene: Scene, rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
+    """Yields n true sentences about a scene, each cut where it begins to say what can be looked up, counted or compared."""
     shapes = [item.shape for item in scene.objects]
     colours = [item.colour for item in scene.objects]
     for _ in range(n):
+        if rng.random() < 0.35:
+            yield _reckoned(scene, rng)
+            continue
         if scene.words and rng.random() < 0.25:
             word = rng.choice(scene.words)
             yield rng.choice(
-                (f"the word {word.text} is at the {word.place}.", f"at the {word.place} is the word {word.text}.")
+                (
+                    (f"the word {word.text} is at the", f"{word.place}."),
+                    (f"at the {word.place} is", f"the word {word.text}."),
+                )
             )
             continue
         item = rng.choice(scene.objects)
         ways = [
-            f"at the {item.place} is {describe(item)}.",
-            f"the object at the {item.place} is {item.colour}.",
-            f"the shape at the {item.place} is {article(item.shape)}.",
+            (f"at the {item.place} is", f"{describe(item)}."),
+            (f"the object at the {item.place} is", f"{item.colour}."),
+            (f"the shape at the {item.place} is", f"{article(item.shape)}."),
         ]
         if shapes.count(item.shape) == 1:
-            ways += [f"the {item.shape} is {item.colour}.", f"the {item.shape} is at the {item.place}."]
+            ways += [(f"the {item.shape} is", f"{item.colour}."), (f"the {item.shape} is at the", f"{item.place}.")]
         if colours.count(item.colour) == 1:
             ways += [
-                f"the {item.colour} shape is {article(item.shape)}.",
-                f"the {item.colour} shape is at the {item.place}.",
+                (f"the {item.colour} shape is", f"{article(item.shape)}."),
+                (f"the {item.colour} shape is at the", f"{item.place}."),
             ]
         yield rng.choice(ways)
+
+
+def _reckoned(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A true sentence that takes a comparison, a count or a sum."""
+    names = [item.name for item in scene.objects]
+    lone = [item for item in scene.objects if names.count(item.name) == 1]
+    if len(lone) > 1 and rng.random() < 0.6:
+        a, b = rng.sample(lone, 2)
+        ways = [("is to the", "left" if a.col < b.col else "right")] if a.col != b.col else []
+        ways += [("is", "above" if a.row < b.row else "below")] if a.row != b.row else []
+        shapes = [item.shape for item in scene.objects]
+        first, second = (x.shape if shapes.count(x.shape) == 1 and rng.random() < 0.5 else x.name for x in (a, b))
+        said, side = rng.choice(ways)
+        return f"from the {second} the {first} {said}", f"{side}."
+    item, add = rng.choice(scene.objects), rng.randint(1, 3)
+    ways_of = (
+        ("the number of shapes is", len(scene.objects)),
+        (f"the number of {item.colour} shapes is", len(scene.of(colour=item.colour))),
+        (f"the number of {PLURALS[item.shape]} is", len(scene.of(shape=item.shape))),
+        (f"the number of shapes plus {add} is", len(scene.objects) + add),
+    )
+    start, number = rng.choice(ways_of)
+    return start, f"{number}."
 
 
 def question(
@@ -204,7 +237,8 @@ def questionnaire(
     made = [told]
     for _ in range(n):
         if rng.random() < restated:
-            made += [Segment(" " + line, 1.0) for line in restate(scene, rng, 2)]
+            for start, end in restate(scene, rng, 2):
+                made += [Segment(f" {start}", QUIET), Segment(f" {end}", 1.0)]
         else:
             asked = question(scene, rng, kinds, lettered)
             made += [Segment(f"\n{asked.text}", QUIET), Segment(f" {asked.answer}</s>", 1.0)]

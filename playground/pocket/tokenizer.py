@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL = ("<unk>", "<s>", "</s>")
 ADDED = ("<image>", "<pad>")
 WORDS_FILE = Path(__file__).with_name("words.txt")
+FIRST_WORD = 259  # the id of the first word, after the special tokens and the bytes
 VOCABULARY = 640  # the model's embedding: the tokens below, padded to a multiple of 64
 WORD_SCORE, LETTER_SCORE = -10.0, -40.0  # a known word is always one token; an unknown one is spelt
 

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from playground.pocket import tokenizer as pocket_tokenizer
 from playground.pocket.drills import drill, judgement_drill
-from playground.pocket.encoding import collate, embed, encode
+from playground.pocket.encoding import Heaps, collate, embed, encode
 from playground.pocket.language import (
     ASKED,
     LOOKUPS,
@@ -66,6 +66,7 @@ class LanguageSettings:
     seed: int = 0
     bf16: bool = True
     evaluate_every: int = 100
+    begin: str = ""  # a folder with weights to go on from; then every step is of the last phase
 
 
 def build_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -88,7 +89,9 @@ def build_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) 
     return LlamaForCausalLM(config)
 
 
-def batches(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast, start: int
+) -> Iterator[tuple[Tensor, Tensor, Heaps]]:
     """Yields the batch of every step from `start`; 8 are drawn together and cut by length, to waste little on padding."""
     group = 8
     for block in range(start // group, settings.steps // group + 1):
@@ -127,7 +130,7 @@ def phase(step: int, settings: LanguageSettings) -> Phase:
     """The curriculum: bare look-up on two pairs, on more, in other phrasings; then small scenes; then everything."""
     names = ("bare", "small", "lookups", "comparing", "judging", "skills", "steps_apart", "mixed")
     lengths = (getattr(settings, name) for name in names)
-    ends = list(itertools.accumulate(lengths))
+    ends = [0] * len(names) if settings.begin else list(itertools.accumulate(lengths))
     if step < ends[0]:
         grown = max(0, 2 * step - ends[0]) * 6 // ends[0]  # two pairs for the first half, then up to eight
         return Phase(drills=1.0, pairs=2 + grown, varied=False)
@@ -145,7 +148,7 @@ def phase(step: int, settings: LanguageSettings) -> Phase:
         return Phase(drills=0.15, formal=0.25, judged=0.9, objects=3, kinds=STEPS, lettered=0.35, restated=0.1)
     if step < ends[7]:
         return Phase(drills=0.2, formal=0.6, heaped=0.2, judged=0.9)
-    return Phase(drills=0.1, formal=0.5, heaped=0.35, judged=0.9, lettered=0.35)
+    return Phase(drills=0.1, formal=0.5, heaped=0.4, judged=0.9, lettered=0.4)
 
 
 def draw(rng: random.Random, stream: Iterator[Scene], plan: Phase) -> list[Segment]:
@@ -157,9 +160,11 @@ def draw(rng: random.Random, stream: Iterator[Scene], plan: Phase) -> list[Segme
     return drill(rng, plan.pairs, plan.varied)
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor, where: Tensor, words: Tensor) -> Tensor:
+def weighted_loss(
+    model: LlamaForCausalLM, ids: Tensor, weights: Tensor, heaps: Heaps, noise: torch.Generator
+) -> Tensor:
     """The next-token loss, weighted per token."""
-    logits = model(inputs_embeds=embed(model, ids, where, words), use_cache=False).logits[:, :-1].float()  # [B, L-1, V]
+    logits = model(inputs_embeds=embed(model, ids, heaps, noise), use_cache=False).logits[:, :-1].float()  # [B, L-1, V]
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     weight = weights[:, 1:].flatten()
     return (loss * weight).sum() / weight.sum()
@@ -208,9 +213,9 @@ def gate(
     right: dict[str, list[bool]] = {}
     for start in range(0, len(order), 64):
         chosen = order[start : start + 64]
-        ids, weights, where, words = collate([rows[i] for i in chosen], tokenizer.pad_token_id)
+        ids, weights, heaps = collate([rows[i] for i in chosen], tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            best = model(inputs_embeds=embed(model, ids, where, words), use_cache=False).logits[:, :-1].argmax(-1)
+            best = model(inputs_embeds=embed(model, ids, heaps), use_cache=False).logits[:, :-1].argmax(-1)
         good = ((best == ids[:, 1:]) | (weights[:, 1:] == 0)).all(1)
         for i, ok in zip(chosen, good.tolist(), strict=True):
             right.setdefault(pairs[i][0], []).append(ok)
@@ -244,7 +249,8 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
     """Trains, or resumes what lies under `work`; returns the model in evaluation mode, and its tokenizer."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = pocket_tokenizer.build()
-    model = build_model(settings, tokenizer)
+    model = LlamaForCausalLM.from_pretrained(settings.begin) if settings.begin else build_model(settings, tokenizer)
+    model.train()
     both = optimisers(model, settings)
     checkpoint, log = work / "checkpoint.pt", work / "train_log.jsonl"
     start = 0
@@ -263,7 +269,8 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
     for step, batch in enumerate(batches(settings, tokenizer, start), start):
         if step >= settings.steps:
             break
-        value, norm = advance(model, both, batch, rate(step, settings), settings.bf16)
+        noise = torch.Generator().manual_seed(step)
+        value, norm = advance(model, both, batch, rate(step, settings), settings.bf16, noise)
         smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
         done = step + 1
         if done % 20 == 0:
@@ -272,7 +279,7 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
             counts = (done, settings.steps, smooth, norm, spent, left)
             logger.info("step %d/%d loss %.4f norm %.2f  %.2f s/step, %.0f min left", *counts)
         if done % settings.evaluate_every == 0 or done == settings.steps:
-            scores = gate(model, tokenizer, "validation", 40, settings.bf16)
+            scores = gate(model, tokenizer, "validation", 25, settings.bf16)
             worst = sorted(scores, key=scores.get)[:6]
             logger.info("  mean %.3f; %s", sum(scores.values()) / len(scores), {k: round(scores[k], 2) for k in worst})
             with log.open("a") as file:
@@ -285,11 +292,16 @@ def train(settings: LanguageSettings, work: Path) -> tuple[LlamaForCausalLM, Pre
 
 
 def advance(
-    model: LlamaForCausalLM, both: list[torch.optim.Optimizer], batch: tuple[Tensor, ...], share: float, bf16: bool
+    model: LlamaForCausalLM,
+    both: list[torch.optim.Optimizer],
+    batch: tuple[Tensor, Tensor, Heaps],
+    share: float,
+    bf16: bool,
+    noise: torch.Generator,
 ) -> tuple[float, float]:
     """One step at a share of the peak rate; gives the loss and the gradient's norm."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = weighted_loss(model, *batch)
+        loss = weighted_loss(model, *batch, noise)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimiser in both:

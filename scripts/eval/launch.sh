@@ -5,6 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=python
 [[ -x .venv/bin/python ]] && python=.venv/bin/python
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# glibc gives every large tensor back to the system and asks for it again: a third of a step on CPU.
+export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 
 if (( $# == 0 )); then
     echo "usage: [GPUS=8] bash scripts/eval/$TASK.sh MODEL [--data DIR] [--out DIR] [key=value ...]" >&2

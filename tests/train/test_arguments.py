@@ -162,3 +162,17 @@ def test_a_recipe_or_method_that_is_not_there_names_those_that_are() -> None:
 @pytest.mark.parametrize("path", sorted((CONFIGS / "method").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_method_file_is_a_reduction_block(path: Path) -> None:
     assert list(read_recipe([str(path)])) == ["reduction"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fma avx512f amx_bf16", True), ("avx512_bf16", True), ("fma avx512f", False)]
+)
+def test_auto_precision_asks_the_processor(flags: str, expected: bool, tmp_path: Path, monkeypatch) -> None:
+    from llava_prumerge.train import settings
+
+    monkeypatch.setattr(settings, "CPU_FLAGS", tmp_path / "cpuinfo")
+    settings.CPU_FLAGS.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(settings.torch.cuda, "is_available", lambda: False)
+    assert settings.uses_bf16(build_arguments({"precision": "auto"})) is expected
+    assert settings.uses_bf16(build_arguments({"precision": "bf16"})) is True
+    assert settings.uses_bf16(build_arguments({"precision": "fp32"})) is False
