@@ -143,9 +143,18 @@ def assemble(
         reduction: the block for config.json.
         dtype: of all weights.
         attn: attention implementation.
+
+    Raises:
+        LoadingError: the language model's folder has no tokenizer, or the projector does not fit.
     """
     dtype = parse_dtype(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(language_model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LoadingError(
+            f"language model {language_model}: no tokenizer there can be read (tokenizer.json or tokenizer.model): {reason}"
+        ) from error
     add_special_tokens(tokenizer)
     llama = LlamaForCausalLM.from_pretrained(language_model, dtype=dtype, attn_implementation=attn)
     tower = load_tower(vision_tower, dtype, attn)

@@ -11,6 +11,7 @@ values are fields of `ClipSettings` and `LanguageSettings`, or keywords of `reco
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -71,11 +72,14 @@ def write_metrics(out: Path, values: dict[str, Any]) -> None:
 
 
 def build_data(out: Path, values: dict[str, Any]) -> None:
-    """Writes the training sets and the benchmarks."""
+    """Writes the training sets and the benchmarks; `seed` is for both, every other value for the one that knows it."""
     from playground.pocket import benchmarks, records
 
-    records.build(out, **values)
-    benchmarks.build(out, **values)
+    known = {part: set(inspect.signature(part).parameters) - {"out"} for part in (records.build, benchmarks.build)}
+    if unknown := sorted(set(values) - set().union(*known.values())):
+        raise SystemExit(f"unknown {', '.join(unknown)}; known: {', '.join(sorted(set().union(*known.values())))}")
+    for part, names in known.items():
+        part(out, **{key: value for key, value in values.items() if key in names})
 
 
 def build_clip(work: Path, values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from playground.pocket import balance, language, questions, scenes, store
 from playground.pocket.balance import ASKS, YES_OR_NO, Balance, give_options
 from playground.pocket.language import CAPTION_PROMPTS, tell
 from playground.pocket.questions import LETTERS, Question, fact, ocr_line
-from playground.pocket.scenes import GRID, WORDS, Object, Scene, Word, describe, join, place_name, split_of
+from playground.pocket.scenes import GRID, WORDS, Object, Scene, Word, caption, describe, join, place_name, split_of
 from playground.pocket.store import Picture
 
 logger = logging.getLogger("pocket.records")
@@ -50,7 +50,7 @@ def draw_scene(split: str, rng: random.Random, seen: set[str] | None = None) -> 
 def survey(scene: Scene, rng: random.Random) -> str:
     """Tells everything a scene shows; half of the time in reading order, which is easier to foresee than a free one."""
     if rng.random() < 0.5:
-        return tell(scene, rng)
+        return caption(scene, rng)
     items: list[Object | Word] = sorted((*scene.objects, *scene.words), key=lambda item: (item.row, item.col))
     form = rng.randrange(4)
     if form == 0:

@@ -245,6 +245,13 @@ def test_assembling_takes_every_weight_of_the_parts(tmp_path: Path, whole_clip: 
     assert (prompt["input_ids"] == model.config.image_token_id).sum() == PATCHES
 
 
+def test_a_language_model_without_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
+    language = tiny_config().text_config
+    LlamaForCausalLM(language).save_pretrained(tmp_path)
+    with pytest.raises(LoadingError, match=r"no tokenizer there can be read \(tokenizer.json or tokenizer.model\)"):
+        assemble(tmp_path, tmp_path)
+
+
 def test_the_saved_processor_gives_the_pixels_of_training(tmp_path: Path) -> None:
     """T11: stock image processors do not pad to a square; the one saved beside a checkpoint must."""
     from llava_prumerge.data.images import ImagePreprocessor
