@@ -39,7 +39,7 @@ KIND_WEIGHTS = {kind: 0.8 if kind in YES_OR_NO else 1.0 for kind in ASKS}
 def draw_scene(split: str, rng: random.Random, seen: set[str] | None = None) -> Scene:
     """A scene of a split, with colours and shapes repeated often enough for counts above one, and often a word."""
     while True:
-        words = rng.choices((0, 1, 2), (0.4, 0.35, 0.25))[0]
+        words = rng.choices((0, 1, 2), (0.25, 0.4, 0.35))[0]
         scene = scenes.sample_scene(rng, words=(words, words), repeat=rng.choice((0.3, 0.8)))
         if split_of(scene) == split and (seen is None or scene.key not in seen):
             if seen is not None:
@@ -182,7 +182,7 @@ def instruction_records(n: int, seed: int) -> Iterator[tuple[Record, Picture | N
 
 
 def build(
-    out: Path, *, stage1: int = 6000, stage2: int = 12000, seed: int = 0, workers: int = 2, force: bool = False
+    out: Path, *, stage1: int = 12800, stage2: int = 6400, seed: int = 0, workers: int = 2, force: bool = False
 ) -> dict[str, Any]:
     """Writes stage1.json, stage2.json, images/ and scenes.json to a folder; does nothing where they are up to date.
 

@@ -27,6 +27,8 @@ TABLES = Path("runs/pocket/tables")
 ALL_TASKS = "vqav2,sqa,textvqa,pope,mme,mmbench"
 ABLATION_TASKS = "sqa,textvqa,pope,mme"
 FULL_MODEL = "runs/pocket-lora-none/merged"
+# As in scripts/launch_train.sh: threads that wait must not spin, and large tensors must not be mapped anew each time.
+CPU_MANNERS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,17 @@ def steps() -> list[Step]:
     """
     ablation = ("prumerge", "cls_topk", "uniform", "first", "grid", "random")
     return [
-        Step("data", (sys.executable, "playground/pocket/build.py", "data"), 45),
-        train("pretrain", "none", 150),
-        train("finetune_lora", "none", 330),
-        train("finetune_lora", "prumerge", 220),
-        train("finetune_lora", "prumerge_plus", 220, "reduction.vision.budget=36"),
-        evaluate("text only", FULL_MODEL, ALL_TASKS, 30, "lora", "images=off"),
-        evaluate("full tokens", FULL_MODEL, ALL_TASKS, 60, "lora"),
-        evaluate("PruMerge", "runs/pocket-lora-prumerge/merged", ALL_TASKS, 45, "lora"),
-        evaluate("PruMerge+", "runs/pocket-lora-prumerge_plus/merged", ALL_TASKS, 45, "lora"),
+        Step("data", (sys.executable, "playground/pocket/build.py", "data"), 60),
+        train("pretrain", "none", 400),
+        train("finetune_lora", "none", 280),
+        train("finetune_lora", "prumerge", 190),
+        train("finetune_lora", "prumerge_plus", 190, "reduction.vision.budget=36"),
+        evaluate("text only", FULL_MODEL, ALL_TASKS, 50, "lora", "images=off"),
+        evaluate("full tokens", FULL_MODEL, ALL_TASKS, 90, "lora"),
+        evaluate("PruMerge", "runs/pocket-lora-prumerge/merged", ALL_TASKS, 60, "lora"),
+        evaluate("PruMerge+", "runs/pocket-lora-prumerge_plus/merged", ALL_TASKS, 60, "lora"),
         *(
-            evaluate(f"{name} training-free", FULL_MODEL, ABLATION_TASKS, 30, "none", f"method={name}")
+            evaluate(f"{name} training-free", FULL_MODEL, ABLATION_TASKS, 45, "none", f"method={name}")
             for name in ablation
         ),
         Step("tables", (sys.executable, "-m", "eval.tables", str(RESULTS), "--out", str(TABLES)), 5),
@@ -122,7 +124,7 @@ def run(step: Step) -> float:
         SystemExit: it failed; its command line is shown so that it can be repeated alone.
     """
     begun = time.monotonic()
-    done = subprocess.run(step.command, cwd=ROOT, env={**os.environ, **step.environment})
+    done = subprocess.run(step.command, cwd=ROOT, env={**CPU_MANNERS, **os.environ, **step.environment})
     if done.returncode != 0:
         raise SystemExit(f"step '{step.name}' failed with status {done.returncode}; repeat it with:\n  {step.line}")
     return time.monotonic() - begun

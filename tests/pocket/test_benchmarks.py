@@ -105,7 +105,7 @@ def test_a_constant_scores_no_better_than_chance(data: Path, tmp_path: Path) -> 
             score(benchmark, data, tmp_path / "a.jsonl", [text] * len(said)) for text, _ in Counter(said).most_common(3)
         ]
         best[name], chance[name] = max(result.headline for result in results), results[0].chance
-    assert best["vqav2"] < 25 and best["textvqa"] < 10
+    assert best["vqav2"] < 25 and best["textvqa"] < 15
     assert best["pope"] == pytest.approx(200 / 3) and best["mme"] == pytest.approx(250) and best["mmbench"] == 0
     assert best["sqa"] < chance["sqa"] + 1.5 < 34
 
