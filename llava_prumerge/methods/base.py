@@ -100,7 +100,10 @@ class VisionTokens:
         """Patches, prompt and its mask in one space: "llm" (the features at site "projected") or "clip"."""
         if space == "clip" and self.clip is None:
             raise ReductionError("space 'clip' needs a tower with its text side, and this one has none; take space llm")
-        return self.clip() if space == "clip" else (self.features, self.text, self.text_mask)
+        given = self.clip() if space == "clip" else (self.features, self.text, self.text_mask)
+        if given[1].shape[1] == 0:
+            raise ReductionError("this method needs a prompt, and the prompt is empty")
+        return given
 
 
 POSITIONS, BLOCKS, SPACES = ("contiguous", "original"), ("own", "next"), ("llm", "clip")
@@ -223,9 +226,8 @@ class CellReducer(VisionReducer):
     def fitted(self, height: int, width: int) -> None:
         """Check that rows and columns, where given, fit into the grid."""
         if self.rows is not None and (self.rows > height or self.columns > width):
-            raise ReductionError(
-                f"{self.name}: {self.rows} x {self.columns} cells do not fit in {height} x {width} patches"
-            )
+            cells = f"{self.rows} x {self.columns} cells"
+            raise ReductionError(f"{self.name}: {cells} do not fit in {height} x {width} patches")
 
     def cells(self, image: VisionTokens) -> Cells:
         """The cells of each image; costs the reducer's one host synchronisation."""
@@ -281,9 +283,8 @@ class DecoderPruner(nn.Module):
         super().__init__()
         wrong = [layer for layer in layers if not 0 <= layer < shape.layers]
         if wrong or not layers:
-            raise ReductionError(
-                f"{self.name}: layers {list(layers)} must lie within 0 to {shape.layers - 1} and not be empty"
-            )
+            accepted = f"within 0 to {shape.layers - 1} and not be empty"
+            raise ReductionError(f"{self.name}: layers {list(layers)} must lie {accepted}")
         self.layers = tuple(sorted(layers))
 
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
@@ -332,10 +333,9 @@ def fields_of(cls: type) -> dict[str, inspect.Parameter]:
             break
         if "__init__" in vars(base):
             parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            found |= {
-                item.name: item for item in parameters if item.name not in found and item.kind is not item.VAR_KEYWORD
-            }
-            if all(item.kind is not item.VAR_KEYWORD for item in parameters):
+            named = [item for item in parameters if item.kind is not item.VAR_KEYWORD]
+            found |= {item.name: item for item in named if item.name not in found}
+            if len(named) == len(parameters):
                 break
     found.pop("shape", None)
     return found
