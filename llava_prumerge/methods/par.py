@@ -45,7 +45,7 @@ class PAR(ShareReducer):
 
     Args:
         keep: share of the patches (0.11: a compression of 89%).
-        threshold: cosine from which two patches are joined, in (0, 1].
+        threshold: cosine from which two patches are joined, in (0, 1]; 0.8 is where pocket scenes fall into several clusters.
         retrieve: share of the patches that the retrieved clusters hold together at least.
         weights: of prompt tokens: "contrast" (see `ops.retrieval.contrast_weights`) or "even".
         before, after: prompt tokens of the conversation's template, at its beginning and end, that ask nothing.
@@ -61,7 +61,7 @@ class PAR(ShareReducer):
     def __init__(
         self,
         keep: float | str = 0.11,
-        threshold: float = 0.6,
+        threshold: float = 0.8,
         retrieve: float | str = 0.5,
         weights: str = "contrast",
         before: int = 0,
