@@ -45,11 +45,11 @@ class VisionTokens:
         features: [N, P, C] patch features the projector would get; [N, P, D] at site "projected".
         grid: (rows, columns) of the patches; their product is P.
         probe: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and the key projections
-            [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P. With own=True those of the block
-            that made the features.
+            [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P. With own=True those of
+            the block that made the features.
         heads: attention heads of these blocks.
         prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
-        clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the shared space of a tower that has a text side.
+        clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the space of a tower with a text side.
         ids: [N] int64, a number that stays with an image whatever batch it comes in.
     """
 
@@ -139,7 +139,7 @@ class VisionReducer(nn.Module):
         raise NotImplementedError
 
     def repeats(self, patches: int, kept: int) -> int:
-        """How often an inner step runs where a method's rule is sequential. 0: a fixed number of tensor calls, whatever the input."""
+        """How often a step runs where a method's rule is sequential; 0: the number of tensor calls is fixed."""
         return 0
 
     def check(self, right: bool, key: str, value: object, accepted: str) -> None:
@@ -155,7 +155,7 @@ class VisionReducer(nn.Module):
         return outlier_count(image.attention(self.per_head), self.iqr_factor).clamp(min=1)
 
     def width(self, image: VisionTokens, counts: Tensor, *others: Tensor) -> int:
-        """The largest count, and the check of features, attention and `others` for NaN, in a reducer's one host synchronisation.
+        """The largest count, and the check of features, attention and others for NaN, in the one host synchronisation.
 
         Raises:
             ReductionError: features or scores are not finite.

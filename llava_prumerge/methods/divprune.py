@@ -1,9 +1,10 @@
 """DivPrune: greedily keeps the tokens that are least like those kept so far.
 
-DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, Alvar et al., CVPR 2025 (arXiv 2503.02175), Eq. 3. As in the
-authors' code (vbdi/divprune) it acts on projected tokens with cosine distance: first the token farthest from its nearest other, then
-always the one whose nearest kept token is farthest, in the end in raster order. Departure: a kept token cannot be chosen again, which the
-code allows where all distances are zero. The greedy rule is sequential: one step for each kept token, for all images at once.
+DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, Alvar et al., CVPR 2025 (arXiv 2503.02175),
+Eq. 3. As in the authors' code (vbdi/divprune) it acts on projected tokens with cosine distance: first the token
+farthest from its nearest other, then always the one whose nearest kept token is farthest, in the end in raster order.
+Departure: a kept token cannot be chosen again, which the code allows where all distances are zero. The greedy rule is
+sequential: one step for each kept token, for all images at once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class DivPrune(ShareReducer):
 
 
 def farthest_first(points: Tensor, size: int) -> Tensor:
-    """Greedy max-min selection by cosine distance; ties go to the lower index. [N, P, D] -> [N, P] bool with `size` marks each"""
+    """Greedy max-min selection by cosine distance; ties go to the lower index. [N, P, D] -> [N, P] bool, `size` each"""
     unit = F.normalize(points.float(), dim=-1)
     distance = 1 - unit @ unit.transpose(1, 2)  # [N, P, P]
     others = torch.eye(points.shape[1], device=points.device) * 4  # more than any distance

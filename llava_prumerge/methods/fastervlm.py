@@ -1,9 +1,9 @@
 """FasterVLM: the patches with the highest class attention stay, averaged over true heads, and nothing is merged.
 
-[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster, Zhang et al. (arXiv 2412.01818 v1;
-later VisPruner, ICCV 2025). As in the authors' code (Theia-4869/FasterVLM), attention is that of the block whose output becomes the
-features (`attentions[-2]`). That is what sets it apart from `cls_topk`, which looks at the block after it, as the released PruMerge
-does: `block: next` is `cls_topk` with `per_head: true, order: raster`.
+[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster, Zhang et al. (arXiv
+2412.01818 v1; later VisPruner, ICCV 2025). As in the authors' code (Theia-4869/FasterVLM), attention is that of the
+block whose output becomes the features (`attentions[-2]`). That is what sets it apart from `cls_topk`, which looks at
+the block after it, as the released PruMerge does: `block: next` is `cls_topk` with `per_head: true, order: raster`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class FasterVLM(ShareReducer):
 
     Args:
         keep: share of the patches (1/9: 64 of 576).
-        block: whose attention: "own", the block that made the features (released), or "next", the one that would read them.
+        block: whose attention: "own", the block that made the features (released), or "next", the one that would read
+            them.
         Others: see `ShareReducer`.
     """
 

@@ -1,17 +1,17 @@
 """PAR: clusters of similar visual tokens are retrieved by the prompt, and a router keeps or merges inside each.
 
-PAR: Prompt-Aware Token Reduction Method for Efficient Large Multimodal Models, Liu et al. (arXiv 2410.07278 v2; `trsm` is v1 of the same
-paper). Only the abstract and secondary summaries could be read, and the authors published no code. From them come the four steps and
-the compression of 89%; every formula is our reading:
+PAR: Prompt-Aware Token Reduction Method for Efficient Large Multimodal Models, Liu et al. (arXiv 2410.07278 v2; `trsm`
+is v1 of the same paper). Only the abstract and secondary summaries could be read, and the authors published no code.
+From them come the four steps and the compression of 89%; every formula is our reading:
 
-1. Prompt rewriting. The authors put the prompt into a template before it is embedded. A reducer sees embeddings, no words, so the other
-   side of the same coin is done: `before` and `after` leave out the tokens of the conversation's own template, and `weights: contrast`
-   turns down tokens that match all patches alike, as function words do.
+1. Prompt rewriting. The authors put the prompt into a template before it is embedded. A reducer sees embeddings, no
+   words, so the other side of the same coin is done: `before` and `after` leave out the tokens of the conversation's
+   own template, and `weights: contrast` turns down tokens that match all patches alike, as function words do.
 2. Graph. Patches whose mean-centred cosine reaches `threshold` are joined; clusters are the connected parts.
-3. Retrieval, against external redundancy: clusters by falling relevance (best weighted match of a prompt token with the cluster's
-   members on average) until they hold `retrieve` of the patches. The others are dropped.
-4. Router, against internal redundancy: each retrieved cluster keeps its most relevant token. What room is left goes to the most relevant
-   of the others, and the rest is averaged into the nearest kept token of its cluster.
+3. Retrieval, against external redundancy: clusters by falling relevance (best weighted match of a prompt token with the
+   cluster's members on average) until they hold `retrieve` of the patches. The others are dropped.
+4. Router, against internal redundancy: each retrieved cluster keeps its most relevant token. What room is left goes to
+   the most relevant of the others, and the rest is averaged into the nearest kept token of its cluster.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class PAR(ShareReducer):
 
     Args:
         keep: share of the patches (0.11: a compression of 89%).
-        threshold: cosine from which two patches are joined, in (0, 1]; 0.8 is where pocket scenes fall into several clusters.
+        threshold: cosine from which two patches are joined, in (0, 1]; 0.8 is where pocket scenes fall into several
+            clusters.
         retrieve: share of the patches that the retrieved clusters hold together at least.
         weights: of prompt tokens: "contrast" (see `ops.retrieval.contrast_weights`) or "even".
         before, after: prompt tokens of the conversation's template, at its beginning and end, that ask nothing.
@@ -106,7 +107,7 @@ class PAR(ShareReducer):
         return features, valid, origin
 
     def routed(self, similarity: Tensor, mask: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Retrieve clusters and choose what stays of them. [N, T, P], [N, T], [N, P] -> keep [N, P], retrieved [N, P]"""
+        """Retrieve clusters and choose what stays. [N, T, P], [N, T], [N, P] -> keep [N, P], retrieved [N, P] bool"""
         queries = queries_of(mask, self.before, self.after)
         weights = contrast_weights(similarity, queries) if self.weights == "contrast" else queries.float()
         patches = labels.shape[1]

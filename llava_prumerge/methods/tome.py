@@ -1,10 +1,11 @@
 """ToMe: rounds of bipartite matching merge the most similar tokens, down to the budget.
 
-Token Merging: Your ViT But Faster, Bolya et al., ICLR 2023 (arXiv 2210.09461), Sec. 3. The matching and the size-weighted means are the
-paper's and the authors' code's (facebookresearch/ToMe): tokens alternate between A and B, A's strongest links on keys averaged over
-heads merge. Departure: ToMe merges inside every block of the tower, with the keys of each. Here the tower stays as it is, and all rounds
-run on its output with the keys of one block; a merged token's key is the mean of its patches' keys. Where the baselines called "ToMe"
-in LLaVA papers merge is not stated in them; this place is our reading, and so is the number of rounds.
+Token Merging: Your ViT But Faster, Bolya et al., ICLR 2023 (arXiv 2210.09461), Sec. 3. The matching and the
+size-weighted means are the paper's and the authors' code's (facebookresearch/ToMe): tokens alternate between A and B,
+A's strongest links on keys averaged over heads merge. Departure: ToMe merges inside every block of the tower, with the
+keys of each. Here the tower stays as it is, and all rounds run on its output with the keys of one block; a merged
+token's key is the mean of its patches' keys. Where the baselines called "ToMe" in LLaVA papers merge is not stated in
+them; this place is our reading, and so is the number of rounds.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class ToMe(ShareReducer):
 
     Args:
         keep: share of the patches (1/9: 64 of 576).
-        rounds: of matching, over which the merges are spread evenly; more follow where no round may merge more than half (ToMe: one per
-            block).
+        rounds: of matching, over which the merges are spread evenly; more follow where no round may merge more than
+            half (ToMe: one per block).
         block: whose keys: "own", the block that made the features, or "next", the one that would read them.
         Others: see `ShareReducer`.
     """

@@ -1,11 +1,12 @@
-"""TRSM: every prompt token retrieves the visual tokens most similar to it, and the rest is merged into what was retrieved.
+"""TRSM: every prompt token retrieves the visual tokens most similar to it, and the rest is merged into those.
 
-Retrieval Replace Reduction: An effective visual token reduction method via semantic match, Liu et al. (arXiv 2410.07278 v1; `par` is v2
-of the same paper). Only the abstract could be read, and the authors published no code. From it comes: the prompt as query, retrieval of
-the most similar visual tokens, compression "by 20%". All else is our reading: cosine between prompt embeddings and projected visual tokens
-in the language model's space, both mean-centred; lists of all prompt tokens that grow at the same pace until their union is as large as
-wanted; every other token averaged into its nearest kept one. The abstract merges what was retrieved "with the text tokens"; here it stays
-at the image's place. "By 20%" can mean to 20% (`keep: 0.2`, the default) or down by 20% (`keep: 0.8`).
+Retrieval Replace Reduction: An effective visual token reduction method via semantic match, Liu et al. (arXiv 2410.07278
+v1; `par` is v2 of the same paper). Only the abstract could be read, and the authors published no code. From it comes:
+the prompt as query, retrieval of the most similar visual tokens, compression "by 20%". All else is our reading: cosine
+between prompt embeddings and projected visual tokens in the language model's space, both mean-centred; lists of all
+prompt tokens that grow at the same pace until their union is as large as wanted; every other token averaged into its
+nearest kept one. The abstract merges what was retrieved "with the text tokens"; here it stays at the image's place. "By
+20%" can mean to 20% (`keep: 0.2`, the default) or down by 20% (`keep: 0.8`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class TRSM(ShareReducer):
 
     Args:
         keep: share of the patches that stays at most, and exactly where `retrieve` is not given.
-        retrieve: patches that each prompt token retrieves; None: as many as fill `keep`. The order of the union goes on beyond it where a
-            budget asks for more.
+        retrieve: patches that each prompt token retrieves; None: as many as fill `keep`. The order of the union goes on
+            beyond it where a budget asks for more.
         space: "llm" (projected tokens and prompt embeddings) or "clip" (where the tower comes with its text side).
-        centre: means subtracted before the cosine: "both", "visual", "none" (see `ops.retrieval.centred`). With "both" a prompt of a
-            single token says nothing, and the first tokens of the raster stay.
+        centre: means subtracted before the cosine: "both", "visual", "none" (see `ops.retrieval.centred`). With "both"
+            a prompt of a single token says nothing, and the first tokens of the raster stay.
         before, after: prompt tokens of the conversation's template, at its beginning and end, that retrieve nothing.
         merge: "mean" averages what is dropped into its nearest kept token, "none" drops it.
         Others: see `ShareReducer`.

@@ -1,10 +1,11 @@
 """VisionZip: the patches with the highest class attention stay, and the others are merged into a few contextual tokens.
 
-VisionZip: Longer is Better but Not Necessary in Vision Language Models, Yang et al., CVPR 2025 (arXiv 2412.04467). The rule is the
-authors' code (dvlab-research/VisionZip): attention and keys of the block whose output becomes the features (`attentions[-2]`, keys
-averaged over heads); contextual targets at an even stride of what is left; each other token goes to its most similar target, and the
-mean of a group is added to its target. Departure: the code passes on the class token as one of its dominant tokens ("54" are 53 patches
-and the class token); a reducer sees patches alone, so all dominant tokens are patches here.
+VisionZip: Longer is Better but Not Necessary in Vision Language Models, Yang et al., CVPR 2025 (arXiv 2412.04467). The
+rule is the authors' code (dvlab-research/VisionZip): attention and keys of the block whose output becomes the features
+(`attentions[-2]`, keys averaged over heads); contextual targets at an even stride of what is left; each other token
+goes to its most similar target, and the mean of a group is added to its target. Departure: the code passes on the class
+token as one of its dominant tokens ("54" are 53 patches and the class token); a reducer sees patches alone, so all
+dominant tokens are patches here.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class VisionZip(ShareReducer):
     Args:
         keep: share of the patches (1/9: 64 of 576).
         share: part of what is kept that is dominant, rounded (27/32: 54 of 64, 108 of 128, 162 of 192).
-        merge: "add" puts the mean of a group on top of its target (released), "mean" averages target and group, "none" keeps the bare
-            targets.
-        block: whose attention and keys: "own", the block that made the features (released), or "next", the one that would read them.
+        merge: "add" puts the mean of a group on top of its target (released), "mean" averages target and group, "none"
+            keeps the bare targets.
+        block: whose attention and keys: "own", the block that made the features (released), or "next", the one that
+            would read them.
         Others: see `ShareReducer`.
     """
 

@@ -1,7 +1,8 @@
 """The vision tower up to the layer whose features are used, and the attention of the block that would come next.
 
 `hidden_states[-2]` is the input of the last block: its queries and keys are one projection away, so that block is never run, no hook
-is needed and any attention backend serves. The same goes for the block before, whose input is kept until its features are read.
+is needed and any attention backend serves. The same goes for the block before, whose input is kept until its features
+are read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class TowerOutput:
     Attributes:
         features: [N, P, C] of the patches.
         grid: (rows, columns).
-        probe: gives queries [N, R, C] and keys [N, S, C] of the next block, or with own=True of the block that made the features (see
-            `methods.base.VisionTokens`).
+        probe: gives queries [N, R, C] and keys [N, S, C] of the next block, or with own=True of the block that made the
+            features (see `methods.base.VisionTokens`).
         heads: attention heads of these blocks.
     """
 

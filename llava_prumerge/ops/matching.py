@@ -10,7 +10,7 @@ from llava_prumerge.ops.select import pack, raster_priority, top_mask
 
 
 def merge_schedule(tokens: int, target: int, rounds: int) -> list[int]:
-    """How many tokens each round merges away: as even as can be over `rounds`, never more than half of those that are left.
+    """How many tokens each round merges away: as even as can be over `rounds`, never more than half of what is left.
 
     Where halving makes the wanted number of rounds too few, more follow, at most log2(tokens / target) in all.
     """
@@ -25,16 +25,16 @@ def merge_schedule(tokens: int, target: int, rounds: int) -> list[int]:
 def bipartite_merge(keys: Tensor, schedule: list[int]) -> tuple[Tensor, Tensor]:
     """Merge tokens by the similarity of their keys (ToMe, Bolya et al., ICLR 2023, Sec. 3.1 and Appendix D).
 
-    In each round the tokens are put alternately into A and B, each of A is linked to the most similar of B, and the strongest links
-    merge A's token into B's. What was merged goes on with the mean key of all its patches.
+    In each round the tokens are put alternately into A and B, each of A is linked to the most similar of B, and the
+    strongest links merge A's token into B's. What was merged goes on with the mean key of all its patches.
 
     Args:
         keys: [N, P, C].
         schedule: how many tokens each round merges away, see `merge_schedule`.
 
     Returns:
-        Mixing matrix [N, K, P] of each token's mean over its patches (size-weighted means of means are that), and the raster index
-        [N, K] of the patch that everything was merged into, in raster order.
+        Mixing matrix [N, K, P] of each token's mean over its patches (size-weighted means of means are that), and the
+        raster index [N, K] of the patch that everything was merged into, in raster order.
     """
     images, patches = keys.shape[:2]
     owner = torch.arange(patches, device=keys.device).expand(

@@ -78,7 +78,16 @@ def select(features: Tensor, index: Tensor) -> Tensor:
 
 
 def pick(features: Tensor, keep: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The marked tokens unchanged and in raster order. [N, P, C], [N, P] bool -> features [N, K, C], valid [N, K], origin [N, K]"""
+    """The marked tokens unchanged, in raster order, as a reducer gives them back.
+
+    Args:
+        features: [N, P, C].
+        keep: [N, P] bool.
+        size: K, at least the largest number marked in a row.
+
+    Returns:
+        features [N, K, C], valid [N, K] bool, origin [N, K] with -1 where not valid.
+    """
     index, valid = pack(keep, raster_priority(keep), size)
     return select(features, index), valid, index.masked_fill(~valid, -1)
 

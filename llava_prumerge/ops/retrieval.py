@@ -14,8 +14,8 @@ CENTRES = ("both", "visual", "none")
 def centred(visual: Tensor, text: Tensor, mask: Tensor, centre: str) -> tuple[Tensor, Tensor]:
     """Subtract means in float32: "both" from each side its own, "visual" the patches' mean from both, "none" nothing.
 
-    Patches of one image have a large common part, and so have word embeddings; the cosines of raw vectors see little else. Means are
-    over one image, and over the real tokens of one prompt.
+    Patches of one image have a large common part, and so have word embeddings; the cosines of raw vectors see little
+    else. Means are over one image, and over the real tokens of one prompt.
 
     Args:
         visual: [N, P, D].
@@ -50,15 +50,16 @@ def prompt_similarity(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def union_order(similarity: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """The order in which patches join the union of what each prompt token retrieves, if all lists grow at the same pace.
+    """The order in which patches join the union of what each prompt token retrieves, all lists growing at one pace.
 
     Args:
         similarity: [N, T, P].
         queries: [N, T] bool, prompt tokens that ask.
 
     Returns:
-        depth [N, P], the length of the lists at which a patch joins (its best rank, from 0; P where nobody asks), and place [N, P],
-        its place in the order; patches that join together are ordered by their highest similarity, then by raster.
+        depth [N, P], the length of the lists at which a patch joins (its best rank, from 0; P where nobody asks), and
+        place [N, P], its place in the order; patches that join together are ordered by their highest similarity, then
+        by raster.
     """
     patches = similarity.shape[2]
     depth = ranks_of(similarity).masked_fill(~queries[..., None], patches).amin(dim=1)  # [N, P]
@@ -69,7 +70,8 @@ def union_order(similarity: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 def contrast_weights(similarity: Tensor, queries: Tensor) -> Tensor:
     """How much each prompt token tells patches apart: its best match above its mean match, the most telling token at 1.
 
-    A word that fits all patches alike, as function words do, comes out near 0; so do tokens that do not ask. [N, T, P], [N, T] -> [N, T]
+    A word that fits all patches alike, as function words do, comes out near 0; so do tokens that do not ask. [N, T, P],
+    [N, T] -> [N, T]
     """
     contrast = (similarity.amax(dim=2) - similarity.mean(dim=2)) * queries
     return contrast / contrast.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -30,7 +30,7 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int = 1) -> Tensor:
 
 @dataclass
 class BlockProjections:
-    """Query and key projections of one block of a vision tower, and the attention they make, computed when first asked for.
+    """Query and key projections of one block of a vision tower, and their attention, computed when first asked for.
 
     Attributes:
         queries: [N, R, C] of the rows that look.

@@ -1,7 +1,7 @@
 """A reduction is a fixed number of tensor calls and one host synchronisation, whatever the number of images and tokens.
 
-A method whose rule is sequential says how often its step repeats (`VisionReducer.repeats`); then the number of calls must be a straight
-line in that, and the step must be short.
+A method whose rule is sequential says how often its step repeats (`VisionReducer.repeats`); then the number of calls
+must be a straight line in that, and the step must be short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ToMe, VisionZip, FasterVLM and DivPrune against slow references written from the papers' rules, and what each field does."""
+"""ToMe, VisionZip, FasterVLM and DivPrune against slow references written from the papers' rules, field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family's vision-side methods inside the model: which block is asked, that the prompt decides, and that answers stay unseen."""
+"""The family's vision side in the model: which block is asked, that the prompt decides, that answers stay unseen."""
 
 from __future__ import annotations
 
