@@ -53,7 +53,7 @@ def make_tokens(
     return VisionTokens(
         features=features.to(dtype),
         grid=grid,
-        probe=lambda: (queries, keys),
+        probe=lambda own=False: (queries, keys),
         heads=4,
         prompt=lambda: (text, torch.ones(images, 5, dtype=torch.bool)),
         ids=torch.arange(images) * 7919 + seed,
@@ -68,7 +68,7 @@ def alone(image: VisionTokens, index: int) -> VisionTokens:
     return VisionTokens(
         features=image.features[only],
         grid=image.grid,
-        probe=lambda: (queries[only], keys[only]),
+        probe=lambda own=False: (queries[only], keys[only]),
         heads=image.heads,
         prompt=lambda: (text[only], mask[only]),
         ids=image.ids[only],

@@ -28,7 +28,7 @@ from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
-from llava_prumerge.ops.layout import TokenLayout, shift_labels
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
 from llava_prumerge.ops.merge import select
 
 
@@ -214,8 +214,10 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         return layout.renumbered(start), start
 
     def _prompts(self, embeddings: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        """For each image the text embeddings of its sequence. -> [N, T, D], [N, T]"""
+        """For each image the text embeddings of its sequence, without what is to be predicted. -> [N, T, D], [N, T]"""
         is_text = layout.key_mask & ~layout.is_image
+        if layout.shift_labels is not None:  # a method that saw the answer in training would miss it in use
+            is_text &= F.pad(layout.shift_labels[:, :-1] == IGNORE_INDEX, (1, 0), value=True)
         text, (rows,) = layout, (embeddings,)
         text, rows = text.compact(is_text, rows)
         per_row = layout.is_image.sum(dim=1) // self.config.image_seq_length
