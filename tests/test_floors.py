@@ -26,6 +26,7 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "train": LOWEST | LIBRARIES,
     "eval": LOWEST | LIBRARIES,
     "viz": LOWEST | LIBRARIES,
+    "search": LOWEST | LIBRARIES,
     "hub": LOWEST | LIBRARIES | {"eval"},  # reads result files with eval's library
 }
 TORCH_ALONE = {"ops", "methods.base", "methods"}

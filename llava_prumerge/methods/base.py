@@ -19,15 +19,12 @@ from torch import Tensor, nn
 
 import llava_prumerge.methods as methods_package
 from llava_prumerge.ops.cells import Cells, cell_rows, lay_cells
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import outlier_count, received_attention
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 """features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
-
-
-class ReductionError(ValueError):
-    """A reduction setting or an input that a method cannot work with."""
 
 
 @dataclass
@@ -197,38 +194,53 @@ class AttentionRows(Protocol):
 
 @dataclass
 class DecoderTokens:
-    """What a decoder pruner sees just before a layer.
+    """What a decoder pruner sees just before a layer. What it asks for is computed from a layer's own projections, on demand.
 
     Attributes:
         hidden: [B, L, D] the layer's input.
         layout: what each place holds.
-        attention: computes attention rows on demand from a layer's own query and key projections.
+        attention: attention rows of this layer or of the one before, gates of earlier layers included.
+        queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as often as needed.
     """
 
     hidden: Tensor
     layout: TokenLayout
     attention: AttentionRows
+    queries: Callable[[int], Tensor] | None = None
+    keys: Callable[[int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The numbers of a language model that a pruner may need: layers, hidden size D, heads H, visual tokens P of one image."""
+    """The numbers of a language model that a pruner may need.
+
+    Attributes:
+        layers, hidden, heads: of the decoder: their number, D, H.
+        patches: P, visual tokens of one image where no reducer takes any.
+        reduced: a reducer stands before the decoder, so that images may come with fewer than P tokens.
+    """
 
     layers: int
     hidden: int
     heads: int
     patches: int
+    reduced: bool = False
 
 
 class DecoderPruner(nn.Module):
     """Drops visual tokens just before chosen decoder layers, at prefill.
 
+    A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see `ops.allotment`).
+
     Attributes:
         layers: it acts just before these (0 is the first).
+        later_turns: what a later turn on a kept cache may bring for the outcome to be that of a fresh run of all turns: "none" where
+            the choice depends on the question, "text" where it depends on all images together, "images" where it depends on nothing.
     """
 
     name: ClassVar[str] = ""
     layers: tuple[int, ...]
+    later_turns: str = "none"
 
     def __init__(self, shape: DecoderShape, layers: tuple[int, ...]) -> None:
         super().__init__()
@@ -239,8 +251,11 @@ class DecoderPruner(nn.Module):
             )
         self.layers = tuple(sorted(layers))
 
-    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
-        """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training. Text and padding are not its business."""
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+        """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training; None keeps everything.
+
+        Text and padding are not its business.
+        """
         raise NotImplementedError
 
     def loss(self) -> Tensor | None:
