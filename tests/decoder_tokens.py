@@ -65,7 +65,12 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
         seen = layout.key_mask[:, None] & (torch.arange(keys.shape[2]) <= rows[..., None])
         return logits.masked_fill(~seen[:, None], torch.finfo(torch.float32).min).softmax(dim=-1)
 
-    return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys)
+    def mean_query(layer: int, weight: Tensor) -> Tensor:
+        return (queries.float() * weight[:, None, :, None]).sum(dim=2, keepdim=True) / weight.sum(dim=1).clamp(
+            min=1e-9
+        )[:, None, None, None]
+
+    return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys, mean_query)
 
 
 def run(pruner: DecoderPruner, tokens: DecoderTokens) -> list[Tensor]:

@@ -28,7 +28,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
     "pair_prumerge": {"vision": {"name": "prumerge", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 2}},
     "pair_schedule": {
         "vision": {"name": "prumerge_plus", "iqr_factor": 0.2},
-        "decoder": {"name": "rank_schedule", "r": 0.1, "budget": 3},
+        "decoder": {"name": "rank_schedule", "r": 0.1, "budget": 4},
     },
     "pair_atp": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "atp_llava"}},
     **{name: {"decoder": {"name": name}} for name in method_names(DecoderPruner)},

@@ -11,8 +11,8 @@ losses are Eq. 12-14.
 
 Ours, where the sources are silent or disagree (each with a field that changes it where one is named):
 - Both scores are brought to [0, 1] over a sequence's visual tokens (`scale`), where the thresholds live: raw attention logits do not stay there.
-- The self score is attention received from the visual tokens that can see a token (`axis`), averaged over heads. Text rows are those of the
-  question that can see the image.
+- The self score is attention received (`axis`), averaged over heads and over all visual tokens, logits that the causal mask hides among them.
+  Text rows are those of the question that can see the image.
 - The linear map reads both scores by the token's place in the grid, 0 where it is gone, so that it does not matter how many are left.
 - Nested samplings take every 2nd, 4th and 8th row and column (`strides`); tokens of none get 0 (`outside`).
 - Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before |N - N_target|, so that
@@ -73,7 +73,8 @@ class AtpLlava(DecoderPruner):
     Args:
         shape: of the language model; P must be the square of a whole number.
         target: N_target, visual tokens per image averaged over the decoder's layers that training steers to: a number, or a share of P
-            written as a fraction (paper: 144/576, and 88 of 576). Steered to, so not met exactly.
+            written as a fraction (paper: 144/576, and 88 of 576). Steered to, so not met exactly; must not be less than the layers before
+            the first module cost.
         layers: the modules stand before these; None takes the paper's 4, 14, 24 of 32 at the same fractions of the depth.
         temperature: T of the soft masks (10 and 100 are reported).
         lambda_sample: of the spatial score (reported: 3.0).
@@ -130,6 +131,12 @@ class AtpLlava(DecoderPruner):
                 f"{self.name}: strides {list(strides)} must be rising multiples of each other, 2 or more"
             )
         self.target = self._tokens(target, shape.patches)
+        least = self.layers[0] * shape.patches / shape.layers if average == "layers" else 0
+        if self.target < least and not shape.reduced:
+            raise ReductionError(
+                f"{self.name}: target {target!r} is out of reach: the {self.layers[0]} layers before the first module alone cost "
+                f"{least:g} visual tokens averaged over {shape.layers} layers; take a larger target, earlier layers or average=modules"
+            )
         self.depth, self.patches, self.strides = shape.layers, shape.patches, tuple(strides)
         self.temperature, self.lambda_sample, self.outside = float(temperature), float(lambda_sample), float(outside)
         self.scale, self.axis, self.average, self.count = scale, axis, average, count
@@ -189,23 +196,21 @@ class AtpLlava(DecoderPruner):
     def _scores(self, layer: int, tokens: DecoderTokens) -> tuple[Tensor, Tensor]:
         """Self-modality (Eq. 3) and cross-modality (Eq. 4) score of each place by the layer before. [B, L] each
 
-        The mean over query rows is taken before the product with the keys, so that no matrix of tokens by tokens is formed.
+        A mean of logits is the logit of a mean: no matrix of tokens by tokens is formed.
         """
-        layout = tokens.layout
+        layout, before = tokens.layout, layer - 1
         weight = layout.is_image.float() if self._passed is None else (layout.is_image * self._passed).detach()
-        weight = weight[:, None, :, None]  # [B, 1, L, 1]
-        queries, keys = tokens.queries(layer - 1).float(), tokens.keys(layer - 1).float()  # [B, H, L, D/H]
-        least = torch.finfo(torch.float32).tiny
-        if self.axis == "received":  # from itself and those after it
-            total, norm = (part.flip(2).cumsum(dim=2).flip(2) for part in (queries * weight, weight))
-            logits = (total / norm.clamp(min=least) * keys).sum(dim=-1)  # [B, H, L]
-        else:  # to itself and those before it
-            total, norm = ((part).cumsum(dim=2) for part in (keys * weight, weight))
-            logits = (total / norm.clamp(min=least) * queries).sum(dim=-1)
-        own = logits.mean(dim=1) / math.sqrt(queries.shape[-1])
-        rows, asked = layout.question_rows()
-        attention = tokens.attention(layer - 1, rows).mean(dim=1)  # [B, R, L]
-        return own, (asked[:, None] @ attention)[:, 0] / asked.sum(dim=1, keepdim=True)
+        keys = tokens.keys(before)  # [B, H, L, D/H]
+        if self.axis == "received":
+            asking, asked = tokens.mean_query(before, weight).to(keys.dtype), keys
+        else:
+            share = (weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)).to(keys.dtype)
+            asking, asked = share[:, None, None] @ keys, tokens.queries(before)
+        logits = (asked @ asking.transpose(2, 3))[..., 0].float()  # [B, H, L]
+        own = logits.mean(dim=1) / math.sqrt(keys.shape[-1])
+        rows, real = layout.question_rows()
+        attention = tokens.attention(before, rows).mean(dim=1)  # [B, R, L]
+        return own, (real[:, None] @ attention)[:, 0] / real.sum(dim=1, keepdim=True)
 
     def _scaled(self, scores: Tensor, present: Tensor) -> Tensor:
         """Scores brought to [0, 1] over the visual tokens that are present; 0 elsewhere. [B, L], [B, L] -> [B, L]

@@ -201,6 +201,7 @@ class DecoderTokens:
         layout: what each place holds.
         attention: attention rows of this layer or of the one before, gates of earlier layers included.
         queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as often as needed.
+        mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the queries themselves.
     """
 
     hidden: Tensor
@@ -208,6 +209,7 @@ class DecoderTokens:
     attention: AttentionRows
     queries: Callable[[int], Tensor] | None = None
     keys: Callable[[int], Tensor] | None = None
+    mean_query: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from transformers import DynamicCache, LlamaModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, VisionReducer
+from llava_prumerge.model.probe import LayerProbe, gate_logits
 from llava_prumerge.ops.layout import TokenLayout
-from llava_prumerge.ops.merge import select
 
 
 class InitialisesMethods:
@@ -103,11 +102,6 @@ class ReducedCache(DynamicCache):
         )
 
 
-def gate_logits(weight: Tensor) -> Tensor:
-    """What gates in (0, 1] on keys add to attention logits."""
-    return weight.clamp(min=1e-6).log()
-
-
 def count_visual(layers: list[Tensor]) -> Tensor:
     """Visual tokens of each sequence in each layer; neighbours share their mask [B, L]. -> [B, layers]"""
     counts: list[Tensor] = []
@@ -151,7 +145,7 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         for index, layer in enumerate(self.layers):
             fresh = index == 0 or index in starts
             if index in acts:
-                keep = self.pruner(index, self._tokens(index, hidden, layout, previous, cache))
+                keep = self.pruner(index, self._tokens(index, hidden, layout, previous, rotary, cache))
                 if keep is not None:
                     layout, hidden, seen = self._obey(keep, layout, hidden, seen)
                     fresh = True
@@ -194,33 +188,49 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         return self.pruner.layers if images or self.training else ()
 
     def _tokens(
-        self, index: int, hidden: Tensor, layout: TokenLayout, previous: Tensor | None, cache: Cache | None
+        self,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        previous: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
     ) -> DecoderTokens:
-        """What a pruner sees just before layer `index`."""
+        """What a pruner sees just before layer `index`; `previous` is the input of the layer before, `rotary` that layer's."""
+        probes: dict[int, LayerProbe] = {}
 
-        def source(layer: int) -> tuple[Tensor, Cache | None]:
-            """The layer's input, and the cache where it has already run."""
-            if layer == index:
-                return hidden, None
-            if layer == index - 1 and previous is not None:
-                return previous, cache
-            raise ValueError(
-                f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
-            )
+        def probe(layer: int) -> LayerProbe:
+            if layer not in (index, index - 1) or layer < 0:
+                raise ValueError(
+                    f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
+                )
+            if layer not in probes:
+                states, held = (hidden, None) if layer == index else (previous, cache)
+                probes[layer] = self.probe(layer, states, layout, rotary, held)
+            return probes[layer]
 
-        def attention(layer: int, rows: Tensor) -> Tensor:
-            states, held = source(layer)
-            return self.attention_rows(layer, states, layout, rows, held)
+        return DecoderTokens(
+            hidden,
+            layout,
+            attention=lambda layer, rows: probe(layer).attention(rows),
+            queries=lambda layer: probe(layer).queries(),
+            keys=lambda layer: probe(layer).keys,
+            mean_query=lambda layer, weight: probe(layer).mean_query(weight),
+        )
 
-        def queries(layer: int) -> Tensor:
-            return self.query_states(layer, source(layer)[0], layout)
-
-        def keys(layer: int) -> Tensor:
-            states, held = source(layer)
-            keys = self.key_states(layer, states, layout, held)
-            return repeat_kv(keys, self.layers[layer].self_attn.num_key_value_groups)
-
-        return DecoderTokens(hidden, layout, attention, queries, keys)
+    def probe(
+        self,
+        layer: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> LayerProbe:
+        """A layer and its input [B, L, D], to be asked; a cache is that of a pass in which the layer has run."""
+        if rotary is None:
+            rotary = self.rotary_emb(hidden, position_ids=layout.position_ids)
+        held = None if cache is None else cache.layers[layer].keys[:, :, -hidden.shape[1] :]
+        return LayerProbe(self.layers[layer], hidden, layout, rotary, held)
 
     @staticmethod
     def _obey(keep: Tensor, layout: TokenLayout, hidden: Tensor, seen: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
@@ -229,42 +239,6 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
             return layout.gate(keep), hidden, seen & (keep > 0.5)
         layout, hidden = layout.compact(keep, hidden)
         return layout, hidden, layout.is_image
-
-    def key_states(self, layer: int, hidden: Tensor, layout: TokenLayout, cache: Cache | None = None) -> Tensor:
-        """Rotated key projections of a layer given its input, or read from a cache that it has filled. -> [B, H (keys'), L, D/H]"""
-        length = hidden.shape[1]
-        if cache is not None:
-            return cache.layers[layer].keys[:, :, -length:]
-        block = self.layers[layer]
-        attention = block.self_attn
-        keys = attention.k_proj(block.input_layernorm(hidden)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        cos, sin = self.rotary_emb(hidden, position_ids=layout.position_ids)
-        return apply_rotary_pos_emb(keys, keys, cos, sin)[0]
-
-    def query_states(self, layer: int, hidden: Tensor, layout: TokenLayout, rows: Tensor | None = None) -> Tensor:
-        """Rotated query projections of a layer given its input, of the rows [B, R] or of all. -> [B, H, R, D/H]"""
-        block, positions = self.layers[layer], layout.position_ids
-        attention = block.self_attn
-        if rows is not None:
-            hidden, positions = select(hidden, rows), positions.gather(1, rows)
-        queries = attention.q_proj(block.input_layernorm(hidden))
-        queries = queries.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        cos, sin = self.rotary_emb(hidden, position_ids=positions)
-        return apply_rotary_pos_emb(queries, queries, cos, sin)[0]
-
-    def attention_rows(
-        self, layer: int, hidden: Tensor, layout: TokenLayout, rows: Tensor, cache: Cache | None = None
-    ) -> Tensor:
-        """Softmax attention of the query rows [B, R] of a layer given its input, as the layer computes it. -> [B, H, R, L]"""
-        attention = self.layers[layer].self_attn
-        queries = self.query_states(layer, hidden, layout, rows)
-        keys = repeat_kv(self.key_states(layer, hidden, layout, cache), attention.num_key_value_groups)
-        logits = (queries @ keys.transpose(2, 3) * attention.scaling).float()  # [B, H, R, L]
-        if layout.key_weight is not None:
-            logits = logits + gate_logits(layout.key_weight)[:, None, None]
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        seen = layout.key_mask[:, None] & (places <= rows[..., None])  # [B, R, L]
-        return logits.masked_fill(~seen[:, None], torch.finfo(torch.float32).min).softmax(dim=-1)
 
     def _mask(self, index: int, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor | None:
         """The attention mask of this layer and those after it that see the same tokens."""

@@ -24,17 +24,16 @@ def loops(tokens: DecoderTokens, row: int, axis: str, weight: Tensor) -> tuple[l
     images = [place for place in range(layout.is_image.shape[1]) if layout.is_image[row, place]]
     own, cross = [], []
     for place in images:
-        others = [other for other in images if (other >= place if axis == "received" else other <= place)]
         logits = []
-        for other in others:
+        for other in images:
             query, key = (other, place) if axis == "received" else (place, other)
             heads = [
                 float(queries[head, query] @ keys[head, key]) / math.sqrt(queries.shape[-1])
                 for head in range(len(keys))
             ]
             logits.append(sum(heads) / len(heads))
-        total = sum(float(weight[row, other]) for other in others)
-        own.append(sum(logit * float(weight[row, other]) for logit, other in zip(logits, others, strict=True)) / total)
+        total = sum(float(weight[row, other]) for other in images)
+        own.append(sum(logit * float(weight[row, other]) for logit, other in zip(logits, images, strict=True)) / total)
     asking = [place for place in range(images[-1] + 1, layout.is_image.shape[1]) if layout.key_mask[row, place]]
     for place in images:
         heard = [
@@ -127,7 +126,7 @@ def test_losses_are_the_equations() -> None:
     """Eq. 12-14 by hand: masks multiply, N is per image and averaged over the batch."""
     tokens = make_tokens((16, 9), after=(3, 5))
     tokens = with_layout(tokens, images=torch.tensor([1, 1]))
-    settings = {"layers": [2, 5], "target": 6, "lambda_atp": 0.03, "lambda_target": 0.5}
+    settings = {"layers": [2, 5], "target": 7, "lambda_atp": 0.03, "lambda_target": 0.5}
     pruner = build("atp_llava", shape_of(patches=16), **settings).train()
     assert pruner.loss() is None, "nothing was seen yet"
     first = pruner(2, tokens)
@@ -136,7 +135,7 @@ def test_losses_are_the_equations() -> None:
     image = tokens.layout.is_image
     counts = [float((gate * image).sum().detach()) / 2 for gate in (first, first * second)]
     mean = (2 * 12.5 + 3 * counts[0] + 3 * counts[1]) / 8
-    expected = 0.03 * (counts[0] / 16 * 2 + counts[1] / 16 * 5) + 0.5 * abs(mean - 6)
+    expected = 0.03 * (counts[0] / 16 * 2 + counts[1] / 16 * 5) + 0.5 * abs(mean - 7)
     assert float(pruner.loss()) == pytest.approx(expected, rel=1e-5)
     assert float(pruner.mean_count()) == pytest.approx(mean, rel=1e-5)
     pruner.average = "modules"
@@ -204,7 +203,9 @@ def test_the_language_loss_reaches_the_thresholds(attn: str, checkpointing: bool
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
     inputs = labelled(0)
-    model = trained({"decoder": {"name": "atp_llava", "layers": [2]}})  # one module: no later scores hang on its gates
+    model = trained(
+        {"decoder": {"name": "atp_llava", "layers": [2], "target": 10}}
+    )  # one module: no later scores hang on its gates
     parameter = model.model.language_model.pruner.modules_before["2"].redundant.bias
     grad = torch.autograd.grad(model(**inputs).loss, parameter)[0].item()
     values = []
@@ -290,9 +291,15 @@ def test_settings_of_the_paper_and_their_fractions() -> None:
     full = build("atp_llava", shape_of(32, 576))
     assert full.layers == (4, 14, 24) and full.target == 144
     assert full.temperature == 10 and full.lambda_sample == 3 and (full.lambda_atp, full.lambda_target) == (0.05, 0.2)
-    pocket = build("atp_llava", shape_of(6, 144), target="88/576")
-    assert pocket.layers == (1, 3, 5) and pocket.target == 22
-    assert build("atp_llava", target=7).target == 7
+    pocket = build("atp_llava", shape_of(6, 144))
+    assert pocket.layers == (1, 3, 5) and pocket.target == 36
+    with pytest.raises(
+        ReductionError, match="88/576' is out of reach: the 1 layers before the first module alone cost 24 "
+    ):
+        build("atp_llava", shape_of(6, 144), target="88/576")
+    assert build("atp_llava", shape_of(6, 144), target="88/576", average="modules").target == 22
+    assert build("atp_llava", shape_of(6, 144, reduced=True), target="88/576").target == 22
+    assert build("atp_llava", target=27).target == 27
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tiny_llava import IMAGE, PATCHES, REDUCTIONS, pixels, rows_of, sample_rows, stock_twin, tiny_config, tiny_model
 from transformers import LlavaConfig
 
-from llava_prumerge.methods.base import DecoderPruner, build_pruner
+from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, build_pruner
 from llava_prumerge.model.decoder import ReducedCache
 from llava_prumerge.model.modeling import decoder_shape
 from llava_prumerge.ops.layout import IGNORE_INDEX
@@ -213,10 +213,42 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
         inputs["input_ids"], torch.zeros(*inputs["input_ids"].shape, 32), inputs["attention_mask"], None, None
     )
     rows = torch.stack([layout.last_index(), layout.last_index() - 2], dim=1)
-    ours = decoder.attention_rows(1, reference.hidden_states[1], layout, rows)
+    ours = decoder.probe(1, reference.hidden_states[1], layout).attention(rows)
     expected = reference.attentions[1].gather(2, rows[:, None, :, None].expand(-1, 4, -1, ours.shape[-1]))
     real = layout.key_mask[:, None, None].expand_as(ours)
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_pruner_sees_the_layers_own_queries_and_keys(cached: bool) -> None:
+    """Before a layer: those of the layer before from its cache or its input, those of the layer itself from its input."""
+    model, seen = tiny_model({"decoder": {"name": "fastv", "layer": 2, "keep": 1.0}}), {}
+    decoder, inputs = model.model.language_model, batch_of()
+
+    def ask(layer: int, tokens: DecoderTokens) -> None:
+        weight = (
+            torch.rand(tokens.layout.key_mask.shape, generator=torch.Generator().manual_seed(2))
+            * tokens.layout.key_mask
+        )
+        for at in (layer - 1, layer):
+            queries = tokens.queries(at)
+            mean = (queries * weight[:, None, :, None]).sum(dim=2, keepdim=True) / weight.sum(dim=1)[
+                :, None, None, None
+            ]
+            torch.testing.assert_close(tokens.mean_query(at, weight), mean, atol=1e-5, rtol=1e-4)
+            assert queries.shape == tokens.keys(at).shape
+            seen[at] = tokens.keys(at)
+        with pytest.raises(ValueError, match="layers 1 and 2, not about 0"):
+            tokens.keys(layer - 2)
+
+    decoder.pruner.forward = ask
+    cache = model(**inputs, use_cache=True).past_key_values
+    if not cached:
+        model(**inputs, use_cache=False)
+    real = inputs["attention_mask"].bool()[:, None, :, None].expand(-1, 4, -1, 8)
+    for layer, keys in seen.items():
+        held = cache.layers[layer].keys.repeat_interleave(2, dim=1)
+        torch.testing.assert_close(keys[real], held[real], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
