@@ -63,7 +63,7 @@ class Dart(DecoderPruner):
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
         """-> [B, L] bool."""
         layout = tokens.layout
-        counts = self.allotment.counts(layer, layout)
+        counts = self.allotment.counts(layer, layout, always=self.training)
         if counts is None:
             return None
         norms = tokens.keys(layer - 1).float().norm(p=self.norm, dim=-1).norm(p=self.norm, dim=1)  # [B, L]

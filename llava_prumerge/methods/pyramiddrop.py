@@ -53,7 +53,7 @@ class PyramidDrop(DecoderPruner):
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
         """-> [B, L] bool."""
         layout = tokens.layout
-        counts = self.allotment.counts(layer, layout)
+        counts = self.allotment.counts(layer, layout, always=self.training)
         if counts is None:
             return None
         row = tokens.attention(layer, layout.prompt_end()[:, None])  # [B, H, 1, L]

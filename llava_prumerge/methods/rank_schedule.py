@@ -115,7 +115,7 @@ class RankSchedule(DecoderPruner):
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
         """-> [B, L] bool."""
         layout = tokens.layout
-        counts = self.allotment.counts(layer, layout)
+        counts = self.allotment.counts(layer, layout, always=self.training)
         if counts is None:
             return None
         if self.rows == "last":

@@ -156,10 +156,16 @@ class Allotment:
             counts[nearest] += 1
         return tuple(counts)
 
-    def counts(self, layer: int, layout: TokenLayout) -> Tensor | None:
-        """How many visual tokens each sequence keeps just before a layer. [B], or None where nobody drops any.
+    def counts(self, layer: int, layout: TokenLayout, always: bool = False) -> Tensor | None:
+        """How many visual tokens each sequence keeps just before a layer. Costs one host synchronisation, at the first drop.
 
-        Costs one host synchronisation in each prefill, at the first drop; the drops of a prefill are to be asked for in order.
+        Args:
+            layer: the drops of a pass are to be asked for in order.
+            layout: of the sequences.
+            always: give the numbers also where nobody drops any: in training every rank has to run the same modules.
+
+        Returns:
+            [B], or None where nobody drops any.
         """
         drop = self.drops.index(layer)
         if drop == 0:
@@ -173,7 +179,7 @@ class Allotment:
                 f"{self.name}: asked about layer {layer} before layer {self.drops[0]} of the same batch"
             )
         before, after = self._current[:, drop], self._current[:, drop + 1]
-        return None if torch.equal(before, after) else after.to(layout.is_image.device)
+        return None if torch.equal(before, after) and not always else after.to(layout.is_image.device)
 
     def best(self, layout: TokenLayout, scores: Tensor, counts: Tensor) -> Tensor:
         """Keep everything but the visual tokens that are not among a sequence's `counts` highest scores.

@@ -143,3 +143,32 @@ def test_settings_print(name: str) -> None:
     pruner = build(name)
     assert str(list(pruner.layers)[0]) in pruner.extra_repr()
     assert HEADS * 8 == WIDTH and pruner.later_turns in ("none", "text", "images")
+
+
+@every
+def test_in_training_every_rank_asks_the_same(name: str) -> None:
+    """T4: a rank without images, or whose images lose nothing, must still run the layers' projections."""
+    asked = []
+    for visual in ((64, 64), (0, 0), (1, 0)):
+        tokens = make_tokens(visual, after=(6, 9))
+        calls = spied(tokens)
+        pruner = build(name, shape_of(reduced=True)).train()
+        for layer in pruner.layers:
+            keep = pruner(layer, tokens)
+            assert keep is not None or name == "vtw"
+        asked.append(calls)
+    assert asked[0] == asked[1] == asked[2] and (asked[0] or name == "vtw")
+
+
+def spied(tokens: Any) -> list[tuple[str, int]]:
+    """What will have been asked of the tokens."""
+    calls: list[tuple[str, int]] = []
+    for part in ("attention", "queries", "keys", "mean_query"):
+        plain = getattr(tokens, part)
+
+        def ask(layer: int, *rest: Any, plain: Any = plain, part: str = part) -> Any:
+            calls.append((part, layer))
+            return plain(layer, *rest)
+
+        setattr(tokens, part, ask)
+    return calls
