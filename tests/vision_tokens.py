@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_prumerge.methods.base import (
-    Reduced,
-    ReductionError,
-    VisionReducer,
-    VisionTokens,
-    build_reducer,
-    method_names,
-)
+from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens
+from llava_prumerge.methods.registry import build_reducer, method_names
 
 PATCH = 14
 REDUCERS = method_names(VisionReducer)

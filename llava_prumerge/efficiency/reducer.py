@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import yaml
 
-from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens, build_reducer, method_names
+from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
+from llava_prumerge.methods.registry import build_reducer, method_names
 
 SIDE, WIDTH, HEADS, BLOCKS, PATCH = 24, 1024, 16, 23, 14
 PEAKS, PEAK, SPREAD = 33, 4.0, 0.2  # logits: normal noise outlies the fence by itself in seven more patches

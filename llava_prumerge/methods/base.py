@@ -5,11 +5,8 @@ A method only says what to keep. It never touches masks, positions, labels or ca
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,17 +16,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-import llava_prumerge.methods as methods_package
 from llava_prumerge.ops.cells import Cells, cell_rows, lay_cells
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import BlockProjections, outlier_count
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 """features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
-
-
-class ReductionError(ValueError):
-    """A reduction setting or an input that a method cannot work with."""
 
 
 def is_whole(value: object, least: int) -> bool:
@@ -246,38 +239,55 @@ class AttentionRows(Protocol):
 
 @dataclass
 class DecoderTokens:
-    """What a decoder pruner sees just before a layer.
+    """What a decoder pruner sees just before a layer. What it asks for is computed from a layer's own projections, on demand.
 
     Attributes:
         hidden: [B, L, D] the layer's input.
         layout: what each place holds.
-        attention: computes attention rows on demand from a layer's own query and key projections.
+        attention: attention rows of this layer or of the one before, gates of earlier layers included.
+        queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as often as needed.
+        mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the queries themselves.
     """
 
     hidden: Tensor
     layout: TokenLayout
     attention: AttentionRows
+    queries: Callable[[int], Tensor] | None = None
+    keys: Callable[[int], Tensor] | None = None
+    mean_query: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The numbers of a language model that a pruner may need: layers, hidden size D, heads H, visual tokens P of one image."""
+    """The numbers of a language model that a pruner may need.
+
+    Attributes:
+        layers, hidden, heads: of the decoder: their number, D, H.
+        patches: P, visual tokens of one image where no reducer takes any.
+        reduced: a reducer stands before the decoder, so that images may come with fewer than P tokens.
+    """
 
     layers: int
     hidden: int
     heads: int
     patches: int
+    reduced: bool = False
 
 
 class DecoderPruner(nn.Module):
     """Drops visual tokens just before chosen decoder layers, at prefill.
 
+    A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see `ops.allotment`).
+
     Attributes:
         layers: it acts just before these (0 is the first).
+        later_turns: what a later turn on a kept cache may bring for the outcome to be that of a fresh run of all turns: "none" where
+            the choice depends on the question, "text" where it depends on all images together, "images" where it depends on nothing.
     """
 
     name: ClassVar[str] = ""
     layers: tuple[int, ...]
+    later_turns: str = "none"
 
     def __init__(self, shape: DecoderShape, layers: tuple[int, ...]) -> None:
         super().__init__()
@@ -287,8 +297,11 @@ class DecoderPruner(nn.Module):
             raise ReductionError(f"{self.name}: layers {list(layers)} must lie {accepted}")
         self.layers = tuple(sorted(layers))
 
-    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
-        """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training. Text and padding are not its business."""
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+        """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training; None keeps everything.
+
+        Text and padding are not its business.
+        """
         raise NotImplementedError
 
     def loss(self) -> Tensor | None:
@@ -311,60 +324,3 @@ def register(name: str) -> Callable[[Method], Method]:
         return cls
 
     return enter
-
-
-def discover() -> dict[str, type[VisionReducer] | type[DecoderPruner]]:
-    """Import every file of this folder, in order of name, and give all methods by name."""
-    for module in sorted(pkgutil.iter_modules(methods_package.__path__), key=lambda item: item.name):
-        importlib.import_module(f"{methods_package.__name__}.{module.name}")
-    return dict(sorted(_REGISTRY.items()))
-
-
-def method_names(kind: type) -> list[str]:
-    """Names of all methods of one contract."""
-    return [name for name, cls in discover().items() if issubclass(cls, kind)]
-
-
-def fields_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The settings of a method: its constructor's keywords, its parents' included."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if base in (VisionReducer.__base__, object):
-            break
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            named = [item for item in parameters if item.kind is not item.VAR_KEYWORD]
-            found |= {item.name: item for item in named if item.name not in found}
-            if len(named) == len(parameters):
-                break
-    found.pop("shape", None)
-    return found
-
-
-def _build(kind: type, block: Mapping[str, Any] | None, *positional: object) -> Any:
-    if block is None:
-        return None
-    settings = dict(block)
-    name = settings.pop("name", None)
-    known = method_names(kind)
-    if name not in known:
-        raise ReductionError(f"{kind.__name__} {name!r} is not known; there are: {', '.join(known)}")
-    accepted = fields_of(_REGISTRY[name])
-    unknown = sorted(set(settings) - set(accepted))
-    if unknown:
-        takes = ", ".join(sorted(accepted)) or "none"
-        raise ReductionError(f"{name} has no setting {', '.join(unknown)}; it takes: {takes}")
-    try:
-        return _REGISTRY[name](*positional, **settings)
-    except TypeError as error:
-        raise ReductionError(f"{name}: {error}") from error
-
-
-def build_reducer(block: Mapping[str, Any] | None) -> VisionReducer | None:
-    """A reducer from its block, `{name: prumerge, budget: 40}`; None for None."""
-    return _build(VisionReducer, block)
-
-
-def build_pruner(block: Mapping[str, Any] | None, shape: DecoderShape) -> DecoderPruner | None:
-    """A pruner from its block, `{name: fastv, keep: 0.5}`; None for None."""
-    return _build(DecoderPruner, block, shape)

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from vision_tokens import blocks, label, make_tokens, tower_grid
 
-from llava_prumerge.methods.base import build_reducer
+from llava_prumerge.methods.registry import build_reducer
 
 VIEWS = {"view", "_unsafe_view", "expand", "transpose", "unsqueeze", "slice", "select", "detach", "alias", "permute"}
 SAME = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vision_tokens import REDUCERS
 
-from llava_prumerge.methods.base import discover, fields_of
+from llava_prumerge.methods.registry import discover, fields_of
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", DOCUMENT, flags=re.MULTILINE | re.DOTALL))

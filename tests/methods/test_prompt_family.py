@@ -10,7 +10,8 @@ import pytest
 import torch
 from vision_tokens import alone, make_tokens
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens, build_reducer
+from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.ops.clusters import best_of_cluster, connected_labels, membership, similarity_graph
 from llava_prumerge.ops.retrieval import centred, contrast_weights, queries_of
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from vision_tokens import make_tokens
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens, build_reducer
+from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.ops.matching import merge_schedule
 
 
