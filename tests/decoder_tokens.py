@@ -75,7 +75,7 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
 
 
 def run(pruner: DecoderPruner, tokens: DecoderTokens) -> list[Tensor]:
-    """Visual tokens each sequence has in each layer, [B] per layer, and the dropping of a prefill done as the model does it."""
+    """Visual tokens each sequence has in each layer, [B] per layer, dropped as the model does it."""
     return [layout.is_image.sum(dim=1) for layout in layouts(pruner, tokens)]
 
 

@@ -1,22 +1,26 @@
-"""ATP-LLaVA: small trained modules between decoder layers set, for each image and layer, thresholds that decide which tokens stay.
+"""ATP-LLaVA: trained modules between decoder layers set thresholds, per image and layer, that decide which tokens stay.
 
-ATP-LLaVA: Adaptive Token Pruning for Large Vision Language Models, Ye et al., CVPR 2025 (arXiv 2412.00447). No code was published and the
-paper's body could not be read: this is our reading of its equations as a re-implementation and reading notes quote them.
+ATP-LLaVA: Adaptive Token Pruning for Large Vision Language Models, Ye et al., CVPR 2025 (arXiv 2412.00447). No code was
+published and the paper's body could not be read: this is our reading of its equations as a re-implementation and
+reading notes quote them.
 
-A token stays if its redundancy score passes one threshold or its spatial score another (hard OR at inference; soft masks on attention
-keys in training). The redundancy score is the mean of attention among visual tokens (Eq. 3, logits) and attention from the text (Eq. 4,
-softmax); the spatial score (Eq. 5) is 1 - R * lambda_sample for the sparsest of nested samplings of the grid, of rate R, that has the
-token. Thresholds come from two sigmoid heads on one linear map of both scores (Eq. 6-8), masks from sigmoids of temperature T (Eq. 9-11), the
-losses are Eq. 12-14.
+A token stays if its redundancy score passes one threshold or its spatial score another (hard OR at inference; soft
+masks on attention keys in training). The redundancy score is the mean of attention among visual tokens (Eq. 3, logits)
+and attention from the text (Eq. 4, softmax); the spatial score (Eq. 5) is 1 - R * lambda_sample for the sparsest of
+nested samplings of the grid, of rate R, that has the token. Thresholds come from two sigmoid heads on one linear map of
+both scores (Eq. 6-8), masks from sigmoids of temperature T (Eq. 9-11), the losses are Eq. 12-14.
 
 Ours, where the sources are silent or disagree (each with a field that changes it where one is named):
-- Both scores are brought to [0, 1] over a sequence's visual tokens (`scale`), where the thresholds live: raw attention logits do not stay there.
-- The self score is attention received (`axis`), averaged over heads and over all visual tokens, logits that the causal mask hides among them.
-  Text rows are those of the question that can see the image.
-- The linear map reads both scores by the token's place in the grid, 0 where it is gone, so that it does not matter how many are left.
+- Both scores are brought to [0, 1] over a sequence's visual tokens (`scale`), where the thresholds live: raw attention
+  logits do not stay there.
+- The self score is attention received (`axis`), averaged over heads and over all visual tokens, logits that the causal
+  mask hides among them. Text rows are those of the question that can see the image.
+- The linear map reads both scores by the token's place in the grid, 0 where it is gone, so that it does not matter how
+  many are left.
 - Nested samplings take every 2nd, 4th and 8th row and column (`strides`); tokens of none get 0 (`outside`).
-- Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before |N - N_target|, so that
-  images may differ; the mean over layers is that over all decoder layers, as the paper counts its tokens (`average`).
+- Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before
+  |N - N_target|, so that images may differ; the mean over layers is that over all decoder layers, as the paper counts
+  its tokens (`average`).
 - Gradients reach the thresholds, and not the language model by way of the scores (`through_scores`).
 """
 
@@ -72,10 +76,11 @@ class AtpLlava(DecoderPruner):
 
     Args:
         shape: of the language model; P must be the square of a whole number.
-        target: N_target, visual tokens per image averaged over the decoder's layers that training steers to: a number, or a share of P
-            written as a fraction (paper: 144/576, and 88 of 576). Steered to, so not met exactly; must not be less than the layers before
-            the first module cost.
-        layers: the modules stand before these; None takes the paper's 4, 14, 24 of 32 at the same fractions of the depth.
+        target: N_target, visual tokens per image averaged over the decoder's layers that training steers to: a number,
+            or a share of P written as a fraction (paper: 144/576, and 88 of 576). Steered to, so not met exactly; must
+            not be less than the layers before the first module cost.
+        layers: the modules stand before these; None takes the paper's 4, 14, 24 of 32 at the same fractions of the
+            depth.
         temperature: T of the soft masks (10 and 100 are reported).
         lambda_sample: of the spatial score (reported: 3.0).
         strides: of the nested samplings, each a multiple of the one before; stride s has rate 1 / s^2.
@@ -87,7 +92,8 @@ class AtpLlava(DecoderPruner):
         lambda_atp: weight of sum over modules of N / P times their layer's number (0.05 and 0.01 are reported).
         lambda_target: weight of |mean N - N_target| (reported: 0.2).
         average: the mean of N is taken over all "layers" of the decoder or over the "modules".
-        count: N adds up "soft" masks, or "straight_through" counts what inference would keep and takes the soft sum's gradient.
+        count: N adds up "soft" masks, or "straight_through" counts what inference would keep and takes the soft sum's
+            gradient.
         through_scores: gradients also reach the language model by way of the scores.
     """
 
@@ -123,7 +129,8 @@ class AtpLlava(DecoderPruner):
             raise ReductionError(f"{self.name}: {shape.patches} visual tokens are no square grid")
         if not temperature > 0 or not 0 < start < 1 or width < 1:
             raise ReductionError(
-                f"{self.name}: temperature {temperature} and width {width} must be above 0, start {start} between 0 and 1"
+                f"{self.name}: temperature {temperature} and width {width} must be above 0, "
+                f"start {start} between 0 and 1"
             )
         steps = [1, *strides]
         if any(later % step or later == step for step, later in zip(steps, strides)):
@@ -134,8 +141,9 @@ class AtpLlava(DecoderPruner):
         least = self.layers[0] * shape.patches / shape.layers if average == "layers" else 0
         if self.target < least and not shape.reduced:
             raise ReductionError(
-                f"{self.name}: target {target!r} is out of reach: the {self.layers[0]} layers before the first module alone cost "
-                f"{least:g} visual tokens averaged over {shape.layers} layers; take a larger target, earlier layers or average=modules"
+                f"{self.name}: target {target!r} is out of reach: the {self.layers[0]} layers before the first module "
+                f"alone cost {least:g} visual tokens averaged over {shape.layers} layers; take a larger target, "
+                "earlier layers or average=modules"
             )
         self.depth, self.patches, self.strides = shape.layers, shape.patches, tuple(strides)
         self.temperature, self.lambda_sample, self.outside = float(temperature), float(lambda_sample), float(outside)
@@ -263,7 +271,7 @@ class AtpLlava(DecoderPruner):
         return (self.layers[0] * self._begun + later) / self.depth
 
     def loss(self) -> Tensor | None:
-        """lambda_atp * L_atp + lambda_target * L_target (Eq. 12-14) of the last training batch; 0 for one without images."""
+        """lambda_atp * L_atp + lambda_target * L_target (Eq. 12-14) of the last training batch; 0 without images."""
         mean = self.mean_count()
         if mean is None:
             return None

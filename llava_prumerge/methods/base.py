@@ -239,14 +239,16 @@ class AttentionRows(Protocol):
 
 @dataclass
 class DecoderTokens:
-    """What a decoder pruner sees just before a layer. What it asks for is computed from a layer's own projections, on demand.
+    """What a decoder pruner sees just before a layer; what it asks for is computed from a layer's own projections.
 
     Attributes:
         hidden: [B, L, D] the layer's input.
         layout: what each place holds.
         attention: attention rows of this layer or of the one before, gates of earlier layers included.
-        queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as often as needed.
-        mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the queries themselves.
+        queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as
+            often as needed.
+        mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the
+            queries themselves.
     """
 
     hidden: Tensor
@@ -277,12 +279,14 @@ class DecoderShape:
 class DecoderPruner(nn.Module):
     """Drops visual tokens just before chosen decoder layers, at prefill.
 
-    A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see `ops.allotment`).
+    A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see
+    `ops.allotment`).
 
     Attributes:
         layers: it acts just before these (0 is the first).
-        later_turns: what a later turn on a kept cache may bring for the outcome to be that of a fresh run of all turns: "none" where
-            the choice depends on the question, "text" where it depends on all images together, "images" where it depends on nothing.
+        later_turns: what a later turn on a kept cache may bring for the outcome to be that of a fresh run of all turns:
+            "none" where the choice depends on the question, "text" where it depends on all images together, "images"
+            where it depends on nothing.
     """
 
     name: ClassVar[str] = ""

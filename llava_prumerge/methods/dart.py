@@ -1,10 +1,12 @@
 """DART: what resembles a few pivot tokens is duplication and is dropped; importance is not asked for.
 
-Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More, Wen et al., EMNLP 2025 (arXiv 2502.11494). As in
-the authors' code: pivots are the tokens with the largest L1 norm of the previous layer's rotated keys, four among the image tokens and four
-among the text after the image; one pivot after the other keeps the image tokens least like it (cosine of the layer's input) among those
-not yet taken. Departures: the budget is met exactly (the code keeps pivots on top of rounded shares), and pivots take turns image first, in
-order of their norm (the code's order is that of a Python set).
+Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More, Wen et al., EMNLP 2025 (arXiv
+    2502.11494). As in
+the authors' code: pivots are the tokens with the largest L1 norm of the previous layer's rotated keys, four among the
+image tokens and four among the text after the image; one pivot after the other keeps the image tokens least like it
+(cosine of the layer's input) among those not yet taken. Departures: the budget is met exactly (the code keeps pivots on
+top of rounded shares), and pivots take turns image first, in order of their norm (the code's order is that of a Python
+set).
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ class Dart(DecoderPruner):
         shape: of the language model.
         layer: K, the first layer that runs on fewer tokens (paper: 2); keys are those of the layer before.
         keep: share of each sequence's visual tokens that stays, pivots included (paper: 64 of 576 and others).
-        budget: visual tokens per image averaged over all decoder layers, the K full ones included, see `ops.allotment`; None uses `keep`.
+        budget: visual tokens per image averaged over all decoder layers, the K full ones included, see `ops.allotment`;
+            None uses `keep`.
         pivots: image tokens that are pivots (code: 4); at most as many as stay, at least one.
-        text_pivots: tokens of the question that are pivots (code: 4). With 0 the choice does not depend on the question, and a kept cache
-            serves later ones.
+        text_pivots: tokens of the question that are pivots (code: 4). With 0 the choice does not depend on the
+            question, and a kept cache serves later ones.
         norm: p of the keys' norm (code: 1).
     """
 
@@ -83,7 +86,11 @@ class Dart(DecoderPruner):
         return self.allotment.best(layout, torch.where(norms.isfinite(), taken.float(), norms), counts)
 
     def _likeness(self, tokens: DecoderTokens, norms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine of every token to each pivot, and which pivots there are: image first, by falling norm. [B, pivots, L], [B, pivots]"""
+        """Cosine of every token to each pivot, and which pivots there are: image first, by falling norm.
+
+        Returns:
+            [B, pivots, L] and [B, pivots].
+        """
         layout, states = tokens.layout, F.normalize(tokens.hidden.float(), dim=-1)
         index, real = [], []
         for among, number in ((first, self.pivots), (layout.question_mask() & ~layout.is_image, self.text_pivots)):

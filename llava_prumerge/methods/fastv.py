@@ -1,9 +1,9 @@
 """FastV: after layer K, image tokens that receive little attention from the last token are dropped.
 
 An Image is Worth 1/2 Tokens After Layer 2, Chen et al., ECCV 2024 (arXiv 2403.06764). The text ranks by attention received from all
-later tokens, the authors' code by the last token's row, averaged over heads; ours is the code's rule. In training, where the answer
-follows, the last token is that of the prompt. The row is computed from the previous layer's own projections, so any attention backend
-serves.
+later tokens, the authors' code by the last token's row, averaged over heads; ours is the code's rule. In training,
+where the answer follows, the last token is that of the prompt. The row is computed from the previous layer's own
+projections, so any attention backend serves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class FastV(DecoderPruner):
         shape: of the language model.
         layer: K, the first layer that runs on fewer tokens (paper: 2); ranked by the layer before.
         keep: share of each sequence's visual tokens that stays (paper: 0.5); without meaning where there is a budget.
-        budget: visual tokens per image averaged over all decoder layers, the K full ones included, see `ops.allotment`; None uses `keep`.
+        budget: visual tokens per image averaged over all decoder layers, the K full ones included, see `ops.allotment`;
+            None uses `keep`.
     """
 
     def __init__(self, shape: DecoderShape, layer: int = 2, keep: float = 0.5, budget: float | None = None) -> None:

@@ -1,9 +1,11 @@
-"""PyramidDrop: in stages, each time half of the image tokens are dropped, those the last instruction token attends to least.
+"""PyramidDrop: stage by stage half of the image tokens go, those the last instruction token attends to least.
 
-PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, Xing et al., CVPR 2025 as "Conical
-Visual Concentration" (arXiv 2410.17247). As in the authors' code the ranking layer's own query and key projections score its input,
-averaged over heads, and the layer itself then runs on what is left. Departures: shares are rounded up where the code rounds down (equal
-for 576 tokens), and depths other than 32 layers take the stages at the same fractions.
+PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, Xing et al., CVPR
+    2025 as "Conical
+Visual Concentration" (arXiv 2410.17247). As in the authors' code the ranking layer's own query and key projections
+score its input, averaged over heads, and the layer itself then runs on what is left. Departures: shares are rounded up
+where the code rounds down (equal for 576 tokens), and depths other than 32 layers take the stages at the same
+fractions.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ class PyramidDrop(DecoderPruner):
 
     Args:
         shape: of the language model.
-        layers: the first layers of all stages but the first; None takes the paper's 8, 16, 24 at the same fractions of the depth.
+        layers: the first layers of all stages but the first; None takes the paper's 8, 16, 24 at the same fractions of
+            the depth.
         keep: lambda, the share of its visual tokens that a stage leaves to the next (paper: 0.5).
-        budget: visual tokens per image averaged over all decoder layers, see `ops.allotment`: lambda is then solved for; None uses `keep`.
+        budget: visual tokens per image averaged over all decoder layers, see `ops.allotment`: lambda is then solved
+            for; None uses `keep`.
     """
 
     def __init__(

@@ -1,11 +1,12 @@
-"""Rank schedule: a rate for every layer; the visual tokens the prompt attends to most stay. The pruner behind G-Search and P-Sigmoid.
+"""Rank schedule: a rate per layer, and the tokens the prompt attends to most; the pruner of G-Search and P-Sigmoid.
 
-Accelerating Multimodal LLMs by Searching Optimal Vision Token Reduction, Zhao et al., CVPR 2025 (arXiv 2412.00556). No code was published
-and the paper's body could not be read, so this is our reading: the abstract (token rankings agree between all layers but the first, the
-number of essential tokens does not grow with depth) and second-hand notes (tokens are ranked at each layer by the attention scores of the
-previous one, a keeping rate per layer) give the rule. Doubtful and therefore fields: which rows of the prompt rank (`rows`), and the
-sigmoid's form, which is that of a later paper (VisPCO, ACL 2026): rate(l) = 1 + (r - 1) * sigmoid(gamma * (l - k)). G-Search's outcome is a
-list of rates. Both searches are commands of their own and write the settings of this pruner.
+Accelerating Multimodal LLMs by Searching Optimal Vision Token Reduction, Zhao et al., CVPR 2025 (arXiv 2412.00556). No
+code was published and the paper's body could not be read, so this is our reading: the abstract (token rankings agree
+between all layers but the first, the number of essential tokens does not grow with depth) and second-hand notes (tokens
+are ranked at each layer by the attention scores of the previous one, a keeping rate per layer) give the rule. Doubtful
+and therefore fields: which rows of the prompt rank (`rows`), and the sigmoid's form, which is that of a later paper
+(VisPCO, ACL 2026): rate(l) = 1 + (r - 1) * sigmoid(gamma * (l - k)). G-Search's outcome is a list of rates. Both
+searches are commands of their own and write the settings of this pruner.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llava_prumerge.ops.allotment import Allotment, Curve, falling_sigmoid, rais
 ROWS = ("last", "text")
 DEPTHS = ("layers", "relative")
 R, GAMMA, K = 0.05, 1.0, 2.0
-"""Of the sigmoid where nothing is given: about an eighth of the tokens of 32 layers, the reduction the paper's headline is about."""
+"""Of the sigmoid where nothing is given: about an eighth of the tokens of 32 layers, as in the paper's headline."""
 
 
 @register("rank_schedule")
@@ -32,16 +33,19 @@ class RankSchedule(DecoderPruner):
 
     Args:
         shape: of the language model.
-        rates: one share in [0, 1] per layer, never rising; that of the layers before `first` is 1. In place of r, gamma and k.
+        rates: one share in [0, 1] per layer, never rising; that of the layers before `first` is 1. In place of r, gamma
+            and k.
         r: what the sigmoid falls to, the final rate, in [0, 1].
         gamma: how steeply, per unit of depth.
         k: where it is half way down, in units of depth. Not with a budget, which decides it.
-        depth: "layers" counts a layer's depth as its number (as in the formula); "relative" as its number over that of all layers, so that
-            one setting serves models of any depth (gamma then as many times larger).
-        first: tokens are dropped before this layer and all later ones; 1 is the first that has a layer before it to rank by.
+        depth: "layers" counts a layer's depth as its number (as in the formula); "relative" as its number over that of
+            all layers, so that one setting serves models of any depth (gamma then as many times larger).
+        first: tokens are dropped before this layer and all later ones; 1 is the first that has a layer before it to
+            rank by.
         rows: "last" ranks by the prompt's last token, "text" by the mean over all its text tokens that see an image.
-        budget: visual tokens per image averaged over all decoder layers, met exactly (see `ops.allotment`): by moving the sigmoid (its
-            k), or by raising given rates to a power; None takes the curve as it is, shares of tokens rounded up.
+        budget: visual tokens per image averaged over all decoder layers, met exactly (see `ops.allotment`): by moving
+            the sigmoid (its k), or by raising given rates to a power; None takes the curve as it is, shares of tokens
+            rounded up.
     """
 
     def __init__(
@@ -83,7 +87,8 @@ class RankSchedule(DecoderPruner):
         rising = next((at for at in range(1, len(rates)) if rates[at] > rates[at - 1]), None)
         if rising is not None:
             raise ReductionError(
-                f"{self.name}: the rate rises from {rates[rising - 1]} to {rates[rising]} at layer {rising}; dropped tokens do not return"
+                f"{self.name}: the rate rises from {rates[rising - 1]} to {rates[rising]} at layer {rising}; "
+                "dropped tokens do not return"
             )
         if any(rate != 1 for rate in rates[:first]):
             raise ReductionError(

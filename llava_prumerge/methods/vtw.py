@@ -1,8 +1,9 @@
 """VTW: from layer K on there are no image tokens at all; what the text has read by then must do.
 
-Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, Lin et al., AAAI 2025 (arXiv 2405.05803;
-code lzhxmu/VTW a3d8cfc). The authors' search for K, by the divergence of output distributions on a few samples, is
-`python -m llava_prumerge.search.vtw`; it found K = 15 of 32 layers for LLaVA-1.5-7B, which is our default at the same fraction of the depth.
+Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, Lin et al., AAAI 2025
+(arXiv 2405.05803; code lzhxmu/VTW a3d8cfc). The authors' search for K, by the divergence of output distributions on a
+few samples, is `python -m llava_prumerge.search.vtw`; it found K = 15 of 32 layers for LLaVA-1.5-7B, which is our
+default at the same fraction of the depth.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ class VisualTokensWithdrawal(DecoderPruner):
 
     Args:
         shape: of the language model.
-        layer: K, the first layer without visual tokens; None takes the authors' 15 of 32, at the same fraction of the depth.
-        budget: in place of `layer`, visual tokens per image averaged over all decoder layers. K is a whole number of layers, so that
-            the budget is met to within P / 2L tokens; not together with a vision reducer, whose counts may differ from image to image.
+        layer: K, the first layer without visual tokens; None takes the authors' 15 of 32, at the same fraction of the
+            depth.
+        budget: in place of `layer`, visual tokens per image averaged over all decoder layers. K is a whole number of
+            layers, so that the budget is met to within P / 2L tokens; not together with a vision reducer, whose counts
+            may differ from image to image.
     """
 
     later_turns = "images"
@@ -52,8 +55,8 @@ class VisualTokensWithdrawal(DecoderPruner):
         layer = round(budget * shape.layers / shape.patches)
         if layer < 1:
             raise ReductionError(
-                f"{self.name}: budget {budget:g} is less than half of one layer with all {shape.patches} visual tokens, which costs "
-                f"{shape.patches / shape.layers:g} averaged over {shape.layers} layers"
+                f"{self.name}: budget {budget:g} is less than half of one layer with all {shape.patches} tokens, "
+                f"which costs {shape.patches / shape.layers:g} averaged over {shape.layers} layers"
             )
         return min(layer, shape.layers)
 

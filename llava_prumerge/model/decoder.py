@@ -129,8 +129,8 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
     ) -> BaseModelOutputWithPast:
         """Decode. inputs_embeds [B, L, D] and their layout -> hidden [B, L', D].
 
-        The output also has `layout`, the final one, and `visual` [B, layers], the visual tokens that each layer saw (or would have
-        seen in inference, where a pruner in training gates them).
+        The output also has `layout`, the final one, and `visual` [B, layers], the visual tokens that each layer saw (or
+        would have seen in inference, where a pruner in training gates them).
         """
         if layout is None:
             return super().forward(
@@ -173,7 +173,8 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules.
 
         Raises:
-            ValueError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh run.
+            ValueError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh
+                run.
         """
         if self.pruner is None or hidden.shape[1] == 1:
             return ()
@@ -182,8 +183,8 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
             turns, pruned = self.pruner.later_turns, getattr(cache, "pruned", False)
             if (turns == "none" and (pruned or images)) or (turns == "text" and pruned and images):
                 raise ValueError(
-                    f"{self.pruner.name} chose the visual tokens of the earlier turns by what it was asked then, and would choose "
-                    "others for all turns together: run the whole conversation afresh, without past_key_values"
+                    f"{self.pruner.name} chose the visual tokens of the earlier turns by what it was asked then, and "
+                    "would choose others for all turns together: run all of them afresh, without past_key_values"
                 )
         return self.pruner.layers if images or self.training else ()
 
@@ -196,7 +197,7 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         rotary: tuple[Tensor, Tensor] | None,
         cache: Cache | None,
     ) -> DecoderTokens:
-        """What a pruner sees just before layer `index`; `previous` is the input of the layer before, `rotary` that layer's."""
+        """What a pruner sees just before layer `index`; `previous` is the layer before's input, `rotary` its angles."""
         probes: dict[int, LayerProbe] = {}
 
         def probe(layer: int) -> LayerProbe:

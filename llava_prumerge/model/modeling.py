@@ -146,7 +146,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """-> hidden [B, L', D] with the final layout as `layout` and the visual tokens of each layer as `visual` [B, layers].
+        """-> hidden [B, L', D], with `layout`, the final one, and `visual` [B, layers], each layer's visual tokens.
 
         Positions follow from the mask; `position_ids` is not used.
         """
@@ -325,7 +325,7 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
         return None if pruner is None else pruner.loss()
 
     def reduction_stats(self) -> dict[str, Any]:
-        """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; then counting starts anew."""
+        """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""
         return self.model.statistics.read()
 
 

@@ -1,4 +1,4 @@
-"""What a pruner may ask of a decoder layer: queries, keys and attention rows, from the layer's own projections of its input."""
+"""What a pruner may ask of a decoder layer: queries, keys and attention rows, from the layer's own projections."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class LayerProbe:
         """The weighted mean of all rotated queries, at the cost of D/H rows in place of L. [B, L] -> [B, H, 1, D/H]
 
         A rotation turns channel f of a head and channel f + half by one angle, the same in all heads, so that
-        sum_i w_i (R_i W x_i)_f = (W sum_i w_i cos_if x_i)_f - (W sum_i w_i sin_if x_i)_(f + half): the sums come before the projection.
+        sum_i w_i (R_i W x_i)_f = (W sum_i w_i cos_if x_i)_f - (W sum_i w_i sin_if x_i)_(f + half): the sums come before
+        the projection.
         """
         half = self.attention_module.head_dim // 2
         share = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)

@@ -51,8 +51,8 @@ class ReductionStatistics:
     def read(self) -> dict[str, Any]:
         """All counts since the last reading; zeros where no image was seen.
 
-        `equivalent_tokens` is the mean over images of the visual tokens averaged over layers, `equivalent_min` and `equivalent_max`
-        its extremes over sequences, `layer_tokens` the list of the means over images of each layer.
+        `equivalent_tokens` is the mean over images of the visual tokens averaged over layers, `equivalent_min` and
+        `equivalent_max` its extremes over sequences, `layer_tokens` the list of the means over images of each layer.
         """
         if not self._sums:
             return dict.fromkeys((*NAMES, *EQUIVALENT), 0.0) | {"layer_tokens": []}

@@ -1,8 +1,8 @@
 """How many visual tokens each decoder layer gets: by rates, or so that their mean over all layers meets a budget.
 
-All methods that drop tokens inside the decoder count a budget alike, in *equivalent* tokens: visual tokens of one image, added up over
-all decoder layers and divided by their number. A method that keeps every token costs P, one without visual tokens 0. With one drop of P
-tokens to n before layer K of L that is n = (budget * L - K * P) / (L - K).
+All methods that drop tokens inside the decoder count a budget alike, in *equivalent* tokens: visual tokens of one
+image, added up over all decoder layers and divided by their number. A method that keeps every token costs P, one
+without visual tokens 0. With one drop of P tokens to n before layer K of L that is n = (budget * L - K * P) / (L - K).
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ class Allotment:
         drops: the layers before which tokens are dropped, rising.
         curve: see `Curve`; the shares must not rise along the drops, nor fall with the free number.
         free: the curve's free number where there is no budget. Shares of tokens are rounded up.
-        budget: equivalent tokens per image (see above), met as nearly as whole tokens allow: exactly with a drop before each layer, to
-            the nearest whole token with one drop, never off by more than half a token; None takes the curve as it is.
+        budget: equivalent tokens per image (see above), met as nearly as whole tokens allow: exactly with a drop before
+            each layer, to the nearest whole token with one drop, never off by more than half a token; None takes the
+            curve as it is.
         bounds: the free number is searched between these.
-        patches: visual tokens every image comes with, where that is known: an impossible budget is then refused at once.
+        patches: visual tokens every image comes with, where that is known: an impossible budget is then refused at
+            once.
 
     Raises:
         ReductionError: the budget is no number above 0, or no plan with a token in each layer costs so little.
@@ -132,9 +134,9 @@ class Allotment:
         if least > total + SLACK * present:
             fewest = (self.drops[0] * present + least) / self.layers
             raise ReductionError(
-                f"{self.name}: budget {self.budget:g} (visual tokens averaged over {self.layers} layers) cannot be met with "
-                f"{present} visual tokens: {self.drops[0]} layers that see all of them and the fewest that its later layers can "
-                f"do with cost {fewest:g}; drop earlier or take a larger budget"
+                f"{self.name}: budget {self.budget:g} (visual tokens averaged over {self.layers} layers) cannot be met "
+                f"with {present} visual tokens: {self.drops[0]} layers that see all of them and the fewest that its "
+                f"later layers can do with cost {fewest:g}; drop earlier or take a larger budget"
             )
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -143,7 +145,7 @@ class Allotment:
         return self._rounded(counts, present, total - cost(counts))
 
     def _rounded(self, counts: list[int], present: int, left: float) -> tuple[int, ...]:
-        """Hand out what rounding down left over, the earliest layers first, and never more to a later layer than to one before."""
+        """Hand out what rounding down left over, early layers first; no layer ever gets more than the one before."""
 
         def roomy() -> list[int]:
             return [at for at, count in enumerate(counts) if count < (counts[at - 1] if at else present)]
@@ -157,7 +159,7 @@ class Allotment:
         return tuple(counts)
 
     def counts(self, layer: int, layout: TokenLayout, always: bool = False) -> Tensor | None:
-        """How many visual tokens each sequence keeps just before a layer. Costs one host synchronisation, at the first drop.
+        """How many visual tokens each sequence keeps just before a layer. One host synchronisation, at the first drop.
 
         Args:
             layer: the drops of a pass are to be asked for in order.

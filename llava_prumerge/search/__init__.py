@@ -1,1 +1,1 @@
-"""Searches that find a method's settings for a model, on a few questions, without training. Each writes a method file."""
+"""Searches for a method's settings for a model, on a few questions, without training; each writes a method file."""

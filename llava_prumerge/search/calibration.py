@@ -33,7 +33,7 @@ class Pair:
 
 
 def read_pairs(path: str | os.PathLike[str], number: int) -> list[Pair]:
-    """So many questions about an image, evenly spread over a file of `image` and `text` records (.jsonl, or a .json list).
+    """So many questions about an image, evenly spread over a file of `image` and `text` records (.jsonl or .json).
 
     Raises:
         SearchError: the file is missing or holds no such record.

@@ -3,10 +3,10 @@
     python -m llava_prumerge.search.vtw --model PATH --questions FILE.jsonl --images DIR [--out vtw.yaml] [--samples 20]
         [--threshold 0.003] [--first N] [--batch-size 4] [--template vicuna_v1] [--dtype float32] [--device cpu]
 
-Visual Tokens Withdrawal, Lin et al., AAAI 2025 (arXiv 2405.05803; code lzhxmu/VTW a3d8cfc). For each K the divergence KL(withdrawn || full)
-of the next-token distributions after the prompt is averaged over the samples; K is the first one, not before layer 5 of 32, whose mean is
-at most the threshold (the authors' 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for 1.6-7B). Written is a method file for
-the pruner `vtw`; a vision reducer that the checkpoint names stays.
+Visual Tokens Withdrawal, Lin et al., AAAI 2025 (arXiv 2405.05803; code lzhxmu/VTW a3d8cfc). For each K the divergence
+KL(withdrawn || full) of the next-token distributions after the prompt is averaged over the samples; K is the first one,
+not before layer 5 of 32, whose mean is at most the threshold (the authors' 0.003 for LLaVA-1.5-7B, 0.0005 for 13B,
+0.0001 for 1.6-7B). Written is a method file for the pruner `vtw`; a vision reducer that the checkpoint names stays.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -43,7 +43,7 @@ def divergence(withdrawn: Tensor, full: Tensor) -> Tensor:
 def withdrawal_divergences(
     model: PruMergeLlavaForConditionalGeneration, batches: Sequence[dict[str, Tensor]], layers: Sequence[int]
 ) -> Tensor:
-    """How much the next token's distribution changes when visual tokens are withdrawn before a layer. -> [samples, layers]
+    """How much the next token's distribution changes with withdrawal before each layer. -> [samples, layers]
 
     Args:
         model: its own pruner is left out while this runs.
@@ -79,8 +79,8 @@ def choose_layer(layers: Sequence[int], means: Sequence[float], threshold: float
         if mean <= threshold:
             return layer
     raise SearchError(
-        f"no layer of {layers[0]} to {layers[-1]} has a mean KL of at most {threshold:g}; the least is {min(means):.3g}, a larger "
-        "--threshold would take it"
+        f"no layer of {layers[0]} to {layers[-1]} has a mean KL of at most {threshold:g}; the least is "
+        f"{min(means):.3g}, a larger --threshold would take it"
     )
 
 

@@ -94,7 +94,7 @@ class LlavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def reduction_summary(self) -> dict[str, float]:
-        """Kept tokens per image, their mean over decoder layers, padding share since the last call. A collective: all ranks log."""
+        """Kept tokens per image, their mean over layers, padding since the last call. A collective: every rank logs."""
         stats = plain_model(self.model).reduction_stats()
         images = stats["images"]
         least = stats["kept_min"] if images else math.inf

@@ -1,4 +1,4 @@
-"""The rules of FastV, PyramidDrop, VTW, DART and the rank schedule against slow references, and what each of their settings does."""
+"""The rules of the untrained pruners against slow references, and what each of their settings does."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_dart_equals_the_loops(pivots: int, text_pivots: int, keep: float) -> No
 
 
 def test_dart_drops_duplicates() -> None:
-    """Three groups of equal tokens, one pivot: of each other group something stays before the pivot's own doubles do."""
+    """Three groups of equal tokens, one pivot: the other groups stay before the pivot's own doubles do."""
     tokens = make_tokens((12,), after=(3,))
     base = torch.eye(32)[[0, 1, 2]].repeat_interleave(4, dim=0)  # [12, D]
     hidden, keys = tokens.hidden.clone(), tokens.keys(0).transpose(1, 2).flatten(2).clone()

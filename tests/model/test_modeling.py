@@ -222,7 +222,7 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_pruner_sees_the_layers_own_queries_and_keys(cached: bool) -> None:
-    """Before a layer: those of the layer before from its cache or its input, those of the layer itself from its input."""
+    """Those of the layer before from its cache or its input, those of the layer itself from its input."""
     model, seen = tiny_model({"decoder": {"name": "fastv", "layer": 2, "keep": 1.0}}), {}
     decoder, inputs = model.model.language_model, batch_of()
 

@@ -1,4 +1,4 @@
-"""Plans of visual tokens per layer: rates are kept, budgets met as nearly as whole tokens allow, the impossible refused."""
+"""Tokens per layer: rates are kept, budgets met as nearly as whole tokens allow, the impossible refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VTW's search: the divergence by hand, the choice of the layer, and the command from a checkpoint to a method file that works."""
+"""VTW's search: the divergence by hand, the choice of the layer, and the command from checkpoint to method file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_divergence_is_kl_of_withdrawn_from_full() -> None:
 
 @pytest.mark.parametrize("own", [None, {"decoder": {"name": "fastv"}}])
 def test_divergences_equal_masking_in_the_stock_model(own: dict[str, Any] | None) -> None:
-    """Each sample alone, in a stock model whose deeper layers do not see visual keys; a pruner of the model's own is left out."""
+    """Each sample alone, in a stock model whose deeper layers see no visual keys; a pruner of its own is left out."""
     model = tiny_model(own)
     before = model.model.language_model.pruner
     rows = [sample_rows()[0], sample_rows()[1]]

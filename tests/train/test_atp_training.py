@@ -1,4 +1,4 @@
-"""ATP-LLaVA through the existing training path: what trains, what is saved, and that the number of tokens goes where it is steered."""
+"""ATP-LLaVA through the existing training path: what trains, what is saved, and where the number of tokens goes."""
 
 from __future__ import annotations
 
