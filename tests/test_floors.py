@@ -26,6 +26,7 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "train": LOWEST | LIBRARIES,
     "eval": LOWEST | LIBRARIES,
     "viz": LOWEST | LIBRARIES,
+    "search": LOWEST | LIBRARIES,
     "hub": LOWEST | LIBRARIES | {"eval"},  # reads result files with eval's library
 }
 TORCH_ALONE = {"ops", "methods.base", "methods"}
@@ -52,7 +53,8 @@ def floor(module: str) -> str:
     inside = module.removeprefix("llava_prumerge").removeprefix(".")
     if inside in ("", "lazy_imports"):
         return "root"
-    return "methods.base" if inside in ("methods", "methods.base") else inside.split(".")[0]
+    contracts = ("methods", "methods.base", "methods.registry")
+    return "methods.base" if inside in contracts else inside.split(".")[0]
 
 
 def imports(module: str, nested: bool = True) -> list[tuple[str, str]]:

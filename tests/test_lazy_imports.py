@@ -26,7 +26,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_methods_load_without_transformers() -> None:
-    code = "import sys, llava_prumerge.methods.base as base; base.discover(); print('transformers' in sys.modules)"
+    code = "import sys, llava_prumerge.methods.registry as registry; registry.discover(); print('transformers' in sys.modules)"
     assert run(code) == "False"
 
 

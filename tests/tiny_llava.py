@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from llava_prumerge.methods.base import DecoderPruner
+from llava_prumerge.methods.registry import method_names
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
@@ -18,9 +20,19 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
         "vision": {"name": "prumerge", "iqr_factor": 0.2, "positions": "original", "order": "raster"}
     },
     "prumerge_plus": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}},
-    "fastv": {"decoder": {"name": "fastv", "layer": 2, "keep": 0.5}},
     "fastv_first": {"decoder": {"name": "fastv", "layer": 1, "keep": 0.25}},
+    "dart_visual": {"decoder": {"name": "dart", "text_pivots": 0}},
+    "pyramiddrop_budget": {"decoder": {"name": "pyramiddrop", "budget": 8}},
+    "schedule_rates": {"decoder": {"name": "rank_schedule", "rates": [1, 0.75, 0.75, 0.1], "rows": "text"}},
+    "schedule_budget": {"decoder": {"name": "rank_schedule", "r": 0.1, "budget": 7}},
     "pair": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 2}},
+    "pair_prumerge": {"vision": {"name": "prumerge", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 2}},
+    "pair_schedule": {
+        "vision": {"name": "prumerge_plus", "iqr_factor": 0.2},
+        "decoder": {"name": "rank_schedule", "r": 0.1, "budget": 4},
+    },
+    "pair_atp": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "atp_llava"}},
+    **{name: {"decoder": {"name": name}} for name in method_names(DecoderPruner)},
 }
 
 

@@ -8,14 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_prumerge.methods.base import (
-    Reduced,
-    ReductionError,
-    VisionReducer,
-    VisionTokens,
-    build_reducer,
-    method_names,
-)
+from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens
+from llava_prumerge.methods.registry import build_reducer, method_names
 
 PATCH = 14
 REDUCERS = method_names(VisionReducer)
@@ -53,7 +47,7 @@ def make_tokens(
     return VisionTokens(
         features=features.to(dtype),
         grid=grid,
-        probe=lambda: (queries, keys),
+        probe=lambda own=False: (queries, keys),
         heads=4,
         prompt=lambda: (text, torch.ones(images, 5, dtype=torch.bool)),
         ids=torch.arange(images) * 7919 + seed,
@@ -68,7 +62,7 @@ def alone(image: VisionTokens, index: int) -> VisionTokens:
     return VisionTokens(
         features=image.features[only],
         grid=image.grid,
-        probe=lambda: (queries[only], keys[only]),
+        probe=lambda own=False: (queries[only], keys[only]),
         heads=image.heads,
         prompt=lambda: (text[only], mask[only]),
         ids=image.ids[only],

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import yaml
 
-from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens, build_reducer, method_names
+from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
+from llava_prumerge.methods.registry import build_reducer, method_names
 
 SIDE, WIDTH, HEADS, BLOCKS, PATCH = 24, 1024, 16, 23, 14
 PEAKS, PEAK, SPREAD = 33, 4.0, 0.2  # logits: normal noise outlies the fence by itself in seven more patches
@@ -31,7 +32,8 @@ TARGET_PERCENT = 2.0
 def synthetic_tokens(images: int, side: int = SIDE, width: int = WIDTH, seed: int = 0) -> Callable[[], VisionTokens]:
     """A maker of fresh inputs: random features whose keys, once projected, give sparse class attention.
 
-    The key projection is a rotation, so that features can be made backwards from the keys that are wanted.
+    The key projection is a rotation, so that features can be made backwards from the keys that are wanted. Both blocks
+    a method can ask about are the same one.
     """
     generator = torch.Generator().manual_seed(seed)
     patches = side * side
@@ -46,7 +48,7 @@ def synthetic_tokens(images: int, side: int = SIDE, width: int = WIDTH, seed: in
     bias[0] = width**0.5
     ids = torch.arange(images)
 
-    def probe() -> tuple[torch.Tensor, torch.Tensor]:
+    def probe(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         query = torch.nn.functional.linear(hidden[:, :1], to_query, bias)
         return query, torch.nn.functional.linear(hidden, rotation.T)
 

@@ -10,11 +10,11 @@ from transformers import DynamicCache, LlamaModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, VisionReducer
+from llava_prumerge.model.probe import LayerProbe, gate_logits
 from llava_prumerge.ops.layout import TokenLayout
 
 
@@ -36,6 +36,7 @@ class ReducedCache(DynamicCache):
         stretches: first layer of a stretch -> its key mask [B, keys so far].
         next_position: [B] rotary position of the next token.
         seen: tokens passed in so far.
+        pruned: a pruner has dropped some of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,6 +44,8 @@ class ReducedCache(DynamicCache):
         self.stretches: dict[int, Tensor] = {}
         self.next_position: Tensor | None = None
         self.seen = 0
+        self.pruned = False
+        self._earlier: dict[int, Tensor] = {}
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         """Tokens passed in, or the keys that one layer holds."""
@@ -52,10 +55,19 @@ class ReducedCache(DynamicCache):
         """Keys a layer holds before the current queries."""
         return super().get_seq_length(layer_idx)
 
+    def begin_pass(self) -> set[int]:
+        """Before new tokens: remember the masks of earlier ones. -> the layers where stretches start"""
+        self._earlier = dict(self.stretches)
+        return set(self.stretches)
+
     def extend(self, layer: int, key_mask: Tensor) -> Tensor:
-        """Add the mask of new tokens to the stretch that starts at `layer`. -> [B, keys so far and new]"""
-        before = self.stretches.get(layer)
-        self.stretches[layer] = key_mask if before is None else torch.cat([before, key_mask], dim=1)
+        """Add the mask of new tokens to the stretch that starts at `layer`. -> [B, keys so far and new]
+
+        A stretch that starts here for the first time holds the earlier tokens of the one it is cut from.
+        """
+        source = max((start for start in self._earlier if start <= layer), default=None)
+        earlier = [] if source is None else [self._earlier[source]]
+        self.stretches[layer] = torch.cat([*earlier, key_mask], dim=1)
         return self.stretches[layer]
 
     def _each(self, function: Any) -> None:
@@ -81,13 +93,21 @@ class ReducedCache(DynamicCache):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.stretches, self.next_position, self.seen = {}, None, 0
+        self.stretches, self._earlier, self.next_position, self.seen, self.pruned = {}, {}, None, 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Not defined once layers hold different tokens."""
         raise ValueError(
             "a cache of reduced tokens cannot be cropped: assisted decoding is not available with a reduction"
         )
+
+
+def count_visual(layers: list[Tensor]) -> Tensor:
+    """Visual tokens of each sequence in each layer; neighbours share their mask [B, L]. -> [B, layers]"""
+    counts: list[Tensor] = []
+    for before, mask in zip([None, *layers], layers, strict=False):
+        counts.append(counts[-1] if mask is before else mask.sum(dim=1))
+    return torch.stack(counts, dim=1)
 
 
 class PrunableLlamaModel(InitialisesMethods, LlamaModel):
@@ -107,28 +127,33 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Decode. inputs_embeds [B, L, D] and their layout -> hidden [B, L', D]; the final layout is on the output as `layout`."""
+        """Decode. inputs_embeds [B, L, D] and their layout -> hidden [B, L', D].
+
+        The output also has `layout`, the final one, and `visual` [B, layers], the visual tokens that each layer saw (or
+        would have seen in inference, where a pruner in training gates them).
+        """
         if layout is None:
             return super().forward(
                 inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=use_cache, **kwargs
             )
         kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
-        hidden, prefill = inputs_embeds, inputs_embeds.shape[1] > 1
-        cache = past_key_values
+        hidden, cache = inputs_embeds, past_key_values
         visual = []  # visual tokens of each layer, for the statistics
         mask = rotary = previous = None
-        starts = set() if cache is None else set(cache.stretches)
-        acts = self._acting_layers(layout, prefill)
+        starts = set() if cache is None else cache.begin_pass()
+        acts, seen = self._acting_layers(layout, hidden, cache), layout.is_image
         for index, layer in enumerate(self.layers):
             fresh = index == 0 or index in starts
             if index in acts:
-                layout, hidden = self._prune(index, hidden, layout, previous)
-                fresh = True
+                keep = self.pruner(index, self._tokens(index, hidden, layout, previous, rotary, cache))
+                if keep is not None:
+                    layout, hidden, seen = self._obey(keep, layout, hidden, seen)
+                    fresh = True
             if fresh:
                 mask = self._mask(index, hidden, layout, cache)
                 rotary = self.rotary_emb(hidden, position_ids=layout.position_ids)
             previous = hidden
-            visual.append(layout.is_image)
+            visual.append(seen)
             hidden = layer(
                 hidden,
                 attention_mask=mask,
@@ -138,57 +163,83 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
                 use_cache=use_cache,
                 **kwargs,
             )
+        if acts and cache is not None:
+            cache.pruned = True
         output = BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
-        output.layout, output.visual = layout, visual
+        output.layout, output.visual = layout, count_visual(visual)
         return output
 
-    def _acting_layers(self, layout: TokenLayout, prefill: bool) -> tuple[int, ...]:
-        """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules."""
-        if self.pruner is None or not prefill or not (self.training or bool(layout.is_image.any())):
+    def _acting_layers(self, layout: TokenLayout, hidden: Tensor, cache: Cache | None) -> tuple[int, ...]:
+        """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules.
+
+        Raises:
+            ValueError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh
+                run.
+        """
+        if self.pruner is None or hidden.shape[1] == 1:
             return ()
-        return self.pruner.layers
+        images = bool(layout.is_image.any())
+        if cache is not None and cache.stretches:
+            turns, pruned = self.pruner.later_turns, getattr(cache, "pruned", False)
+            if (turns == "none" and (pruned or images)) or (turns == "text" and pruned and images):
+                raise ValueError(
+                    f"{self.pruner.name} chose the visual tokens of the earlier turns by what it was asked then, and "
+                    "would choose others for all turns together: run all of them afresh, without past_key_values"
+                )
+        return self.pruner.layers if images or self.training else ()
 
-    def _prune(
-        self, index: int, hidden: Tensor, layout: TokenLayout, previous: Tensor | None
-    ) -> tuple[TokenLayout, Tensor]:
-        """Ask the pruner and act on its answer."""
+    def _tokens(
+        self,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        previous: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: Cache | None,
+    ) -> DecoderTokens:
+        """What a pruner sees just before layer `index`; `previous` is the layer before's input, `rotary` its angles."""
+        probes: dict[int, LayerProbe] = {}
 
-        def attention(layer: int, rows: Tensor) -> Tensor:
-            if layer == index:
-                return self.attention_rows(layer, hidden, layout, rows)
-            if layer == index - 1 and previous is not None:
-                return self.attention_rows(layer, previous, layout, rows)
-            raise ValueError(
-                f"before layer {index} attention of layers {index - 1} and {index} can be asked for, not of {layer}"
-            )
+        def probe(layer: int) -> LayerProbe:
+            if layer not in (index, index - 1) or layer < 0:
+                raise ValueError(
+                    f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
+                )
+            if layer not in probes:
+                states, held = (hidden, None) if layer == index else (previous, cache)
+                probes[layer] = self.probe(layer, states, layout, rotary, held)
+            return probes[layer]
 
-        keep = self.pruner(index, DecoderTokens(hidden, layout, attention))
-        if keep.dtype.is_floating_point:
-            return layout.gate(keep), hidden
-        return layout.compact(keep, hidden)
-
-    def attention_rows(self, layer: int, hidden: Tensor, layout: TokenLayout, rows: Tensor) -> Tensor:
-        """Softmax attention of the query rows [B, R] of a layer given its input. -> [B, H, R, L]"""
-        block = self.layers[layer]
-        attention = block.self_attn
-        normed = block.input_layernorm(hidden)
-        batch, length, width = normed.shape
-        picked = normed.gather(1, rows[..., None].expand(-1, -1, width))  # [B, R, D]
-        queries = attention.q_proj(picked).view(batch, rows.shape[1], -1, attention.head_dim).transpose(1, 2)
-        keys = attention.k_proj(normed).view(batch, length, -1, attention.head_dim).transpose(1, 2)
-        cos, sin = self.rotary_emb(hidden, position_ids=layout.position_ids)
-        _, keys = apply_rotary_pos_emb(keys, keys, cos, sin)
-        row_cos, row_sin = (
-            part.gather(1, rows[..., None].expand(-1, -1, part.shape[-1]))
-            for part in (cos.expand(batch, -1, -1), sin.expand(batch, -1, -1))
+        return DecoderTokens(
+            hidden,
+            layout,
+            attention=lambda layer, rows: probe(layer).attention(rows),
+            queries=lambda layer: probe(layer).queries(),
+            keys=lambda layer: probe(layer).keys,
+            mean_query=lambda layer, weight: probe(layer).mean_query(weight),
         )
-        queries, _ = apply_rotary_pos_emb(queries, queries, row_cos, row_sin)
-        logits = (
-            queries @ repeat_kv(keys, attention.num_key_value_groups).transpose(2, 3) * attention.scaling
-        )  # [B, H, R, L]
-        places = torch.arange(length, device=hidden.device)
-        seen = layout.key_mask[:, None] & (places <= rows[..., None])  # [B, R, L]
-        return logits.float().masked_fill(~seen[:, None], torch.finfo(torch.float32).min).softmax(dim=-1)
+
+    def probe(
+        self,
+        layer: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> LayerProbe:
+        """A layer and its input [B, L, D], to be asked; a cache is that of a pass in which the layer has run."""
+        if rotary is None:
+            rotary = self.rotary_emb(hidden, position_ids=layout.position_ids)
+        held = None if cache is None else cache.layers[layer].keys[:, :, -hidden.shape[1] :]
+        return LayerProbe(self.layers[layer], hidden, layout, rotary, held)
+
+    @staticmethod
+    def _obey(keep: Tensor, layout: TokenLayout, hidden: Tensor, seen: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
+        """Act on a pruner's answer. -> layout, hidden, and the visual tokens that inference would have from here on"""
+        if keep.dtype.is_floating_point:
+            return layout.gate(keep), hidden, seen & (keep > 0.5)
+        layout, hidden = layout.compact(keep, hidden)
+        return layout, hidden, layout.is_image
 
     def _mask(self, index: int, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor | None:
         """The attention mask of this layer and those after it that see the same tokens."""
@@ -210,4 +261,4 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
             )
         if mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        return mask + layout.key_weight.clamp(min=1e-6).log().to(hidden.dtype)[:, None, None]
+        return mask + gate_logits(layout.key_weight).to(hidden.dtype)[:, None, None]

@@ -18,17 +18,13 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from llava_prumerge.methods.base import (
-    DecoderShape,
-    VisionTokens,
-    build_pruner,
-    build_reducer,
-)
+from llava_prumerge.methods.base import DecoderShape, VisionTokens
+from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
-from llava_prumerge.ops.layout import TokenLayout, shift_labels
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
 from llava_prumerge.ops.merge import select
 
 
@@ -150,7 +146,10 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """-> hidden [B, L', D] with the final layout as `layout`. Positions follow from the mask; `position_ids` is not used."""
+        """-> hidden [B, L', D], with `layout`, the final one, and `visual` [B, layers], each layer's visual tokens.
+
+        Positions follow from the mask; `position_ids` is not used.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -175,7 +174,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             inputs_embeds=embeddings, layout=layout, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
         if images is not None:
-            self.statistics.add(images.valid, output.layout.key_mask, output.visual)
+            self.statistics.add(images.valid, output.layout.key_mask, output.visual, layout.images)
         result = LlavaModelOutputWithPast(
             last_hidden_state=output.last_hidden_state,
             past_key_values=output.past_key_values,
@@ -183,7 +182,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             attentions=output.attentions,
             image_hidden_states=None if images is None else images.features,
         )
-        result.layout = output.layout
+        result.layout, result.visual = output.layout, output.visual
         return result
 
     def _layout(
@@ -210,12 +209,15 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             position_ids=torch.zeros_like(key_mask, dtype=torch.long),
             origin=torch.full_like(key_mask, -1, dtype=torch.long),
             shift_labels=None if labels is None else shift_labels(labels),
+            images=is_image.sum(dim=1) // self.config.image_seq_length,
         )
         return layout.renumbered(start), start
 
     def _prompts(self, embeddings: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        """For each image the text embeddings of its sequence. -> [N, T, D], [N, T]"""
+        """For each image the text embeddings of its sequence, without what is to be predicted. -> [N, T, D], [N, T]"""
         is_text = layout.key_mask & ~layout.is_image
+        if layout.shift_labels is not None:  # a method that saw the answer in training would miss it in use
+            is_text &= F.pad(layout.shift_labels[:, :-1] == IGNORE_INDEX, (1, 0), value=True)
         text, (rows,) = layout, (embeddings,)
         text, rows = text.compact(is_text, rows)
         per_row = layout.is_image.sum(dim=1) // self.config.image_seq_length
@@ -322,15 +324,22 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
         pruner = self.model.language_model.pruner
         return None if pruner is None else pruner.loss()
 
-    def reduction_stats(self) -> dict[str, float]:
-        """Kept tokens, padding share and tokens averaged over layers since the last call; then counting starts anew."""
+    def reduction_stats(self) -> dict[str, Any]:
+        """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""
         return self.model.statistics.read()
 
 
 def decoder_shape(config: PruMergeLlavaConfig) -> DecoderShape:
     """The numbers a pruner may need."""
     text = config.text_config
-    return DecoderShape(text.num_hidden_layers, text.hidden_size, text.num_attention_heads, config.image_seq_length)
+    vision = (config.reduction or {}).get("vision")
+    return DecoderShape(
+        text.num_hidden_layers,
+        text.hidden_size,
+        text.num_attention_heads,
+        config.image_seq_length,
+        reduced=vision is not None and vision["name"] != "none",
+    )
 
 
 STOCK_NAMES = {

@@ -2,75 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+LEAST, MOST = ("kept_min", "equivalent_min"), ("kept_max", "equivalent_max")
+NAMES = ("images", "kept_mean", "kept_min", "kept_max", "padding_share")
+EQUIVALENT = ("equivalent_tokens", "equivalent_min", "equivalent_max")
+
 
 class ReductionStatistics:
-    """Kept tokens per image, padding of the batches, visual tokens averaged over decoder layers."""
+    """Kept tokens per image, padding of the batches, visual tokens of each decoder layer and averaged over them."""
 
     def __init__(self) -> None:
-        self._rows: list[
+        self._sums: list[
             Tensor
-        ] = []  # per batch: images, kept sum, least, most, padding, places, visual tokens per layer
+        ] = []  # per batch: images, kept tokens, padding, places, and visual tokens of each layer
+        self._ends: list[Tensor] = []  # per batch: LEAST, then MOST with the sign turned
         self._limit = 4096
 
     @torch.no_grad()
-    def add(self, valid: Tensor, key_mask: Tensor, visual: list[Tensor]) -> None:
+    def add(self, valid: Tensor, key_mask: Tensor, visual: Tensor, images: Tensor) -> None:
         """Count one batch.
 
         Args:
             valid: [N, K] tokens each image leaves the reducer with.
             key_mask: [B, L'] of the decoder's last layer.
-            visual: per decoder layer, which places hold visual tokens; neighbours share the tensor.
+            visual: [B, layers] visual tokens that each decoder layer sees.
+            images: [B] images of each sequence.
         """
         kept = valid.sum(dim=1)
-        total, previous, last = 0, None, None
-        for mask in visual:
-            if mask is not previous:
-                previous, last = mask, mask.sum()
-            total = total + last
-        numbers = (
-            len(kept),
-            kept.sum(),
+        number, places = torch.tensor([len(kept), key_mask.numel()], device=kept.device)
+        sums = torch.stack([number, kept.sum(), (~key_mask).sum(), places])
+        equivalent = visual.double().mean(dim=1) / images.clamp(min=1)  # [B]
+        blank = images == 0
+        ends = [
             kept.amin(),
-            kept.amax(),
-            (~key_mask).sum(),
-            key_mask.numel(),
-            total / len(visual),
-        )
-        self._rows.append(
-            torch.stack(
-                [
-                    torch.as_tensor(
-                        number, dtype=torch.float64, device="cpu" if isinstance(number, int) else number.device
-                    ).to(valid.device)
-                    for number in numbers
-                ]
-            )
-        )
-        if len(self._rows) > self._limit:
-            self._rows = [self._folded()]
+            equivalent.masked_fill(blank, torch.inf).amin(),
+            -kept.amax(),
+            -equivalent.masked_fill(blank, -torch.inf).amax(),
+        ]
+        self._sums.append(torch.cat([sums, visual.sum(dim=0)]).double())
+        self._ends.append(torch.stack([end.double() for end in ends]))
+        if len(self._sums) > self._limit:
+            self._sums, self._ends = [torch.stack(self._sums).sum(dim=0)], [torch.stack(self._ends).amin(dim=0)]
 
-    def _folded(self) -> Tensor:
-        rows = torch.stack(self._rows)
-        folded = rows.sum(dim=0)
-        folded[2], folded[3] = rows[:, 2].amin(), rows[:, 3].amax()
-        return folded
+    def read(self) -> dict[str, Any]:
+        """All counts since the last reading; zeros where no image was seen.
 
-    def read(self) -> dict[str, float]:
-        """All counts since the last reading; zeros where no image was seen."""
-        if not self._rows:
-            return dict.fromkeys(
-                ("images", "kept_mean", "kept_min", "kept_max", "padding_share", "equivalent_tokens"), 0.0
-            )
-        images, kept, least, most, padding, places, visual = self._folded().tolist()
-        self._rows = []
+        `equivalent_tokens` is the mean over images of the visual tokens averaged over layers, `equivalent_min` and
+        `equivalent_max` its extremes over sequences, `layer_tokens` the list of the means over images of each layer.
+        """
+        if not self._sums:
+            return dict.fromkeys((*NAMES, *EQUIVALENT), 0.0) | {"layer_tokens": []}
+        images, kept, padding, places, *layers = torch.stack(self._sums).sum(dim=0).tolist()
+        ends = dict(zip((*LEAST, *MOST), torch.stack(self._ends).amin(dim=0).tolist(), strict=True))
+        self._sums, self._ends = [], []
+        layer_tokens = [tokens / images for tokens in layers]
         return {
             "images": images,
             "kept_mean": kept / images,
-            "kept_min": least,
-            "kept_max": most,
+            "kept_min": ends["kept_min"],
+            "kept_max": -ends["kept_max"],
             "padding_share": padding / places,
-            "equivalent_tokens": visual / images,
+            "equivalent_tokens": sum(layer_tokens) / len(layer_tokens),
+            "equivalent_min": ends["equivalent_min"],
+            "equivalent_max": -ends["equivalent_max"],
+            "layer_tokens": layer_tokens,
         }

@@ -1,7 +1,8 @@
 """The vision tower up to the layer whose features are used, and the attention of the block that would come next.
 
 `hidden_states[-2]` is the input of the last block: its queries and keys are one projection away, so that block is never run, no hook
-is needed and any attention backend serves.
+is needed and any attention backend serves. The same goes for the block before, whose input is kept until its features
+are read.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ class TowerOutput:
     Attributes:
         features: [N, P, C] of the patches.
         grid: (rows, columns).
-        probe: gives queries [N, R, C] and keys [N, S, C] of the next block (see `methods.base.VisionTokens`).
-        heads: attention heads of that block.
+        probe: gives queries [N, R, C] and keys [N, S, C] of the next block, or with own=True of the block that made the
+            features (see `methods.base.VisionTokens`).
+        heads: attention heads of these blocks.
     """
 
     features: Tensor
     grid: tuple[int, int]
-    probe: Callable[[], tuple[Tensor, Tensor]]
+    probe: Callable[..., tuple[Tensor, Tensor]]
     heads: int
 
 
@@ -79,14 +81,17 @@ def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2) -> T
         hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), interpolate_pos_encoding=interpolate)
         if hasattr(inner, "pre_layrnorm"):
             hidden = inner.pre_layrnorm(hidden)
+        before = hidden
         for block in blocks[:depth]:
-            hidden = block(hidden, attention_mask=None)  # [N, S, C]
+            before, hidden = hidden, block(hidden, attention_mask=None)  # [N, S, C]
     first = 1 if has_class_token(tower) else 0
-    block = blocks[depth]
 
-    def probe() -> tuple[Tensor, Tensor]:
+    def probe(own: bool = False) -> tuple[Tensor, Tensor]:
+        if own and depth == 0:
+            raise ValueError(f"vision_feature_layer {feature_layer} takes the embeddings: no block made them")
+        block, states = (blocks[depth - 1], before) if own else (blocks[depth], hidden)
         with torch.set_grad_enabled(trains):
-            normed = block.layer_norm1(hidden)
+            normed = block.layer_norm1(states)
             rows = normed[:, :1] if first else normed
             return block.self_attn.q_proj(rows), block.self_attn.k_proj(normed)
 

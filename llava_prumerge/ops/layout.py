@@ -29,6 +29,7 @@ class TokenLayout:
         origin: [B, L] raster index of the patch a visual token stands for; -1 for text and for tokens that stand for no single patch.
         shift_labels: [B, L] targets, already shifted, or None.
         key_weight: [B, L] gates in (0, 1] on attention keys while a pruner trains, or None.
+        images: [B] images of each sequence, or None where nobody counted.
     """
 
     is_image: Tensor
@@ -37,6 +38,7 @@ class TokenLayout:
     origin: Tensor
     shift_labels: Tensor | None = None
     key_weight: Tensor | None = None
+    images: Tensor | None = None
 
     def compact(self, keep: Tensor, *states: Tensor, length: int | None = None) -> tuple[TokenLayout, ...]:
         """Drop tokens; order is kept and ragged rows are padded on the left.
@@ -64,6 +66,7 @@ class TokenLayout:
             if self.shift_labels is None
             else self.shift_labels.gather(1, index).masked_fill(~mask, IGNORE_INDEX),
             key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
+            images=self.images,
         )
         moved = [
             state.gather(1, index.view(*index.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:]))
@@ -84,3 +87,31 @@ class TokenLayout:
         """Index of each row's last real token. [B]"""
         places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
         return torch.where(self.key_mask, places, -1).amax(dim=1).clamp(min=0)
+
+    def prompt_end(self) -> Tensor:
+        """Index of the token after which the (first) answer begins: the last one where there are no labels. [B]
+
+        A method that ranks by the question must do so in training too, where the answer is part of the sequence.
+        """
+        if self.shift_labels is None:
+            return self.last_index()
+        supervised = self.shift_labels != IGNORE_INDEX
+        return torch.where(supervised.any(dim=1), supervised.to(torch.uint8).argmax(dim=1), self.last_index())
+
+    def question_mask(self) -> Tensor:
+        """The prompt's text tokens that see a visual token; its last token where there is none. [B, L] bool"""
+        places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
+        end = self.prompt_end()[:, None]
+        asks = self.key_mask & ~self.is_image & (self.is_image.cumsum(dim=1) > 0) & (places <= end)
+        return asks | ((places == end) & ~asks.any(dim=1, keepdim=True))
+
+    def question_rows(self) -> tuple[Tensor, Tensor]:
+        """Indices of the question's tokens and their weights: 1, or 0 for padding. Costs one host synchronisation.
+
+        Returns:
+            [B, R] and [B, R] float32.
+        """
+        asks = self.question_mask()
+        most = int(asks.sum(dim=1).amax())
+        rows = asks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, R], what asks first
+        return rows, asks.gather(1, rows).float()

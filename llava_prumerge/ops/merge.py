@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava_prumerge.ops.select import pack, raster_priority
+
 MERGES = ("sum", "neighbours", "average")
 
 
@@ -73,3 +75,60 @@ def mix(mixing: Tensor, features: Tensor) -> Tensor:
 def select(features: Tensor, index: Tensor) -> Tensor:
     """Pick tokens unchanged. [N, P, C], [N, K] -> [N, K, C]"""
     return features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
+
+
+def pick(features: Tensor, keep: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The marked tokens unchanged, in raster order, as a reducer gives them back.
+
+    Args:
+        features: [N, P, C].
+        keep: [N, P] bool.
+        size: K, at least the largest number marked in a row.
+
+    Returns:
+        features [N, K, C], valid [N, K] bool, origin [N, K] with -1 where not valid.
+    """
+    index, valid = pack(keep, raster_priority(keep), size)
+    return select(features, index), valid, index.masked_fill(~valid, -1)
+
+
+def nearest_centres(
+    points: Tensor, centres: Tensor, members: Tensor, valid: Tensor | None = None, clusters: Tensor | None = None
+) -> Tensor:
+    """Which members each centre gathers: every member goes to the centre of highest cosine, ties to the first.
+
+    Args:
+        points: [N, P, C], what similarity is measured on.
+        centres: [N, K] raster indices.
+        members: [N, P] bool, the tokens to be given away; no centre among them.
+        valid: [N, K] bool, which centres are real; all of them by default.
+        clusters: [N, P] numbers; a member goes to a centre of its own number only. By default to any.
+
+    Returns:
+        [N, K, P] float32, a single one in a member's column where it has a centre, zeros everywhere else.
+    """
+    unit = F.normalize(points.float(), dim=-1)
+    similarity = select(unit, centres) @ unit.transpose(1, 2)  # [N, K, P]
+    open_to = members[:, None].expand_as(similarity)
+    if valid is not None:
+        open_to = open_to & valid[..., None]
+    if clusters is not None:
+        open_to = open_to & (clusters.gather(1, centres)[..., None] == clusters[:, None])
+    best = similarity.masked_fill(~open_to, -torch.inf).argmax(dim=1, keepdim=True)  # [N, 1, P]
+    return torch.zeros_like(similarity).scatter_(1, best, 1.0) * open_to
+
+
+def group_weights(gathered: Tensor, centres: Tensor, add: bool = False) -> Tensor:
+    """Mixing matrix that folds what a centre gathered into it.
+
+    Args:
+        gathered: [N, K, P] of zeros and ones, a centre itself not among what it gathers.
+        centres: [N, K] raster indices.
+        add: the centre plus the mean of what it gathered, instead of the mean of all of them.
+
+    Returns:
+        [N, K, P]; a centre that gathered nothing stays as it is.
+    """
+    total = gathered.sum(dim=2, keepdim=True)
+    own = torch.zeros_like(gathered).scatter_(2, centres[..., None], 1.0)
+    return own + gathered / total.clamp(min=1) if add else (own + gathered) / (total + 1)

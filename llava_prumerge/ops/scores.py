@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,41 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int = 1) -> Tensor:
     keys = keys.float().view(images, -1, heads, width // heads).transpose(1, 2)  # [N, H, S, C/H]
     logits = queries @ keys.transpose(2, 3) * (width // heads) ** -0.5  # [N, H, R, S]
     return logits.softmax(dim=-1).mean(dim=(1, 2))
+
+
+@dataclass
+class BlockProjections:
+    """Query and key projections of one block of a vision tower, and their attention, computed when first asked for.
+
+    Attributes:
+        queries: [N, R, C] of the rows that look.
+        keys: [N, S, C] of all tokens, the patches last.
+        heads: attention heads of the block.
+        patches: P.
+        attention: what was computed so far, by number of heads.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    heads: int
+    patches: int
+    attention: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def patch_keys(self) -> Tensor:
+        """[N, P, C]"""
+        return self.keys[:, -self.patches :]
+
+    @property
+    def head_keys(self) -> Tensor:
+        """Keys of the patches averaged over heads, float32: the metric of ToMe and VisionZip. [N, P, C/H]"""
+        return self.patch_keys.float().unflatten(2, (self.heads, -1)).mean(dim=2)
+
+    def received(self, heads: int) -> Tensor:
+        """Attention each patch receives, as if the block had that many heads. [N, P]"""
+        if heads not in self.attention:
+            self.attention[heads] = received_attention(self.queries, self.keys, heads)[:, -self.patches :]
+        return self.attention[heads]
 
 
 def outlier_count(scores: Tensor, factor: float = 1.5) -> Tensor:

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 
+def ranks_of(scores: Tensor) -> Tensor:
+    """Each entry's place in its row, 0 for the highest score; ties go to the lower index. [..., P] -> [..., P] int64"""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
 def top_mask(scores: Tensor, counts: Tensor | int) -> Tensor:
     """Mark each row's `counts` highest scores; ties go to the lower index. [N, P], [N] -> [N, P] bool"""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(
-        1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    )
-    return ranks < (counts if isinstance(counts, int) else counts[:, None])
+    return ranks_of(scores) < (counts if isinstance(counts, int) else counts[:, None])
 
 
 def even_mask(candidates: Tensor, counts: Tensor | int) -> Tensor:

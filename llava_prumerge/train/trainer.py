@@ -94,7 +94,7 @@ class LlavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def reduction_summary(self) -> dict[str, float]:
-        """Kept tokens per image and padding share since the last call. A collective: every rank logs."""
+        """Kept tokens per image, their mean over layers, padding since the last call. A collective: every rank logs."""
         stats = plain_model(self.model).reduction_stats()
         images = stats["images"]
         least = stats["kept_min"] if images else math.inf
@@ -105,9 +105,10 @@ class LlavaTrainer(Trainer):
             stats["kept_max"],
             stats["padding_share"] * bool(images),
             bool(images),
+            images * stats["equivalent_tokens"],
         ]
-        rows = self.accelerator.gather(torch.tensor([row], dtype=torch.float32, device=self.args.device))  # [ranks, 6]
-        images, kept, _, _, padding, seen = rows.sum(dim=0).tolist()
+        rows = self.accelerator.gather(torch.tensor([row], dtype=torch.float32, device=self.args.device))  # [ranks, 7]
+        images, kept, _, _, padding, seen, equivalent = rows.sum(dim=0).tolist()
         if not images:
             return {}
         return {
@@ -115,6 +116,7 @@ class LlavaTrainer(Trainer):
             "kept_min": rows[:, 2].min().item(),
             "kept_max": rows[:, 3].max().item(),
             "padding_share": padding / seen,
+            "equivalent_tokens": equivalent / images,
         }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

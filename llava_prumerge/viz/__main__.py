@@ -16,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from llava_prumerge.data.images import load_image
-from llava_prumerge.methods.base import ReductionError, build_reducer
+from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.viz.overlay import describe, write_overlay
 from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
 

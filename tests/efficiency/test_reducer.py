@@ -28,7 +28,7 @@ def test_made_up_attention_has_about_forty_outliers() -> None:
 def test_each_run_computes_attention_anew() -> None:
     make = benchmark.synthetic_tokens(1, side=4, width=8)
     assert make() is not make()
-    assert not make()._attention
+    assert not make()._blocks
 
 
 def test_command_ends_with_one_json_object(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

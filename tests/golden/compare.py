@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import yaml
 
-from llava_prumerge.methods.base import VisionTokens, build_reducer
+from llava_prumerge.methods.base import VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 
 
 def tokens_of(path: Path) -> tuple[VisionTokens, torch.Tensor]:

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from vision_tokens import alone, make_tokens, reduce
 
-from llava_prumerge.methods.base import ReductionError, build_reducer
+from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.methods.registry import build_reducer
 
 
 @pytest.mark.parametrize("cells", [(5, 8), (8, 5), (6, 6), (6, 7), (1, 1), (24, 24), (7, 24)])

@@ -1,4 +1,8 @@
-"""A reduction is a fixed number of tensor calls and one host synchronisation, whatever the number of images and tokens."""
+"""A reduction is a fixed number of tensor calls and one host synchronisation, whatever the number of images and tokens.
+
+A method whose rule is sequential says how often its step repeats (`VisionReducer.repeats`); then the number of calls
+must be a straight line in that, and the step must be short.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from vision_tokens import blocks, label, make_tokens, tower_grid
 
-from llava_prumerge.methods.base import build_reducer
+from llava_prumerge.methods.registry import build_reducer
 
 VIEWS = {"view", "_unsafe_view", "expand", "transpose", "unsqueeze", "slice", "select", "detach", "alias", "permute"}
+SAME = {
+    "_unsafe_view": "view",
+    "alias": "slice",
+}  # which of them it is depends on whether a side has length one; so does a clone
 LIMITS = {"prumerge": 56, "prumerge_plus": 72, "grid": 80, "pool": 105, "random": 66}
+LIMITS |= {"visionzip": 60, "trsm": 90, "par": 140}
 LIMIT = 40
+STEPS = {"divprune": 5, "tome": 33, "par": 7}  # calls of one repeat
 HOST = {"_local_scalar_dense", "nonzero", "is_nonzero"}
 
 
@@ -27,24 +37,38 @@ class Calls(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        self.counts[function.overloadpacket.__name__.split(".")[-1]] += 1
+        name = function.overloadpacket.__name__.split(".")[-1]
+        self.counts[SAME.get(name, name)] += name != "clone"
         return function(*arguments, **(keywords or {}))
 
 
-def calls(block: dict[str, Any], images: int, side: int) -> Counter[str]:
+def calls(block: dict[str, Any], images: int, side: int) -> tuple[Counter[str], int]:
+    """Calls by name, and the repeats that the method declares."""
     reducer = build_reducer(block)
     image = make_tokens(images=images, grid=tower_grid(reducer, (side, side)))
     with Calls() as counter:
-        reducer(image)
-    return counter.counts
+        kept = reducer(image)[1].shape[1]
+    return counter.counts, reducer.repeats(image.features.shape[1], kept)
 
 
 @pytest.mark.parametrize("block", blocks(), ids=label)
 def test_calls_do_not_depend_on_images_or_tokens(block: dict[str, Any]) -> None:
-    one = calls(block, 1, 10)
-    assert one == calls(block, 7, 10) == calls(block, 3, 24)
+    one, repeats = calls(block, 1, 10)
+    assert (one, repeats) == calls(block, 7, 10)
+    other, more = calls(block, 3, 24)
+    if more == repeats:
+        assert one == other
+    third, most = calls(block, 2, 17)
+    for name in one | other | third:
+        assert (other[name] - one[name]) * (most - repeats) == (third[name] - one[name]) * (more - repeats), name
     kernels = {name: count for name, count in one.items() if name not in VIEWS}
-    assert sum(kernels.values()) <= LIMITS.get(block["name"], LIMIT), kernels
+    assert sum(kernels.values()) <= LIMITS.get(block["name"], LIMIT) + STEPS.get(block["name"], 0) * repeats, kernels
+
+
+def test_only_sequential_rules_repeat() -> None:
+    """The methods that may, and as often as their rule says; none hides a loop over images."""
+    repeating = {block["name"]: build_reducer(block).repeats(576, 64) for block in blocks(64)}
+    assert {name: times for name, times in repeating.items() if times} == {"divprune": 64, "par": 10, "tome": 8}
 
 
 @pytest.mark.parametrize("block", blocks(), ids=label)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from vision_tokens import REDUCERS, alone, blocks, label, make_tokens, peaked_logits, reduce, tower_grid, works
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens, build_reducer
+from llava_prumerge.methods.base import Reduced, ReductionError, VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 
 every = pytest.mark.parametrize("block", blocks(), ids=label)
 

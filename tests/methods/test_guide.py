@@ -12,7 +12,7 @@ import torch
 import yaml
 from vision_tokens import alone, make_tokens
 
-from llava_prumerge.methods import base
+from llava_prumerge.methods import base, registry
 from llava_prumerge.ops.layout import TokenLayout
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -40,11 +40,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_reducer_of_the_guide() -> None:
     block = yaml.safe_load(fenced("yaml")[0])["vision"]
     image = make_tokens(images=4)
-    features, valid, origin = base.build_reducer(block)(image)
+    features, valid, origin = registry.build_reducer(block)(image)
     expected = image.features.norm(dim=-1).topk(40, dim=1).indices.sort(dim=1).values
     assert torch.equal(origin, expected) and valid.all()
     assert torch.equal(features, image.features.gather(1, expected[..., None].expand(-1, -1, 16)))
-    adaptive = base.build_reducer({"name": "feature_norm"})
+    adaptive = registry.build_reducer({"name": "feature_norm"})
     _, valid, origin = adaptive(image)
     assert len(set(valid.sum(dim=1).tolist())) > 1
     for index in range(4):
@@ -53,17 +53,17 @@ def test_reducer_of_the_guide() -> None:
 
 def test_settings_of_the_guides_reducer_are_checked() -> None:
     with pytest.raises(base.ReductionError, match="feature_norm: power 0"):
-        base.build_reducer({"name": "feature_norm", "power": 0})
+        registry.build_reducer({"name": "feature_norm", "power": 0})
     with pytest.raises(base.ReductionError, match="it takes: budget, iqr_factor, per_head, positions, power"):
-        base.build_reducer({"name": "feature_norm", "norm": 2})
+        registry.build_reducer({"name": "feature_norm", "norm": 2})
     broken = make_tokens()
     broken.features[0, 0, 0] = float("nan")
     with pytest.raises(base.ReductionError, match="feature_norm: .*NaN"):
-        base.build_reducer({"name": "feature_norm"})(broken)
+        registry.build_reducer({"name": "feature_norm"})(broken)
 
 
 def test_pruner_of_the_guide() -> None:
-    pruner = base.build_pruner({"name": "withdrawal_example", "layer": 3}, SHAPE)
+    pruner = registry.build_pruner({"name": "withdrawal_example", "layer": 3}, SHAPE)
     is_image = torch.tensor([[False, True, True, False]])
     whole = torch.ones_like(is_image)
     layout = TokenLayout(is_image, whole, torch.arange(4)[None], torch.tensor([[-1, 0, 1, -1]]))

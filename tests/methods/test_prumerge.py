@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from vision_tokens import alone, make_tokens, peaked_logits
 
-from llava_prumerge.methods.base import ReductionError, VisionTokens, build_reducer
+from llava_prumerge.methods.base import ReductionError, VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 
 
 def class_attention(image: VisionTokens) -> np.ndarray:

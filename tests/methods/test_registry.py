@@ -8,18 +8,8 @@ import pytest
 import torch
 import yaml
 
-from llava_prumerge.methods.base import (
-    DecoderPruner,
-    DecoderShape,
-    ReductionError,
-    VisionReducer,
-    build_pruner,
-    build_reducer,
-    discover,
-    fields_of,
-    method_names,
-    register,
-)
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, ReductionError, VisionReducer, register
+from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "method").glob("*.yaml"))
 SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, patches=576)

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llava_prumerge.methods import base
+from llava_prumerge.methods import base, registry
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector, make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
@@ -143,7 +143,7 @@ class Threshold(DecoderPruner):
 
 @pytest.fixture
 def threshold(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
-    base.discover()
+    registry.discover()
     monkeypatch.setitem(base._REGISTRY, Threshold.name, Threshold)
     return {"decoder": {"name": Threshold.name}}
 

@@ -9,11 +9,24 @@ import torch
 from tiny_llava import IMAGE, PATCHES, REDUCTIONS, pixels, rows_of, sample_rows, stock_twin, tiny_config, tiny_model
 from transformers import LlavaConfig
 
+from llava_prumerge.methods.base import DecoderPruner, DecoderTokens
+from llava_prumerge.methods.registry import build_pruner
 from llava_prumerge.model.decoder import ReducedCache
+from llava_prumerge.model.modeling import decoder_shape
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
 VISION_ONLY = [name for name, block in REDUCTIONS.items() if "decoder" not in block]
 DECODER_ONLY = [name for name, block in REDUCTIONS.items() if "vision" not in block]
+WITH_PRUNER = [name for name, block in REDUCTIONS.items() if "decoder" in block]
+
+
+def pruner_of(name: str | None) -> DecoderPruner | None:
+    """The pruner of a reduction."""
+    config = tiny_config(REDUCTIONS.get(name))
+    return build_pruner(REDUCTIONS.get(name, {}).get("decoder"), decoder_shape(config))
+
+
+QUESTION_FREE = [name for name in WITH_PRUNER if pruner_of(name).later_turns != "none"]
 
 
 def batch_of(side: str = "left") -> dict[str, torch.Tensor]:
@@ -92,13 +105,28 @@ def test_every_method_acts_and_layers_hold_what_they_saw(name: str) -> None:
     assert lengths[-1] < inputs["input_ids"].shape[1]
     assert lengths == sorted(lengths, reverse=True)
     assert output.logits.shape[1] == lengths[-1]
-    decoder = REDUCTIONS[name].get("decoder")
-    if decoder:
-        assert lengths[decoder["layer"] - 1] > lengths[decoder["layer"]]
+    pruner = model.model.language_model.pruner
     stats = model.reduction_stats()
+    if pruner is not None:
+        seen = stats["layer_tokens"]
+        shorter = [layer for layer in range(1, 4) if seen[layer - 1] > seen[layer]]
+        assert shorter and set(shorter) <= set(pruner.layers)
     assert stats["images"] == 4 and stats["equivalent_tokens"] < PATCHES
-    if name in VISION_ONLY:
+    assert stats["equivalent_tokens"] == pytest.approx(sum(stats["layer_tokens"]) / 4)
+    assert stats["equivalent_min"] <= stats["equivalent_tokens"] <= stats["equivalent_max"]
+    if "vision" in REDUCTIONS[name]:
         assert stats["kept_mean"] < PATCHES
+
+
+@pytest.mark.parametrize("name", WITH_PRUNER)
+def test_layers_hold_the_visual_tokens_that_are_counted(name: str) -> None:
+    """One row alone: keys of a layer are its text and the visual tokens it is said to have seen."""
+    model = tiny_model(REDUCTIONS[name])
+    inputs = alone(1)
+    output = model.model(**inputs, use_cache=True)
+    text = int((inputs["input_ids"] != IMAGE).sum())
+    held = [layer.keys.shape[-2] - text for layer in output.past_key_values.layers]
+    assert held == output.visual[0].tolist() == model.reduction_stats()["layer_tokens"]
 
 
 @pytest.mark.parametrize("name", ["prumerge", "prumerge_plus"])
@@ -123,7 +151,7 @@ def test_cached_generation_in_a_batch_equals_each_alone(name: str) -> None:
         assert torch.equal(together[row], single)
 
 
-@pytest.mark.parametrize("name", VISION_ONLY)
+@pytest.mark.parametrize("name", [*VISION_ONLY, *QUESTION_FREE])
 def test_cached_generation_equals_uncached(name: str) -> None:
     model = tiny_model(REDUCTIONS[name])
     given = dict(max_new_tokens=8, do_sample=False)
@@ -150,24 +178,25 @@ def test_dropping_equals_masking_in_the_stock_model(name: str) -> None:
     """Pruned decoding equals a full-length run whose deeper layers mask the dropped keys."""
     model = tiny_model(REDUCTIONS[name])
     inputs = alone(1)
-    decoder, seen = model.model.language_model, {}
-    original = decoder.pruner.forward
+    decoder, length = model.model.language_model, inputs["input_ids"].shape[1]
+    original, kept = decoder.pruner.forward, {0: torch.ones(length, dtype=torch.bool)}
 
-    def spy(layer: int, tokens: Any) -> torch.Tensor:
-        seen[layer] = original(layer, tokens)
-        return seen[layer]
+    def spy(layer: int, tokens: Any) -> torch.Tensor | None:
+        keep = original(layer, tokens)
+        if keep is not None:  # a row alone, unreduced: its positions are its places
+            places = tokens.layout.position_ids[0][keep[0]]
+            kept[layer] = torch.zeros(length, dtype=torch.bool).scatter(0, places, True)
+        return keep
 
     decoder.pruner.forward = spy
     pruned = model(**inputs).logits[0, -1]
-    ((layer, keep),) = seen.items()
-    assert 0 < keep.sum() < keep.numel()
-    length = keep.shape[1]
+    counts = [int(kept[layer].sum()) for layer in sorted(kept)]
+    assert len(counts) > 1 and counts == sorted(counts, reverse=True) and counts[-1] < counts[0]
     causal = torch.full((1, 1, length, length), -torch.inf).triu(1)
-    masked = causal.masked_fill(~keep[:, None, None], -torch.inf)
-    masked = masked.masked_fill(torch.eye(length, dtype=torch.bool), 0.0)
     stock = stock_twin(model, "eager")
     for index, block in enumerate(stock.model.language_model.layers):
-        mask = masked if index >= layer else causal
+        real = kept[max(layer for layer in kept if layer <= index)]
+        mask = causal.masked_fill(~real, -torch.inf).masked_fill(torch.eye(length, dtype=torch.bool), 0.0)
         block.register_forward_pre_hook(
             lambda _m, args, kw, mask=mask: (args, kw | {"attention_mask": mask}), with_kwargs=True
         )
@@ -185,10 +214,42 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
         inputs["input_ids"], torch.zeros(*inputs["input_ids"].shape, 32), inputs["attention_mask"], None, None
     )
     rows = torch.stack([layout.last_index(), layout.last_index() - 2], dim=1)
-    ours = decoder.attention_rows(1, reference.hidden_states[1], layout, rows)
+    ours = decoder.probe(1, reference.hidden_states[1], layout).attention(rows)
     expected = reference.attentions[1].gather(2, rows[:, None, :, None].expand(-1, 4, -1, ours.shape[-1]))
     real = layout.key_mask[:, None, None].expand_as(ours)
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_pruner_sees_the_layers_own_queries_and_keys(cached: bool) -> None:
+    """Those of the layer before from its cache or its input, those of the layer itself from its input."""
+    model, seen = tiny_model({"decoder": {"name": "fastv", "layer": 2, "keep": 1.0}}), {}
+    decoder, inputs = model.model.language_model, batch_of()
+
+    def ask(layer: int, tokens: DecoderTokens) -> None:
+        weight = (
+            torch.rand(tokens.layout.key_mask.shape, generator=torch.Generator().manual_seed(2))
+            * tokens.layout.key_mask
+        )
+        for at in (layer - 1, layer):
+            queries = tokens.queries(at)
+            mean = (queries * weight[:, None, :, None]).sum(dim=2, keepdim=True) / weight.sum(dim=1)[
+                :, None, None, None
+            ]
+            torch.testing.assert_close(tokens.mean_query(at, weight), mean, atol=1e-5, rtol=1e-4)
+            assert queries.shape == tokens.keys(at).shape
+            seen[at] = tokens.keys(at)
+        with pytest.raises(ValueError, match="layers 1 and 2, not about 0"):
+            tokens.keys(layer - 2)
+
+    decoder.pruner.forward = ask
+    cache = model(**inputs, use_cache=True).past_key_values
+    if not cached:
+        model(**inputs, use_cache=False)
+    real = inputs["attention_mask"].bool()[:, None, :, None].expand(-1, 4, -1, 8)
+    for layer, keys in seen.items():
+        held = cache.layers[layer].keys.repeat_interleave(2, dim=1)
+        torch.testing.assert_close(keys[real], held[real], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -218,7 +279,7 @@ def test_the_token_before_a_dropped_one_keeps_its_own_target() -> None:
     assert torch.equal(layout.shift_labels[0][kept_text], full[inputs["input_ids"][0] != IMAGE])
 
 
-@pytest.mark.parametrize("name", ["prumerge_plus", "pair"])
+@pytest.mark.parametrize("name", ["prumerge_plus", *WITH_PRUNER])
 def test_bfloat16(name: str) -> None:
     model = tiny_model(REDUCTIONS[name]).to(torch.bfloat16)
     inputs = batch_of()
@@ -227,7 +288,7 @@ def test_bfloat16(name: str) -> None:
     assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 4
 
 
-@pytest.mark.parametrize("name", ["prumerge_plus", "fastv", "pair"])
+@pytest.mark.parametrize("name", ["prumerge_plus", *WITH_PRUNER])
 def test_activation_checkpointing_gives_the_same_gradients(name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -268,23 +329,52 @@ def test_original_positions_are_the_patches_own() -> None:
 
 @pytest.mark.parametrize("name", [None, *REDUCTIONS])
 def test_a_second_turn_on_the_cache_equals_a_fresh_run_of_both(name: str | None) -> None:
-    """Vision-side methods: exactly. Decoder-side methods rank by the last token, so the first turn's choice stays."""
+    """Where the question decides what stays, a fresh run would choose anew: that is an error, which says what to do."""
     model = tiny_model(REDUCTIONS.get(name))
     first = alone(0)
     question = torch.randint(3, 90, (1, 5), generator=torch.Generator().manual_seed(9))
     cache = ReducedCache(config=model.config.text_config)
     answered = model.generate(**first, max_new_tokens=3, do_sample=False, eos_token_id=None, past_key_values=cache)
     history = torch.cat([answered, question], dim=1)
+    inputs = dict(input_ids=history, attention_mask=torch.ones_like(history))
     again = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
-    continued = model.generate(
-        input_ids=history, attention_mask=torch.ones_like(history), past_key_values=cache, **again
+    fresh = model.generate(**inputs, pixel_values=first["pixel_values"], **again)
+    if name in WITH_PRUNER and name not in QUESTION_FREE:
+        with pytest.raises(ValueError, match=f"{REDUCTIONS[name]['decoder']['name']} chose .* afresh"):
+            model.generate(**inputs, past_key_values=cache, **again)
+    else:
+        assert torch.equal(model.generate(**inputs, past_key_values=cache, **again), fresh)
+
+
+@pytest.mark.parametrize("name", [None, *VISION_ONLY, *WITH_PRUNER])
+@pytest.mark.parametrize("begin", ["text", "image"])
+def test_an_image_in_a_later_turn(name: str | None, begin: str) -> None:
+    """Equal to a fresh run for methods that look at each image, or at nothing; an error for the others."""
+    model, pruner = tiny_model(REDUCTIONS.get(name)), pruner_of(name)
+    turns = [[1, *([IMAGE] * PATCHES if begin == "image" else []), 7, 8, 9], [*[IMAGE] * PATCHES, 11, 12, 13, 14]]
+    count = int(begin == "image")
+    cache = ReducedCache(config=model.config.text_config)
+    pictures = {"pixel_values": pixels(count)} if count else {}
+    model(**rows_of(turns[0]), **pictures, past_key_values=cache, use_cache=True)
+    both = rows_of(turns[0] + turns[1])
+    later = rows_of(turns[1]) | {"attention_mask": both["attention_mask"], "pixel_values": pixels(count + 1)[count:]}
+    if pruner is not None and (pruner.later_turns == "none" or (pruner.later_turns == "text" and count)):
+        with pytest.raises(ValueError, match="afresh"):
+            model(**later, past_key_values=cache, use_cache=True)
+        return
+    continued = model(**later, past_key_values=cache, use_cache=True).logits[0, -1]
+    torch.testing.assert_close(
+        continued, model(**both, pixel_values=pixels(count + 1)).logits[0, -1], atol=1e-4, rtol=1e-4
     )
-    assert continued.shape[1] == history.shape[1] + 4
-    if name is None or name in VISION_ONLY:
-        fresh = model.generate(
-            input_ids=history, attention_mask=torch.ones_like(history), pixel_values=first["pixel_values"], **again
-        )
-        assert torch.equal(continued, fresh)
+
+
+@pytest.mark.parametrize("name", WITH_PRUNER)
+def test_a_conversation_without_images_goes_on(name: str) -> None:
+    model = tiny_model(REDUCTIONS[name])
+    cache = ReducedCache(config=model.config.text_config)
+    model(**rows_of([1, 5, 6, 7]), past_key_values=cache, use_cache=True)
+    continued = model(input_ids=torch.tensor([[8, 9]]), past_key_values=cache, use_cache=True).logits[0, -1]
+    torch.testing.assert_close(continued, model(**rows_of([1, 5, 6, 7, 8, 9])).logits[0, -1], atol=1e-5, rtol=1e-4)
 
 
 def test_wrong_numbers_of_placeholders_and_foreign_caches_are_refused() -> None:

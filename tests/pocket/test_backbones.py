@@ -21,15 +21,17 @@ def language() -> tuple:
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-LOOK_UPS = ("colour_of", "shape_of", "colour_at", "shape_at", "exists_shape", "exists_colour", "is_colour", "word_any")
+BELOW = {"letters", "arithmetic", "count_shape", "count_colour", "relation"}  # of the gate so far, see docs/log.md
 
 
 def test_every_kind_of_question_was_measured() -> None:
     from playground.pocket.questions import KINDS
+    from playground.pocket.train_lm import GATE
 
     gate = json.loads((BACKBONES / "lm" / "metrics.json").read_text())["gate"]
     assert set(KINDS) <= set(gate)
-    assert {kind: gate[kind] for kind in LOOK_UPS if gate[kind] < 0.9} == {}
+    assert {kind for kind, share in gate.items() if share < GATE} <= BELOW
+    assert min(gate.values()) > 0.75 and gate["heaped"] >= GATE
 
 
 def test_clip_retrieves_and_its_patches_can_be_read() -> None:

@@ -179,7 +179,7 @@ def test_parameter_groups_are_role_by_decay(world) -> None:
 @pytest.fixture
 def scaled(monkeypatch):
     """A method with a parameter, known for one test."""
-    from llava_prumerge.methods import base
+    from llava_prumerge.methods import base, registry
 
     class Scaled(base.VisionReducer):
         name = "scaled"
@@ -197,7 +197,7 @@ def scaled(monkeypatch):
             origin = torch.arange(0, image.features.shape[1], 2).expand(kept.shape[:2])
             return kept, torch.ones_like(origin, dtype=torch.bool), origin
 
-    base.discover()
+    registry.discover()
     monkeypatch.setitem(base._REGISTRY, "scaled", Scaled)
 
 

@@ -104,6 +104,30 @@ def test_every_stage_on_every_backend(world, tmp_path, backend, stage) -> None:
     assert_same_run(run, reference)
 
 
+PRUNERS = {
+    "atp_llava": {"name": "atp_llava", "layers": [1, 2], "target": 6},
+    "rank_schedule": {"name": "rank_schedule", "rates": [1, 0.8, 0.4], "rows": "text"},
+}
+
+
+@pytest.mark.zero
+@pytest.mark.parametrize("name", PRUNERS)
+def test_pruners_under_zero_equal_one_process(world, tmp_path, name) -> None:
+    """T4 for the decoder: a rank without images runs the same modules, and learned thresholds come out the same."""
+    assert_modalities_differ_between_ranks(world, tmp_path)
+    shared = SHARED | {"reduction": {"decoder": PRUNERS[name]}, "method_lr": 0.01, "merge": True}
+    reference = tmp_path / "reference"
+    assert main(world.recipe("lora", reference, **shared)) == 0
+    runs = [
+        world.recipe("lora", tmp_path / backend, **shared, deepspeed=zero(backend)) for backend in ("zero2", "zero3")
+    ]
+    run_on_two_ranks(runs, tmp_path)
+    for backend in ("zero2", "zero3"):
+        assert_deepspeed_ran(tmp_path / backend)
+        assert_same_run(tmp_path / backend, reference, tolerance=5e-4)
+    assert (reference / "method.safetensors").exists() == (name == "atp_llava")
+
+
 @pytest.mark.zero
 @pytest.mark.parametrize("backend", ["zero2", "zero3"])
 def test_resume_under_zero_equals_the_straight_run(world, tmp_path, backend) -> None:

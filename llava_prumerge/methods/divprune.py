@@ -1,0 +1,60 @@
+"""DivPrune: greedily keeps the tokens that are least like those kept so far.
+
+DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, Alvar et al., CVPR 2025 (arXiv 2503.02175),
+Eq. 3. As in the authors' code (vbdi/divprune) it acts on projected tokens with cosine distance: first the token
+farthest from its nearest other, then always the one whose nearest kept token is farthest, in the end in raster order.
+Departure: a kept token cannot be chosen again, which the code allows where all distances are zero. The greedy rule is
+sequential: one step for each kept token, for all images at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava_prumerge.methods.base import Reduced, ShareReducer, VisionTokens, register
+from llava_prumerge.ops.merge import pick
+
+
+@register("divprune")
+class DivPrune(ShareReducer):
+    """Keep a diverse subset, in raster order.
+
+    Args:
+        keep: share of the patches (1/9: 64 of 576).
+        Others: see `ShareReducer`.
+    """
+
+    site = "projected"
+
+    def __init__(self, keep: float | str = "1/9", **settings: Any) -> None:
+        super().__init__(keep=keep, **settings)
+
+    def repeats(self, patches: int, kept: int) -> int:
+        """One step per kept token."""
+        return kept
+
+    def forward(self, image: VisionTokens) -> Reduced:
+        """-> features [N, K, D] unchanged."""
+        size = self.width(image, self.counts(image))
+        return pick(image.features, farthest_first(image.features.detach(), size), size)
+
+
+def farthest_first(points: Tensor, size: int) -> Tensor:
+    """Greedy max-min selection by cosine distance; ties go to the lower index. [N, P, D] -> [N, P] bool, `size` each"""
+    unit = F.normalize(points.float(), dim=-1)
+    distance = 1 - unit @ unit.transpose(1, 2)  # [N, P, P]
+    others = torch.eye(points.shape[1], device=points.device) * 4  # more than any distance
+    lone = (distance + others).amin(dim=2)  # [N, P] to the nearest other; alone in the image: 4
+    keep = torch.zeros_like(lone, dtype=torch.bool)
+    nearest = torch.full_like(lone, 4.0)  # to the nearest kept
+    for step in range(size):
+        candidates = (nearest if step else lone).masked_fill(keep, -1.0)
+        chosen = candidates.argmax(dim=1, keepdim=True)  # [N, 1]
+        keep = keep.scatter(1, chosen, True)
+        row = distance.gather(1, chosen[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
+        nearest = torch.minimum(nearest, row)
+    return keep

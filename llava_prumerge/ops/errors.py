@@ -1,0 +1,7 @@
+"""The error of all reduction methods, here so that the mathematics below them can raise it too."""
+
+from __future__ import annotations
+
+
+class ReductionError(ValueError):
+    """A reduction setting or an input that a method cannot work with."""

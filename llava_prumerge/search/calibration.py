@@ -1,0 +1,80 @@
+"""Calibration questions: a few image-question pairs of a file in LLaVA's format, as batches for a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_prumerge.data.collator import Collator
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.images import ImagePreprocessor, load_image
+from llava_prumerge.data.records import read_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlavaProcessor
+
+    from llava_prumerge.model.configuration import PruMergeLlavaConfig
+
+
+class SearchError(ValueError):
+    """A search that cannot be run as asked, or that finds nothing; the message is one line for the person who asked."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and its image, a path below the image folder."""
+
+    question: str
+    image: str
+
+
+def read_pairs(path: str | os.PathLike[str], number: int) -> list[Pair]:
+    """So many questions about an image, evenly spread over a file of `image` and `text` records (.jsonl or .json).
+
+    Raises:
+        SearchError: the file is missing or holds no such record.
+    """
+    if not Path(path).is_file():
+        raise SearchError(f"{path}: no such file")
+    if number < 1:
+        raise SearchError(f"{number} questions are too few; take 1 or more")
+    records = [record for record in read_records(path) if isinstance(record, dict)]
+    found = [Pair(record["text"], record["image"]) for record in records if record.get("image") and "text" in record]
+    if not found:
+        raise SearchError(f"{path} holds no record with an image and a text")
+    number = min(number, len(found))
+    return [found[at * len(found) // number] for at in range(number)]
+
+
+def make_batches(
+    pairs: Sequence[Pair],
+    images: str | os.PathLike[str],
+    processor: LlavaProcessor,
+    config: PruMergeLlavaConfig,
+    size: int,
+    template: str = "vicuna_v1",
+    aspect: str = "pad",
+) -> list[dict[str, Tensor]]:
+    """Left-padded prompts [B, L] with their images [B, 3, S, S], as the evaluation asks them.
+
+    Args:
+        pairs: what is asked.
+        images: the folder of the images.
+        processor, config: of the model.
+        size: pairs per batch.
+        template: conversation template.
+        aspect: "pad" to a square (LLaVA-1.5) or "square" to crop.
+    """
+    preprocess = ImagePreprocessor(processor.image_processor, aspect=aspect)
+    collate = Collator(processor.tokenizer.pad_token_id or 0, "left")
+    items: list[dict[str, Any]] = []
+    for pair in pairs:
+        text = prompt(template, pair.question)
+        ids = encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)
+        items.append({"input_ids": ids, "pixel_values": preprocess([load_image(images, pair.image)])})
+    batches = [collate(items[start : start + size]) for start in range(0, len(items), size)]
+    return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]

@@ -1,0 +1,186 @@
+"""Runs commands that depend on one another, two at a time where they can be, each with its log; what is done is not done again.
+
+Two processes of one thread each are a better use of two cores than one process of two: the pocket world's matrices are small.
+"""
+
+# ruff: noqa: T201  (it talks to people)
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPORT_EVERY = 15.0  # seconds between two lines on the console
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: shown, and the key of the state file.
+        command: what runs, from the repository's root.
+        seconds: a first guess for one core, scaled by what finished steps took; only the time left comes from it.
+        environment: variables beside the caller's.
+        after: names of the steps that must be done before.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """As typed into a shell."""
+        settings = [f"{key}={value}" for key, value in self.environment.items()]
+        return " ".join([*settings, *map(shlex.quote, self.command)])
+
+
+def minutes(seconds: float) -> str:
+    """12:05"""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def time_left(todo: Sequence[Step], state: Mapping[str, float], plan: Sequence[Step], lanes: int = 1) -> float:
+    """Guess from the finished steps how fast this machine is. -> seconds"""
+    known = [(state[step.name], step.seconds) for step in plan if step.name in state]
+    speed = sum(took for took, _ in known) / sum(guess for _, guess in known) if known else 1.0
+    return speed * sum(step.seconds for step in todo) / lanes
+
+
+def ready(plan: Sequence[Step], state: Mapping[str, float], running: Sequence[Step]) -> list[Step]:
+    """Steps that can start now, in order; what is not part of the plan counts as done."""
+    planned, started = {step.name for step in plan}, {step.name for step in running}
+    waiting = [step for step in plan if step.name not in state and step.name not in started]
+    return [step for step in waiting if all(name in state or name not in planned for name in step.after)]
+
+
+def die_with_parent() -> None:
+    """In a child, on Linux: end when the parent ends, however it does, so that nothing writes on beside a second start."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+class Lanes:
+    """Runs a plan.
+
+    Args:
+        plan: the steps, those that others wait for first.
+        state: file that keeps the seconds of finished steps.
+        logs: folder of one log per step.
+        root: where commands run.
+        lanes: steps at a time; they share the cores.
+        environment: variables of every step, under the caller's.
+    """
+
+    def __init__(
+        self, plan: Sequence[Step], state: Path, logs: Path, root: Path, lanes: int, environment: Mapping[str, str]
+    ) -> None:
+        self.plan, self.file, self.logs, self.root = list(plan), state, logs, root
+        self.lanes, self.environment = lanes, dict(environment)
+        self.state: dict[str, float] = json.loads(state.read_text()) if state.exists() else {}
+        self.running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
+
+    def run(self) -> None:
+        """Run everything that is not done.
+
+        Raises:
+            SystemExit: a step failed; its last lines are shown, and its command so that it can be repeated alone.
+        """
+        for step in self.plan:
+            if step.name in self.state:
+                print(f"{step.name}: done before, in {minutes(self.state[step.name])}", flush=True)
+        reported = time.monotonic()
+        try:
+            while len(self.done()) < len(self.plan):
+                self.fill()
+                time.sleep(0.2)
+                self.collect()
+                if time.monotonic() - reported >= REPORT_EVERY:
+                    reported = time.monotonic()
+                    self.report()
+        finally:
+            for _, process, _ in self.running.values():
+                process.terminate()
+
+    def done(self) -> list[Step]:
+        """The finished steps."""
+        return [step for step in self.plan if step.name in self.state]
+
+    def fill(self) -> None:
+        """Start what can be started; steps that run side by side share the cores."""
+        waiting = ready(self.plan, self.state, [step for step, _, _ in self.running.values()])
+        for step in waiting[: self.lanes - len(self.running)]:
+            beside = len(waiting) > 1 or bool(self.running)
+            threads = max(1, (os.cpu_count() or 1) // (self.lanes if beside else 1))
+            self.start(step, threads)
+
+    def start(self, step: Step, threads: int) -> None:
+        """Start one step, its output going to its log."""
+        left = minutes(self.seconds_left())
+        place = f"[{self.plan.index(step) + 1}/{len(self.plan)}]"
+        print(f"{place} {step.name}, about {left} left in all\n    $ {step.line}", flush=True)
+        environment = {**self.environment, "OMP_NUM_THREADS": str(threads), **os.environ, **step.environment}
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self.log(step).open("wb") as log:
+            process = subprocess.Popen(
+                step.command,
+                cwd=self.root,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
+        self.running[step.name] = (step, process, time.monotonic())
+
+    def collect(self) -> None:
+        """Take note of what has ended."""
+        for name, (step, process, begun) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[name]
+            if process.returncode != 0:
+                tail = "\n".join(f"    {line}" for line in self.lines(step)[-20:])
+                raise SystemExit(
+                    f"step '{name}' failed with status {process.returncode}; its log {self.log(step)} ends with\n{tail}\n"
+                    f"repeat it with:\n    {step.line}"
+                )
+            self.state[name] = time.monotonic() - begun
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            new = self.file.with_suffix(".new")
+            new.write_text(json.dumps(self.state, indent=1))
+            new.replace(self.file)
+            print(f"    {name}: done in {minutes(self.state[name])}", flush=True)
+
+    def seconds_left(self) -> float:
+        """Of the whole plan; a running step counts by half."""
+        todo = [step for step in self.plan if step.name not in self.state and step.name not in self.running]
+        halves = [step for step, _, _ in self.running.values()]
+        guess = time_left(todo, self.state, self.plan, self.lanes)
+        return guess + time_left(halves, self.state, self.plan, self.lanes) / 2
+
+    def report(self) -> None:
+        """One line per running step: the last of its log."""
+        for step, _, begun in self.running.values():
+            last = (self.lines(step) or ["starting"])[-1]
+            print(f"    {step.name} {minutes(time.monotonic() - begun)}: {last[:150]}", flush=True)
+
+    def log(self, step: Step) -> Path:
+        """Where a step's output goes."""
+        return self.logs / f"{step.name.replace(' ', '_')}.log"
+
+    def lines(self, step: Step) -> list[str]:
+        """What a step has printed so far; each state of a progress bar is a line."""
+        text = self.log(step).read_text(encoding="utf-8", errors="replace")
+        return [line for line in text.replace("\r", "\n").split("\n") if line.strip()]

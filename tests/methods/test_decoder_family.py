@@ -1,0 +1,245 @@
+"""The rules of the untrained pruners against slow references, and what each of their settings does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from decoder_tokens import build, layouts, make_tokens, run, shape_of, tokens_of
+
+from llava_prumerge.methods.base import DecoderTokens, ReductionError
+
+
+def rows_kept(name: str, tokens: DecoderTokens, layer: int, **settings: Any) -> list[list[int]]:
+    """Patches of each sequence that are there in a layer, in order."""
+    layout = layouts(build(name, **settings), tokens)[layer]
+    return [row[row >= 0].tolist() for row in layout.origin]
+
+
+def attention_of(tokens: DecoderTokens, row: int, query: int) -> list[float]:
+    """Head-mean softmax attention of one query to all places it sees, one number at a time."""
+    queries, keys, real = tokens.queries(0)[row], tokens.keys(0)[row], tokens.layout.key_mask[row]
+    total = [0.0] * keys.shape[1]
+    for head in range(len(queries)):
+        seen = [place for place in range(query + 1) if real[place]]
+        logits = [float(queries[head, query] @ keys[head, place]) / queries.shape[-1] ** 0.5 for place in seen]
+        weights = torch.tensor(logits).softmax(dim=0)
+        for place, weight in zip(seen, weights.tolist(), strict=True):
+            total[place] += weight / len(queries)
+    return total
+
+
+def best(tokens: DecoderTokens, row: int, scores: list[float], count: int, among: set[int] | None = None) -> list[int]:
+    """The best-scored patches, in raster order."""
+    layout = tokens.layout
+    places = [place for place in range(layout.is_image.shape[1]) if layout.is_image[row, place]]
+    patches = {int(layout.origin[row, place]): scores[place] for place in places}
+    candidates = sorted(patches if among is None else among, key=lambda patch: (-patches[patch], patch))
+    return sorted(candidates[:count])
+
+
+def test_fastv_keeps_what_the_last_token_attends_to() -> None:
+    tokens = make_tokens((64, 30), after=(6, 4))
+    kept = rows_kept("fastv", tokens, 3, keep=0.3)
+    for row, present in enumerate((64, 30)):
+        scores = attention_of(tokens, row, int(tokens.layout.last_index()[row]))
+        assert kept[row] == best(tokens, row, scores, -(-present * 3 // 10))
+
+
+def test_fastv_before_its_layer_nothing_is_missing() -> None:
+    counts = run(build("fastv", keep=0.25, layer=3), make_tokens())
+    assert [int(count[0]) for count in counts] == [64, 64, 64, 16, 16, 16, 16, 16]
+
+
+def test_pyramiddrop_halves_at_each_quarter_of_the_depth() -> None:
+    tokens = make_tokens((64, 30), after=(6, 4))
+    counts = [count.tolist() for count in run(build("pyramiddrop"), tokens)]
+    assert counts == [[64, 30]] * 2 + [[32, 15]] * 2 + [[16, 8]] * 2 + [[8, 4]] * 2
+    for row in range(2):  # all layers of these tokens attend alike, but over what is left
+        scores, before = attention_of(tokens, row, int(tokens.layout.last_index()[row])), None
+        for layer, count in ((2, (32, 15)), (4, (16, 8)), (6, (8, 4))):
+            stage = set(rows_kept("pyramiddrop", tokens, layer)[row])
+            assert len(stage) == count[row] and (before is None or stage < before)
+            before = stage
+            if layer == 2:
+                assert sorted(stage) == best(tokens, row, scores, count[row])
+
+
+def test_pyramiddrops_layers_and_lambda() -> None:
+    tokens = make_tokens((64,), after=(6,))
+    counts = [int(count) for count in run(build("pyramiddrop", layers=[1, 5], keep=0.25), tokens)]
+    assert counts == [64, 16, 16, 16, 16, 4, 4, 4]
+    assert build("pyramiddrop", shape_of(32, 576)).layers == (8, 16, 24)
+    assert build("pyramiddrop", shape_of(6, 144)).layers == (2, 3, 5)
+    assert build("pyramiddrop", layers=[0, 2]).layers == (0, 2), "its own projections rank, so the first layer can, too"
+    for wrong in ({"keep": 0}, {"keep": 1.2}, {"layers": []}, {"layers": [8]}):
+        with pytest.raises(ReductionError, match="pyramiddrop: (keep|layers)"):
+            build("pyramiddrop", **wrong)
+
+
+def test_vtw_leaves_text_alone() -> None:
+    tokens = make_tokens()
+    seen = layouts(build("vtw", layer=5), tokens)
+    assert [int(layout.is_image.sum()) for layout in seen] == [192] * 5 + [0] * 3
+    assert torch.equal(seen[5].key_mask.sum(dim=1), (tokens.layout.key_mask & ~tokens.layout.is_image).sum(dim=1))
+    assert build("vtw", shape_of(32, 576)).layer == 15 and build("vtw", shape_of(6, 144)).layer == 3
+
+
+@pytest.mark.parametrize("budget, layer", [(8, 1), (20, 2), (21, 3), (32, 4), (63, 8), (64, 8), (900, 8)])
+def test_vtws_budget_is_the_nearest_layer(budget: float, layer: int) -> None:
+    pruner = build("vtw", budget=budget)
+    assert pruner.layer == layer
+    counts = torch.stack(run(pruner, make_tokens())).double().mean(dim=0)
+    assert (counts == 8 * layer).all() and abs(8 * layer - min(budget, 64)) <= 4
+
+
+@pytest.mark.parametrize(
+    "settings, reduced, word",
+    [
+        ({"budget": 3}, False, "budget 3 is less than half of one layer"),
+        ({"budget": 30}, True, "behind a vision reducer; give layer"),
+        ({"budget": 30, "layer": 2}, False, "layer=2 or budget=30, not both"),
+        ({"layer": 0}, False, "layer 0 is not one of 1 to 8"),
+        ({"layer": 9}, False, "layer 9"),
+        ({"layer": 2.5}, False, "layer 2.5"),
+    ],
+)
+def test_vtw_checks_its_settings(settings: dict[str, Any], reduced: bool, word: str) -> None:
+    with pytest.raises(ReductionError, match=f"vtw: .*{word}"):
+        build("vtw", shape_of(reduced=reduced), **settings)
+
+
+def dart_reference(tokens: DecoderTokens, row: int, count: int, pivots: int, text_pivots: int) -> list[int]:
+    """DART as the authors' loops do it, with image pivots first and the remaining places shared out evenly."""
+    layout = tokens.layout
+    keys = tokens.keys(0)[row].transpose(0, 1).flatten(1)  # [L, D]
+    places = range(layout.is_image.shape[1])
+    images = [place for place in places if layout.is_image[row, place]]
+    text = [
+        place
+        for place in places
+        if layout.key_mask[row, place] and not layout.is_image[row, place] and place > images[-1]
+    ]
+    norm = {place: float(keys[place].abs().sum()) for place in images + text}
+    first = sorted(images, key=lambda place: -norm[place])[: min(pivots, count)]
+    asked = sorted(text, key=lambda place: -norm[place])[:text_pivots]
+    taken, wanted, turns = list(first), count - len(first), len(first) + len(asked)
+    for turn, pivot in enumerate(first + asked):
+        share = wanted * (turn + 1) // turns - wanted * turn // turns
+        likeness = {
+            place: float(torch.cosine_similarity(tokens.hidden[row, pivot], tokens.hidden[row, place], dim=0))
+            for place in images
+            if place not in taken
+        }
+        taken += sorted(likeness, key=lambda place: likeness[place])[:share]
+    return sorted(int(layout.origin[row, place]) for place in taken)
+
+
+@pytest.mark.parametrize("pivots, text_pivots", [(4, 4), (8, 0), (1, 2), (30, 4), (3, 50)])
+@pytest.mark.parametrize("keep", [0.03, 0.25, 0.7])
+def test_dart_equals_the_loops(pivots: int, text_pivots: int, keep: float) -> None:
+    tokens = make_tokens((64, 30), after=(6, 4))
+    settings = {"pivots": pivots, "text_pivots": text_pivots, "keep": keep}
+    kept = rows_kept("dart", tokens, 2, **settings)
+    for row, present in enumerate((64, 30)):
+        count = -(-round(present * keep * 100) // 100)
+        assert len(kept[row]) == count
+        assert kept[row] == dart_reference(tokens, row, count, pivots, text_pivots)
+
+
+def test_dart_drops_duplicates() -> None:
+    """Three groups of equal tokens, one pivot: the other groups stay before the pivot's own doubles do."""
+    tokens = make_tokens((12,), after=(3,))
+    base = torch.eye(32)[[0, 1, 2]].repeat_interleave(4, dim=0)  # [12, D]
+    hidden, keys = tokens.hidden.clone(), tokens.keys(0).transpose(1, 2).flatten(2).clone()
+    hidden[0, 3:15], keys[0, 3:15], keys[0, 3] = base, 0.0, 100.0
+    made = tokens_of(tokens.layout, hidden, keys, keys)
+    assert rows_kept("dart", made, 2, keep=9 / 12, pivots=1, text_pivots=0)[0] == [0, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_darts_settings() -> None:
+    tokens = make_tokens()
+    kept = {key: rows_kept("dart", tokens, 2, **{"keep": 0.3, **settings}) for key, settings in {
+        "plain": {}, "pivots": {"pivots": 8}, "text": {"text_pivots": 0}, "norm": {"norm": 8.0}}.items()}  # fmt: skip
+    assert all(kept[key] != kept["plain"] for key in ("pivots", "text", "norm"))
+    assert build("dart").later_turns == "none" and build("dart", text_pivots=0).later_turns == "text"
+    for wrong in ({"layer": 0}, {"keep": 0}, {"pivots": 0}, {"text_pivots": -1}, {"pivots": 1.5}, {"norm": 0}):
+        with pytest.raises(ReductionError, match=f"dart: {next(iter(wrong))}"):
+            build("dart", **wrong)
+
+
+RATES = [1, 1, 0.8, 0.8, 0.5, 0.25, 0.25, 0.1]
+
+
+@pytest.mark.parametrize("rows", ["last", "text"])
+def test_schedule_ranks_by_the_prompts_rows(rows: str) -> None:
+    tokens = make_tokens((64, 30), after=(6, 4))
+    kept = rows_kept("rank_schedule", tokens, 2, rates=RATES, rows=rows)
+    for row, present in enumerate((64, 30)):
+        end, text = int(tokens.layout.last_index()[row]), (6, 4)[row]
+        asking = [end] if rows == "last" else range(end - text + 1, end + 1)
+        scores = torch.tensor([attention_of(tokens, row, query) for query in asking]).mean(dim=0).tolist()
+        assert kept[row] == best(tokens, row, scores, -(-present * 8 // 10))
+
+
+def test_schedule_keeps_the_given_rates_of_what_there_was_at_first() -> None:
+    counts = [count.tolist() for count in run(build("rank_schedule", rates=RATES), make_tokens((64, 30), after=(6, 4)))]
+    assert [count[0] for count in counts] == [64, 64, 52, 52, 32, 16, 16, 7]
+    assert [count[1] for count in counts] == [30, 30, 24, 24, 15, 8, 8, 3]
+
+
+@pytest.mark.parametrize("depth, gamma, k", [("layers", 1.5, 3.0), ("relative", 12.0, 0.375)])
+def test_schedules_sigmoid_is_the_formula(depth: str, gamma: float, k: float) -> None:
+    """The same curve in both units of depth: 8 layers."""
+    counts = run(build("rank_schedule", r=0.1, gamma=gamma, k=k, depth=depth), make_tokens())
+    for layer, count in enumerate(counts):
+        rate = 1.0 if layer == 0 else 1 + (0.1 - 1) * float(torch.sigmoid(torch.tensor(1.5 * (layer - 3.0))))
+        assert 0 <= int(count[0]) - 64 * rate < 1
+
+
+def test_schedules_budget_moves_the_sigmoid_and_raises_the_rates() -> None:
+    tokens = make_tokens()
+    for budget in (20, 31, 45):
+        moved = torch.stack(run(build("rank_schedule", r=0.05, gamma=1.0, budget=budget), tokens)).double()
+        raised = torch.stack(run(build("rank_schedule", rates=RATES, budget=budget), tokens)).double()
+        assert (moved.mean(dim=0) == budget).all() and (raised.mean(dim=0) == budget).all()
+        assert (raised[:2] == 64).all(), "what was kept whole stays whole"
+
+
+def test_schedule_acts_only_where_tokens_go() -> None:
+    asked = []
+    tokens = make_tokens()
+    plain = tokens.attention
+    tokens.attention = lambda layer, rows: asked.append(layer) or plain(layer, rows)
+    pruner = build("rank_schedule", rates=[1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert [pruner(layer, tokens) is None for layer in (1, 2)] == [True, True] and asked == []
+    assert pruner(3, tokens) is not None and asked == [2], "the layer before ranks"
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"rates": [1, 0.5]}, "2 rates for 8 layers"),
+        ({"rates": [1, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5]}, "rises from 0.5 to 0.6 at layer 2"),
+        ({"rates": [0.9] * 8}, "before layer 1 must be 1"),
+        ({"rates": [1, 1.5, 1, 1, 1, 1, 1, 1]}, "rate 1.5 is not in"),
+        ({"rates": [1] * 8, "r": 0.5}, "give rates, or r=0.5"),
+        ({"r": -0.1}, "r -0.1"),
+        ({"gamma": 0}, "gamma 0"),
+        ({"k": float("inf")}, "k inf"),
+        ({"rows": "all"}, "rows 'all' is not one of last, text"),
+        ({"depth": "feet"}, "depth 'feet'"),
+        ({"first": 0}, "first 0"),
+        ({"first": 8}, "first 8"),
+        ({"budget": 30, "k": 2}, "decides k"),
+    ],
+)
+def test_schedule_checks_its_settings(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(ReductionError, match=f"rank_schedule: .*{word}"):
+        build("rank_schedule", **settings)
+
+
+def test_schedules_first_layer() -> None:
+    counts = run(build("rank_schedule", r=0.1, k=0.0, gamma=5.0, first=4), make_tokens())
+    assert [int(count[0]) for count in counts] == [64] * 4 + [7] * 4
