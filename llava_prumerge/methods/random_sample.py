@@ -29,7 +29,7 @@ class RandomSample(VisionReducer):
         if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
             raise ReductionError(f"{self.name}: seed {seed!r} is not a whole number of 64 bits")
         self.seed = seed
-        self._start = int(splitmix(torch.tensor(seed)))
+        self._start = int(splitmix(torch.tensor(seed, device="cpu")))  # loading builds models on the meta device
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""

@@ -69,6 +69,19 @@ def test_method_files_build(path: Path) -> None:
     assert any(method is not None for method in built)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_method_files_build_on_the_meta_device(path: Path) -> None:
+    """As `from_pretrained` builds a model before it loads the weights; the same method comes out."""
+    block = yaml.safe_load(path.read_text(encoding="utf-8"))
+    plain = build_reducer(block.get("vision")), build_pruner(block.get("decoder"), SHAPE)
+    with torch.device("meta"):
+        empty = build_reducer(block.get("vision")), build_pruner(block.get("decoder"), SHAPE)
+    assert repr(empty) == repr(plain)
+    for one, other in zip(plain, empty, strict=True):
+        fixed = {key: value for key, value in vars(one or object).items() if isinstance(value, int | float | str)}
+        assert fixed == {key: vars(other or object)[key] for key in fixed}
+
+
 def test_every_method_has_a_file() -> None:
     named = {
         part["name"] for path in CONFIGS for part in yaml.safe_load(path.read_text(encoding="utf-8")).values() if part
