@@ -49,14 +49,20 @@ def steps() -> list[Step]:
     """Everything, in order.
 
     The strategies of Table 4 keep as many tokens of each image as PruMerge does (its outliers), so that they differ in nothing but
-    the choice. PruMerge+ keeps a quarter, the paper's average: the released stride saturates where a sixth of the patches are outliers.
+    the choice; an image cannot be resized to a number of its own, so downsampling keeps 30 of all. PruMerge+ keeps PruMerge's number by
+    attention and half of the patches in all: where a fifth are outliers the released stride, three more for each, saturates.
     """
-    ablation = ("prumerge", "cls_topk", "uniform", "first", "grid", "random")
+    plus = ("reduction.vision.budget=72", "reduction.vision.share=0.4")
+    ablation: dict[str, tuple[str, ...]] = {
+        **dict.fromkeys(("prumerge", "cls_topk", "uniform", "first", "grid", "random", "pool"), ()),
+        "downsample": ("reduction.vision.rows=5", "reduction.vision.columns=6"),
+        "prumerge_plus": plus,
+    }
     trainings = [
         train("pretrain", "none", 640, "data"),
         train("finetune_lora", "none", 490, "pretrain none"),
         train("finetune_lora", "prumerge", 330, "pretrain none"),
-        train("finetune_lora", "prumerge_plus", 340, "pretrain none", "reduction.vision.budget=36"),
+        train("finetune_lora", "prumerge_plus", 340, "pretrain none", *plus),
     ]
     rows = [
         evaluate("text only", "none", ALL_TASKS, 80, "lora", "images=off"),
