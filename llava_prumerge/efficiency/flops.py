@@ -116,7 +116,7 @@ def run(given: argparse.Namespace) -> str:
     if given.json:
         return json.dumps({"method": given.method, **found})
     full = shape.vision.patches
-    title = f"{shape.name}, {given.method or 'no method'}: {counts.told()} of {full}, and {counts.text} of text"
+    title = f"{shape.name}, {given.method or 'no method'}: {counts.told(full)}"
     rows = [("prefill of the language model", "dense", "causal", f"dense, {full}", "share")]
     for letter, item in found["conventions"].items():
         rows.append((f"{letter}  {item['counted']}", *_cells(item)))

@@ -272,7 +272,7 @@ def _told(
     rows.append(("sum", *_pair(*sums)))
     if reduced.get("host, per GPU"):
         rows.append(("host, per GPU", *_pair(reduced["host, per GPU"], full["host, per GPU"])))
-    title = f"{shape.name}, {counts.told()} of {patches}, and {counts.text} of text"
+    title = f"{shape.name}: {counts.told(patches)}"
     return "\n".join([title, *notes, "", columns(rows)])
 
 

@@ -13,6 +13,10 @@ from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
 
 
+MODEL = "llava-1.5-7b"
+"""Where none is named."""
+
+
 class Parser(argparse.ArgumentParser):
     """Answers a bad option with one error, as for everything else."""
 
@@ -28,9 +32,7 @@ def add_layout(parser: argparse.ArgumentParser, tokens: int | None = None) -> No
         tokens: visual tokens where none are given; None is all of them.
     """
     names = ", ".join(named_shapes())
-    parser.add_argument(
-        "--model", default="llava-1.5-7b", help=f"{names}, or the path of a config.json (default: %(default)s)"
-    )
+    parser.add_argument("--model", default=MODEL, help=f"{names}, or the path of a config.json (default: %(default)s)")
     parser.add_argument("--method", help="a vision reducer or decoder pruner; none counts plain visual tokens")
     parser.add_argument(
         "--tokens",

@@ -33,9 +33,9 @@ from llava_prumerge.efficiency.operations import (
     tool_prefill,
     tower,
 )
-from llava_prumerge.efficiency.options import add_layout, amount, columns, counts_of, positive
+from llava_prumerge.efficiency.options import MODEL, add_layout, amount, columns, counts_of, positive
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
-from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts
+from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts
 
 TOKENS = 40
 """Visual tokens of the honest preset where none are given: PruMerge's average in the paper."""
@@ -97,14 +97,14 @@ def matrix_flops(shape: ModelShape, counts: TokenCounts) -> int:
     return prefill_flops(shape.language, counts.lengths) + head_flops(shape.language)
 
 
-def floors(shape: ModelShape, counts: TokenCounts, machine: Hardware) -> tuple[float, float]:
+def floors(shape: ModelShape, counts: TokenCounts, machine: Hardware, precision: str = "fp16") -> tuple[float, float]:
     """Seconds a prefill of one sequence needs for its matrix products at the peak, and for reading the weights once.
 
     The larger binds; whoever measures less has measured something else.
     """
     language = shape.language
     matrices = sum(inputs * outputs for inputs, outputs in language.linear)
-    weights = 2 * (language.layers * matrices + language.hidden * language.vocabulary)
+    weights = PRECISIONS[precision].weights * language.layers * matrices + 2 * language.hidden * language.vocabulary
     return matrix_flops(shape, counts) / machine.fp16, weights / machine.bandwidth
 
 
@@ -130,7 +130,12 @@ def run(given: argparse.Namespace) -> str:
         raise EfficiencyError(f"dtype {given.dtype!r} is not known; there are: {', '.join(PRECISIONS)}")
     positive(given.batch, "--batch")
     machines = [hardware(name) for name in given.hardware or all_hardware()]
-    asked = given.tokens is not None or given.method or given.per_layer or given.hardware
+    if given.preset == "paper" and (given.dtype != "fp16" or given.fused or given.batch != 1):
+        raise EfficiencyError(
+            "--dtype, --fused and --batch are the honest preset's; the paper's table has its own rules"
+        )
+    chosen = (given.tokens, given.method, given.per_layer, given.hardware)
+    asked = any(item is not None for item in chosen) or (given.model, given.text) != (MODEL, TEXT)
     if given.preset == "paper" and not asked:
         return cost_table.as_json() if given.json else cost_table.as_text()
     shape = model_shape(given.model)
@@ -138,10 +143,6 @@ def run(given: argparse.Namespace) -> str:
         given.tokens = TOKENS
     counts = counts_of(given, shape)
     if given.preset == "paper":
-        if given.dtype != "fp16" or given.fused or given.batch != 1:
-            raise EfficiencyError(
-                "--dtype, --fused and --batch are the honest preset's; the paper's table has its own rules"
-            )
         return _compare_paper(given, shape, counts, machines)
     return _compare_honest(given, shape, counts, machines)
 
@@ -167,9 +168,8 @@ def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenC
     settings = {"precision": given.dtype, "fused": given.fused, "batch": given.batch}
     for machine in machines:
         before, after = (honest_seconds(shape, item, machine, **settings) for item in (full, counts))
-        rows.append(
-            {"hardware": machine.name, "full": before, "reduced": after, "floors": floors(shape, counts, machine)}
-        )
+        least = floors(shape, counts, machine, given.dtype)
+        rows.append({"hardware": machine.name, "full": before, "reduced": after, "floors": least})
     if given.json:
         head: dict[str, Any] = {"preset": "honest", "model": shape.name, "text": counts.text, "visual": counts.visual}
         return json.dumps({**head, **settings, "seconds": rows})
@@ -191,21 +191,20 @@ def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenC
                 f"{1e3 * row['floors'][0]:.1f} | {1e3 * row['floors'][1]:.1f}",
             )
         )
-    work = amount(sum(item.count * item.times for item in prefill(shape.language, counts.grouped(), HALF, given.fused)))
     return "\n".join(
         [
             _title(shape, counts),
             f"{given.dtype} weights, batch {given.batch}, attention {'fused' if given.fused else 'not fused'}; "
-            f"{full.visual[0]} visual tokens > reduced, in ms",
+            f"all {full.visual[0]} visual tokens > reduced, in ms",
             columns(table),
-            f"floors: {amount(matrix_flops(shape, counts))} of matrix products at the peak | weights read once, batch 1; "
-            f"the prefill's operations with softmax and norms: {work}",
+            f"floors of the reduced prefill, one sequence: {amount(matrix_flops(shape, counts))} of matrix products at the "
+            "peak | weights read once",
         ]
     )
 
 
 def _title(shape: ModelShape, counts: TokenCounts) -> str:
-    return f"{shape.name}, {counts.told()} of {shape.vision.patches}, and {counts.text} of text"
+    return f"{shape.name}: {counts.told(shape.vision.patches)}"
 
 
 def _pair(before: float, after: float) -> str:

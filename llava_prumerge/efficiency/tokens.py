@@ -49,17 +49,18 @@ class TokenCounts:
         """Tokens in each layer, text included."""
         return tuple(self.text + count for count in self.visual)
 
-    def told(self) -> str:
-        """In words: runs of layers, first to last."""
+    def told(self, patches: int) -> str:
+        """In words: how many of the image's patches each run of layers sees, and the text."""
         runs: list[list[int]] = []
         for count in self.visual:
             if runs and runs[-1][1] == count:
                 runs[-1][0] += 1
             else:
                 runs.append([1, count])
+        seen = ", ".join(f"{count} in {layers} layers" for layers, count in runs)
         if len(runs) == 1:
-            return f"{runs[0][1]} visual tokens in all {runs[0][0]} layers"
-        return "visual tokens: " + ", ".join(f"{count} in {layers} layers" for layers, count in runs)
+            return f"{self.visual[0]} of {patches} visual tokens in all layers, {self.text} of text"
+        return f"of {patches} visual tokens {seen}; {self.text} of text"
 
     def grouped(self) -> list[tuple[int, int]]:
         """(tokens, how many layers see so many), text included."""

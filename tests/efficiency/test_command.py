@@ -81,6 +81,7 @@ def test_settings_may_stand_anywhere() -> None:
         ("roofline --preset honest --dtype fp8", "fp16, int8, int4"),
         ("roofline --preset honest --batch 0", "at least 1"),
         ("roofline --tokens 40 --fused", "honest preset's"),
+        ("roofline --dtype int4", "honest preset's"),
         ("memory --train some", "projector, lora, full"),
         ("memory --train full --zero 4", "0, 1, 2, 3"),
         ("memory --train full --offload", "--zero 1, 2 or 3"),

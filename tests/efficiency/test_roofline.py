@@ -115,6 +115,7 @@ def test_precision_fusion_and_batch_act() -> None:
     machine = hardware("A100-80")
     plain = honest_seconds(SEVEN, REDUCED, machine)
     four = honest_seconds(SEVEN, REDUCED, machine, precision="int4")
+    assert floors(SEVEN, REDUCED, machine, "int4")[1] < floors(SEVEN, REDUCED, machine)[1] / 3
     assert four["decode"] < plain["decode"] / 3 and four["tower"] == plain["tower"]
     assert honest_seconds(SEVEN, FULL, machine, fused=True)["prefill"] < honest_seconds(SEVEN, FULL, machine)["prefill"]
     many = honest_seconds(SEVEN, REDUCED, machine, batch=32)
