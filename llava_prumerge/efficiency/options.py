@@ -12,7 +12,6 @@ from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
 
-
 MODEL = "llava-1.5-7b"
 """Where none is named."""
 

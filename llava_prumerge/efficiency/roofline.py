@@ -2,6 +2,7 @@
 
     python -m llava_prumerge.efficiency roofline                       # the paper's cost table, cell by cell
     python -m llava_prumerge.efficiency roofline --preset honest       # the same question with the prompt held fixed
+    python -m llava_prumerge.efficiency roofline --preset both         # the table's rows by both
     python -m llava_prumerge.efficiency roofline --preset honest --hardware H100 A100-80 --method fastv --tokens 171
 
 time = sum over operations of count / min(peak, count / bytes * bandwidth): each is bound by arithmetic or by memory, none
@@ -20,8 +21,9 @@ from typing import Any
 
 from llava_prumerge.efficiency import cost_table
 from llava_prumerge.efficiency.conventions import head_flops, prefill_flops
-from llava_prumerge.efficiency.errors import EfficiencyError
+from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.efficiency.hardware import Hardware, all_hardware, hardware
+from llava_prumerge.efficiency.memory import inference
 from llava_prumerge.efficiency.operations import (
     HALF,
     Operation,
@@ -34,11 +36,12 @@ from llava_prumerge.efficiency.operations import (
     tower,
 )
 from llava_prumerge.efficiency.options import MODEL, add_layout, amount, columns, counts_of, positive
-from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts
 
 TOKENS = 40
 """Visual tokens of the honest preset where none are given: PruMerge's average in the paper."""
+PRESETS = ("paper", "honest", "both")
 PRECISIONS = {"fp16": HALF, "int8": Widths(1, 2, 2), "int4": Widths(0.5, 2, 2)}
 """Of the honest preset: only weights are quantised, and turned into 16 bits on the fly."""
 
@@ -108,10 +111,59 @@ def floors(shape: ModelShape, counts: TokenCounts, machine: Hardware, precision:
     return matrix_flops(shape, counts) / machine.fp16, weights / machine.bandwidth
 
 
+def both_presets(as_json: bool = False) -> str:
+    """The rows of the paper's table by its own rules and by the honest ones, on the V100 at batch 1."""
+    machine, rows = hardware("V100"), []
+    for model, precision, length in cost_table.PUBLISHED:
+        shape, dtype = named_shapes()[model], precision.lower()
+        work, time, moved, _ = cost_table.tool_numbers(shape.language, precision, length)
+        counts = constant_counts(shape, None if length == cost_table.FULL else TOKENS)
+        paper = {"tokens": length, "tera_flops": work, "prefill_ms": time, "moved_gb": moved}
+        honest = {
+            "tokens": counts.lengths[0],
+            "tera_flops": matrix_flops(shape, counts) / 1e12,
+            "prefill_ms": 1e3 * honest_seconds(shape, counts, machine, dtype)["prefill"],
+            "held_gb": sum(inference(shape, counts, dtype, fused=False).values()) / 1e9,
+        }
+        rows.append({"model": model, "precision": precision, "paper": paper, "honest": honest})
+    if as_json:
+        return json.dumps(rows)
+    table = [
+        (
+            "",
+            "",
+            "paper: S",
+            "FLOPs (T)",
+            "ms",
+            "gain",
+            "moved (GB)",
+            "honest: S",
+            "FLOPs (T)",
+            "ms",
+            "gain",
+            "held (GB)",
+        )
+    ]
+    for at, row in enumerate(rows):
+        cells: list[str] = []
+        for preset in ("paper", "honest"):
+            tokens, work, time, memory = row[preset].values()
+            before = rows[at - 1][preset]["prefill_ms"]
+            cells += [
+                str(tokens),
+                f"{work:.2f}",
+                f"{time:.1f}",
+                f"{before / time:.1f}" if at % 2 else "",
+                f"{memory:.1f}",
+            ]
+        table.append((row["model"], row["precision"], *cells))
+    return columns(table, left=2)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_layout(parser)
-    parser.add_argument("--preset", default="paper", help="paper or honest (default: %(default)s)")
+    parser.add_argument("--preset", default="paper", help="paper, honest or both (default: %(default)s)")
     parser.add_argument(
         "--hardware", nargs="+", metavar="NAME", help=f"{', '.join(all_hardware())} (default: all; table: V100)"
     )
@@ -124,18 +176,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> str:
     """The command. -> what to print"""
-    if given.preset not in ("paper", "honest"):
-        raise EfficiencyError(f"preset {given.preset!r} is not known; there are: paper, honest")
+    if given.preset not in PRESETS:
+        raise refuse("preset", given.preset, PRESETS)
     if given.dtype not in PRECISIONS:
-        raise EfficiencyError(f"dtype {given.dtype!r} is not known; there are: {', '.join(PRECISIONS)}")
+        raise refuse("dtype", given.dtype, PRECISIONS)
     positive(given.batch, "--batch")
     machines = [hardware(name) for name in given.hardware or all_hardware()]
-    if given.preset == "paper" and (given.dtype != "fp16" or given.fused or given.batch != 1):
+    if given.preset != "honest" and (given.dtype != "fp16" or given.fused or given.batch != 1):
         raise EfficiencyError(
             "--dtype, --fused and --batch are the honest preset's; the paper's table has its own rules"
         )
     chosen = (given.tokens, given.method, given.per_layer, given.hardware)
     asked = any(item is not None for item in chosen) or (given.model, given.text) != (MODEL, TEXT)
+    if given.preset == "both":
+        if asked:
+            raise EfficiencyError("preset both is about the paper's table and takes no layout; name paper or honest")
+        return both_presets(given.json)
     if given.preset == "paper" and not asked:
         return cost_table.as_json() if given.json else cost_table.as_text()
     shape = model_shape(given.model)

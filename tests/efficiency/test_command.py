@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -38,6 +40,16 @@ def test_numbers_come_as_json_too() -> None:
     assert [row["hardware"] for row in honest["seconds"]] == list(all_hardware())
     memory = json.loads(main(["memory", "--train", "lora", "--zero", "2", "--gpus", "8", "--tokens", "144", "--json"]))
     assert memory["bytes"]["activations"] < memory["bytes_full"]["activations"]
+
+
+def test_both_presets_stand_side_by_side() -> None:
+    rows = json.loads(main(["roofline", "--preset", "both", "--json"]))
+    assert [row["paper"]["tokens"] for row in rows] == [700, 70] * 4
+    assert [row["honest"]["tokens"] for row in rows] == [616, 80] * 4
+    half, four = rows[0], rows[2]
+    assert half["honest"]["tera_flops"] == four["honest"]["tera_flops"]  # 4-bit weights take no fewer operations
+    assert half["honest"]["prefill_ms"] >= four["honest"]["prefill_ms"]
+    assert half["paper"]["prefill_ms"] < four["paper"]["prefill_ms"]
 
 
 def test_the_misprint_is_told() -> None:
@@ -77,7 +89,8 @@ def test_settings_may_stand_anywhere() -> None:
         ("flops --method fastv keep", "not key=value"),
         ("flops --wrong", "--wrong"),
         ("roofline --hardware T4", "V100, A100-40"),
-        ("roofline --preset rosy", "paper, honest"),
+        ("roofline --preset rosy", "paper, honest, both"),
+        ("roofline --preset both --tokens 40", "takes no layout"),
         ("roofline --preset honest --dtype fp8", "fp16, int8, int4"),
         ("roofline --preset honest --batch 0", "at least 1"),
         ("roofline --tokens 40 --fused", "honest preset's"),
@@ -180,3 +193,32 @@ def test_all_the_issues_machines_are_there() -> None:
     assert set(all_hardware()) == {"V100", "A100-40", "A100-80", "H100", "H200", "A6000", "L40", "RTX-4090"}
     for machine in all_hardware().values():
         assert machine.bandwidth < machine.fp16 <= 2 * machine.int8  # V100's INT8 is slower than its tensor cores
+
+
+def test_what_the_document_shows_is_what_the_commands_print() -> None:
+    document = (ROOT / "docs" / "efficiency.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        r"```console\n\$ python -m llava_prumerge\.efficiency ([^\n]*)\n(.*?)\n```", document, flags=re.DOTALL
+    )
+    assert len(shown) == document.count("```console")
+    for words, output in shown:
+        printed = main(shlex.split(words.partition(" | ")[0]))
+        if " | head -" in words:
+            printed = "\n".join(printed.split("\n")[: int(words.rpartition("-")[2])])
+        assert printed == output, words
+
+
+def test_the_documents_conventions_table_is_what_the_command_gives() -> None:
+    document = (ROOT / "docs" / "efficiency.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-F]) \|.*\| ([^|]*) \| ([^|]*) \|$", document, flags=re.MULTILINE)
+    assert [letter for letter, _, _ in rows] == list("ABCDEF")
+    for letter, commands, given in rows:
+        for words, value in zip(re.findall(r"`([^`]*)`", commands), given.split(", "), strict=True):
+            line = next(line for line in main(words.split()).splitlines() if line.startswith(f"{letter}  "))
+            assert f"  {value}  " in line, (words, line)
+    counts = dict(
+        re.findall(r"([\d.]+ [TG]) \((\d+)(?: tokens)?\)", document.partition("With C")[2].partition("\n\n")[0])
+    )
+    assert len(counts) == 4
+    for value, tokens in counts.items():
+        assert f"  {value}  " in main(["flops", "--tokens", tokens])
