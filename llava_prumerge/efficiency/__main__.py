@@ -18,6 +18,7 @@ from llava_prumerge.efficiency.options import Parser
 from llava_prumerge.ops.errors import ReductionError
 
 COMMANDS = ("flops", "roofline", "memory")
+"""Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

@@ -1,8 +1,9 @@
 """The cost table of the PruMerge paper, and what the roofline model gives for each of its 32 cells.
 
-Published (project page, images/efficency.png): Tesla V100, batch 1. The tool behind it is LLM-Viewer at commit 781c831 with
-S = 700 tokens in place of image and prompt together, and S = 70 with PruMerge. Two of its columns do not hold what their
-names say: "Total Memory" is all bytes moved during a prefill, and "Storing Act." those written that are no cache.
+Published (project page, images/efficency.png): Tesla V100, batch 1. The authors name a roofline model; that it is
+LLM-Viewer at commit 781c831, with S = 700 tokens for image and prompt together and S = 70 with PruMerge, is our
+finding, as these rules meet 31 of 32 cells. Two columns do not hold what their names say: "Total Memory" is all bytes
+moved during a prefill, and "Storing Act." those written that are no cache.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Cell:
 
 
 def printed(value: float) -> Decimal:
-    """As the table rounds: to one decimal, below 1 to two; its last zero in 4.60, 1.20, 7.30 and 1.80 is not a digit."""
+    """As the table rounds: to one decimal, below 1 to two; the last zero of its 4.60, 1.20, 7.30, 1.80 is no digit."""
     exact = Decimal(repr(round(value, 9)))
     return exact.quantize(Decimal("0.1") if exact >= 1 else Decimal("0.01"), rounding=ROUND_HALF_UP)
 
@@ -136,13 +137,13 @@ def as_text() -> str:
     for cell in wrong:
         above = PUBLISHED[(cell.row[0], "FP16", cell.row[2])][cell.column]
         notes.append(
-            f"(!) {cell.row[0]} {cell.row[1]}, S = {cell.row[2]}, {COLUMNS[cell.column]}: printed {cell.published}, the model "
-            f"gives {cell.printed}, a quarter of the FP16 row's {above}; it appears to be a misprint."
+            f"(!) {cell.row[0]} {cell.row[1]}, S = {cell.row[2]}, {COLUMNS[cell.column]}: printed {cell.published}, "
+            f"the model gives {cell.printed}, a quarter of the FP16 row's {above}; it appears to be a misprint."
         )
     notes += [
         "Rounding: one decimal, below 1 two; the last zero of 4.60, 1.20, 7.30 and 1.80 is padding, not a digit.",
-        "INT4 FLOPs are the FP16 cells as printed, divided by 4 (18.2 / 4 = 4.55, printed 4.6; unrounded it would be 4.5).",
-        "Total memory is all bytes moved, storing act. those written outside the cache; a prompt of 40 tokens beside 576 and",
-        "40 visual ones would make S = 616 and 80. See docs/efficiency.md.",
+        "INT4 FLOPs are the FP16 cells as printed, divided by 4 (18.2 / 4 = 4.55, printed 4.6; 18.17 / 4 gives 4.5).",
+        "Total memory is all bytes moved, storing act. those written outside the cache; a prompt of 40 tokens beside",
+        "576 and 40 visual ones would make S = 616 and 80. See docs/efficiency.md.",
     ]
     return "\n".join([columns(rows, left=2), "", *notes])

@@ -1,4 +1,4 @@
-"""Memory per GPU: weights, key-value cache and activations of inference; gradients and optimiser states too of training.
+"""Memory per GPU: weights, key-value cache and activations of inference; gradients and optimiser states of training.
 
     python -m llava_prumerge.efficiency memory --tokens 144 --batch 8 --answer 128
     python -m llava_prumerge.efficiency memory --train lora --zero 3 --gpus 8 --batch 16 --tokens 144
@@ -52,8 +52,8 @@ def weight_bytes(shape: ModelShape, precision: str) -> dict[str, float]:
 def layer_peak(shape: LanguageShape, tokens: int, fused: bool) -> int:
     """Numbers alive at once inside a layer that keeps nothing for a backward pass.
 
-    The residual stream beside the widest step: attention (normed input, query, key, value, and without a fused kernel the
-    scores before and after the softmax) or FFN (normed input, gate, its SiLU, up).
+    The residual stream beside the widest step: attention (normed input, query, key, value, and without a fused kernel
+    the scores before and after the softmax) or FFN (normed input, gate, its SiLU, up).
     """
     attention = tokens * (shape.hidden + shape.attention_width + 2 * shape.kv_width)
     scores = 0 if fused else 2 * shape.heads * tokens**2
@@ -72,8 +72,8 @@ def tower_peak(shape: VisionShape, patches: int, fused: bool) -> int:
 def saved_by_layer(shape: LanguageShape, tokens: int, fused: bool) -> int:
     """Numbers one layer keeps for its backward pass, for one sequence.
 
-    Inputs of both norms and of the matrices behind them (4d), query and attention's result (2a), key and value (2k), gate,
-    its SiLU, up, and their product (4m); without a fused kernel the softmax (Hn^2).
+    Inputs of both norms and of the matrices behind them (4d), query and attention's result (2a), key and value (2k),
+    gate, its SiLU, up, and their product (4m); without a fused kernel the softmax (Hn^2).
     """
     row = 4 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + 4 * shape.intermediate
     return tokens * row + (0 if fused else shape.heads * tokens**2)
@@ -136,8 +136,8 @@ class Training:
 def training(shape: ModelShape, counts: TokenCounts, how: Training) -> dict[str, float]:
     """Bytes by part on each GPU, in 16-bit mixed precision with Adam: 2 per weight, 2 per gradient, 12 of states.
 
-    At stage 3 the layer at work and the one fetched ahead are whole on every GPU. Gradients of one layer are whole before
-    they are sharded. What is offloaded is counted in "host, per GPU", which is no GPU memory.
+    At stage 3 the layer at work and the one fetched ahead are whole on every GPU. Gradients of one layer are whole
+    before they are sharded. What is offloaded is counted in "host, per GPU", which is no GPU memory.
     """
     language, trained = shape.language, how.trained(shape)
     total = shape.parameters + (lora_parameters(language, how.rank) if how.stage == "lora" else 0)
@@ -218,10 +218,11 @@ def run(given: argparse.Namespace) -> str:
     )
     counts = counts_of(given, shape)
     full = constant_counts(shape, None, counts.text)
+    trained, total = how.trained(shape) / 1e6, shape.parameters / 1e6
+    kept, attention = ("kept", "checkpointed")[how.checkpointing], ("not fused", "fused")[how.fused]
     notes = [
-        f"training ({how.stage}): {how.trained(shape) / 1e6:,.1f} M of {shape.parameters / 1e6:,.1f} M parameters and adapters",
-        f"ZeRO-{how.zero} over {how.gpus}, batch {how.batch} per GPU, activations {'checkpointed' if how.checkpointing else 'kept'}, "
-        f"attention {'fused' if how.fused else 'not fused'}",
+        f"training ({how.stage}): {trained:,.1f} M parameters; the model has {total:,.1f} M",
+        f"ZeRO-{how.zero} over {how.gpus}, batch {how.batch} per GPU, activations {kept}, attention {attention}",
     ]
     return _told(given, shape, counts, training(shape, counts, how), training(shape, full, how), notes)
 

@@ -1,9 +1,9 @@
-"""What a model does, operation by operation, with the bytes each moves: by the rules of the paper's tool, and by our own.
+"""What a model does, operation by operation, with the bytes each moves: by the paper's tool's rules, and by our own.
 
-The paper's cost table comes from LLM-Viewer (Yuan et al., arXiv 2402.16363; commit 781c831). `tool_layer` and `tool_head`
-follow its rules with what is odd about them: keys are read twice, the SiLU works on the hidden width, an addition reads one
-of its two inputs, the head costs 1 operation per multiply-add and a byte per weight whatever the precision. `layer` and
-`head` are ours: each tensor is read and written as often as an unfused implementation has to.
+The paper's cost table comes from LLM-Viewer (Yuan et al., arXiv 2402.16363; commit 781c831). `tool_layer` and
+`tool_head` follow its rules with what is odd about them: keys are read twice, the SiLU works on the hidden width, an
+addition reads one of its two inputs, the head costs 1 operation per multiply-add and a byte per weight whatever the
+precision. `layer` and what is built of it are ours: each tensor is moved as often as an implementation has to.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -55,7 +56,10 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         raise EfficiencyError(f"{wrong[0]!r} is not key=value")
     if given.settings and not given.method:
         raise EfficiencyError(f"settings ({', '.join(given.settings)}) need --method")
-    return {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given.settings)}
+    try:
+        return {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given.settings)}
+    except yaml.YAMLError as error:
+        raise EfficiencyError(f"{' '.join(given.settings)}: {' '.join(str(error).split())}") from error
 
 
 def counts_of(given: argparse.Namespace, shape: ModelShape) -> TokenCounts:
@@ -68,9 +72,9 @@ def counts_of(given: argparse.Namespace, shape: ModelShape) -> TokenCounts:
     if given.method:
         return method_counts(shape, given.method, given.tokens, given.text, settings)
     tokens = given.tokens
-    if tokens is not None and tokens != int(tokens):
+    if tokens is not None and math.isfinite(tokens) and tokens != int(tokens):
         raise EfficiencyError(f"--tokens {tokens:g} is not a whole number; fractions are for decoder pruners")
-    return constant_counts(shape, None if tokens is None else int(tokens), given.text)
+    return constant_counts(shape, tokens if tokens is None or not math.isfinite(tokens) else int(tokens), given.text)
 
 
 def positive(value: int, option: str) -> int:
@@ -92,8 +96,8 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def amount(value: float) -> str:
-    """A number of operations with four digits and T, G or M."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+    """A number of operations with four digits and T, G, M or k."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:#.4g} {unit}"
     return f"{value:.4g}"

@@ -12,8 +12,9 @@ from llava_prumerge.efficiency.shapes import ModelShape
 def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settings: Mapping[str, Any]) -> int:
     """Floating-point operations (2 per multiply-add) of everything a reducer adds to one image.
 
-    Matrix products alone are counted, as everywhere in these tables: sorting and softmax over P numbers are nothing beside
-    them. The class query and the keys of the tower's next block are among them where the method asks. Loads torch.
+    Matrix products alone are counted, as everywhere in these tables: sorting and softmax over P numbers are nothing
+    beside them. The class query and the keys of the tower's next block are among them where the method asks. Loads
+    torch.
 
     Args:
         shape: of the model.

@@ -1,15 +1,15 @@
-"""The roofline model: how long a prefill and a decoded token take at least, if every operation met its machine's limits.
+"""The roofline model: how long a prefill and a decoded token take at least, every operation at its machine's limits.
 
     python -m llava_prumerge.efficiency roofline                       # the paper's cost table, cell by cell
     python -m llava_prumerge.efficiency roofline --preset honest       # the same question with the prompt held fixed
     python -m llava_prumerge.efficiency roofline --preset both         # the table's rows by both
     python -m llava_prumerge.efficiency roofline --preset honest --hardware H100 A100-80 --method fastv --tokens 171
 
-time = sum over operations of count / min(peak, count / bytes * bandwidth): each is bound by arithmetic or by memory, none
-overlaps another, launching costs nothing. It is a floor to compare with; measured times lie above it.
+time = sum over operations of count / min(peak, count / bytes * bandwidth): each is bound by arithmetic or by memory,
+none overlaps another, launching costs nothing. It is a floor to compare with; measured times lie above it.
 
-`paper` follows the rules of the tool behind the table (`operations.tool_layer`). `honest` counts each tensor as often as it
-is moved, weights at their real width, quantisation as of weights alone, and adds tower, projector and decoding.
+`paper` follows the rules of the tool behind the table (`operations.tool_layer`). `honest` counts each tensor as often
+as it is moved, weights at their real width, quantisation as of weights alone, and adds tower, projector and decoding.
 """
 
 from __future__ import annotations
@@ -253,8 +253,8 @@ def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenC
             f"{given.dtype} weights, batch {given.batch}, attention {'fused' if given.fused else 'not fused'}; "
             f"all {full.visual[0]} visual tokens > reduced, in ms",
             columns(table),
-            f"floors of the reduced prefill, one sequence: {amount(matrix_flops(shape, counts))} of matrix products at the "
-            "peak | weights read once",
+            f"floors of the reduced prefill, one sequence: {amount(matrix_flops(shape, counts))} of matrix products "
+            "at the peak | weights read once",
         ]
     )
 

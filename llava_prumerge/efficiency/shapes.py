@@ -1,4 +1,4 @@
-"""The shapes of models that costs are computed from: named ones (shapes.yaml), or those of a checkpoint's config.json."""
+"""The shapes of models that costs are computed from: named ones (shapes.yaml), or that of a config.json."""
 
 from __future__ import annotations
 
@@ -106,6 +106,14 @@ class ModelShape:
     vision: VisionShape
     language: LanguageShape
 
+    def __post_init__(self) -> None:
+        for part in (self.vision, self.language):
+            for key, value in vars(part).items():
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise EfficiencyError(f"{self.name}: {key} {value!r} is not a whole number of at least 1")
+        if self.vision.run > self.vision.blocks:
+            raise EfficiencyError(f"{self.name}: features after {self.vision.run} of {self.vision.blocks} blocks")
+
     @property
     def projector_parameters(self) -> int:
         """Two linear layers with biases."""
@@ -148,7 +156,7 @@ def model_shape(name: str) -> ModelShape:
 
 
 def _shape_of(config: Any, path: Path) -> ModelShape:
-    """From transformers' Llava configuration; what it leaves out has the defaults of CLIPVisionConfig and LlamaConfig."""
+    """From transformers' Llava configuration; what it leaves out has CLIPVisionConfig's and LlamaConfig's defaults."""
     parts = ("vision_config", "text_config")
     if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
         raise EfficiencyError(f"{path} is not a LLaVA's: it needs {' and '.join(parts)}, as transformers writes them")
@@ -177,5 +185,5 @@ def _shape_of(config: Any, path: Path) -> ModelShape:
                 vocabulary=text.get("vocab_size", 32000),
             ),
         )
-    except TypeError as error:
+    except (TypeError, ZeroDivisionError) as error:
         raise EfficiencyError(f"{path}: {error}") from error

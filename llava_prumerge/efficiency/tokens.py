@@ -1,4 +1,4 @@
-"""How many tokens each part of the model sees: text, and visual tokens layer by layer, for a method and a number of them."""
+"""How many tokens each part of the model sees: text, and visual tokens layer by layer, as a method leaves them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ class TokenCounts:
     ahead: bool = False
     reduced: bool = False
 
+    def __post_init__(self) -> None:
+        if self.text < 0:
+            raise EfficiencyError(f"--text {self.text} is not a number of at least 0 tokens")
+        if not self.text + min(self.visual):
+            raise EfficiencyError("--text 0 leaves layers without visual tokens nothing to work on; take at least 1")
+
     @property
     def equivalent(self) -> float:
         """Equivalent tokens: visual tokens averaged over the decoder's layers."""
@@ -75,7 +81,7 @@ def constant_counts(shape: ModelShape, tokens: int | None = None, text: int = TE
     """
     patches = shape.vision.patches
     tokens = patches if tokens is None else tokens
-    _check(tokens, text, patches)
+    _check(tokens, patches)
     return TokenCounts(text, (tokens,) * shape.language.layers, patches, tokens)
 
 
@@ -97,8 +103,8 @@ def layered_counts(shape: ModelShape, written: str, text: int = TEXT) -> TokenCo
         )
     if any(later > earlier for earlier, later in zip(visual, visual[1:])):
         raise EfficiencyError(f"--per-layer {written!r} rises; dropped tokens do not return")
-    _check(visual[0], text, shape.vision.patches)
-    _check(visual[-1], text, shape.vision.patches)
+    for tokens in (visual[0], visual[-1]):
+        _check(tokens, shape.vision.patches)
     drops = tuple(before for before, after in zip(visual, visual[1:]) if after < before)
     return TokenCounts(text, tuple(visual), shape.vision.patches, visual[0], drops)
 
@@ -129,7 +135,10 @@ def method_counts(
     methods = discover()
     if method not in methods:
         raise refuse("method", method, methods)
-    _check(0 if tokens is None else tokens, text, shape.vision.patches)
+    if tokens is not None:
+        _check(tokens, shape.vision.patches)
+        if "budget" in (settings or {}):
+            raise EfficiencyError(f"--tokens {tokens:g} is the budget; leave out budget={settings['budget']}")
     if not issubclass(methods[method], DecoderPruner):
         return _reduced(shape, method, tokens, text, settings or {})
     block = {"name": method, **(settings or {})}
@@ -189,8 +198,6 @@ def _after(pruner: DecoderPruner, shape: ModelShape) -> tuple[tuple[int, ...], t
     return tuple(visual), ranked
 
 
-def _check(tokens: float, text: int, patches: int) -> None:
+def _check(tokens: float, patches: int) -> None:
     if not 0 <= tokens <= patches:
         raise EfficiencyError(f"--tokens {tokens:g} is not within 0 to {patches}, the patches of an image")
-    if text < 0 or not tokens + text:
-        raise EfficiencyError(f"--text {text} is not a number of at least {0 if tokens else 1} tokens")

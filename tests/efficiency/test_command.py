@@ -73,6 +73,11 @@ def test_settings_may_stand_anywhere() -> None:
         ("flops --tokens -1", "within 0 to 576"),
         ("flops --tokens 577", "within 0 to 576"),
         ("flops --tokens 1.5", "whole number"),
+        ("flops --tokens nan", "within 0 to 576"),
+        ("flops --tokens inf", "within 0 to 576"),
+        ("flops --method vtw --text 0", "at least 1"),
+        ("flops --method fastv --tokens 171 budget=3", "leave out budget=3"),
+        ("flops --method fastv keep=[", "keep=["),
         ("flops --tokens many", "--tokens"),
         ("flops --text -1", "--text -1"),
         ("flops --tokens 0 --text 0", "at least 1"),
@@ -149,6 +154,10 @@ def test_a_checkpoints_config_serves_as_a_shape(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "config.json"):
         found = shapes.model_shape(str(name))
         assert (found.vision, found.language) == (seven.vision, seven.language)
+    for wrong in ({"num_attention_heads": 0}, {"hidden_size": "wide"}, {"num_hidden_layers": -1}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": wrong}))
+        with pytest.raises(EfficiencyError):
+            shapes.model_shape(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(EfficiencyError, match="vision_config and text_config"):
         shapes.model_shape(str(tmp_path))

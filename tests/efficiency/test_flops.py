@@ -7,10 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_prumerge.efficiency.conventions import CONVENTIONS, layer_macs
+from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.flops import decode_flops, projector_flops, ranking_flops, split, tower_flops
 from llava_prumerge.efficiency.reduction_flops import reducer_flops
 from llava_prumerge.efficiency.shapes import named_shapes
 from llava_prumerge.efficiency.tokens import constant_counts, layered_counts, method_counts
+from llava_prumerge.methods.registry import discover
 
 SEVEN, THIRTEEN, POCKET = (named_shapes()[name] for name in ("llava-1.5-7b", "llava-1.5-13b", "pocket"))
 BY_LETTER = {item.letter: item.flops for item in CONVENTIONS}
@@ -93,6 +95,22 @@ def test_methods_are_asked_for_their_layers(method: str, settings: dict, tokens:
     counts = method_counts(SEVEN, method, tokens, 40, settings)
     assert counts.equivalent == pytest.approx(equivalent, abs=0.5)
     assert len(counts.visual) == 32
+
+
+@pytest.mark.parametrize("method", list(discover()))
+def test_every_method_has_a_cost_or_says_what_it_needs(method: str) -> None:
+    if method == "atp_llava":
+        with pytest.raises(EfficiencyError, match="--per-layer"):
+            method_counts(POCKET, method)
+        return
+    tokens = None if method == "none" else 72
+    counts = method_counts(POCKET, method, tokens, 10)
+    assert counts.equivalent == pytest.approx(tokens or 144, abs=12)  # VTW has whole layers only
+    if counts.reduced:
+        assert reducer_flops(POCKET, method, 72, 10, {}) >= 0
+        with pytest.raises(EfficiencyError, match="needs --tokens"):
+            method_counts(POCKET, method, None, 10)
+    assert split(POCKET, counts)["prefill"] <= split(POCKET, constant_counts(POCKET, None, 10))["prefill"]
 
 
 def test_where_a_reducer_stands_decides_what_it_saves() -> None:
