@@ -1,0 +1,48 @@
+"""What reduction costs and saves: `python -m llava_prumerge.efficiency COMMAND`; commands are modules of this folder.
+
+    flops      FLOPs in every convention in use, and by part of the model
+    roofline   least times on known machines; the paper's cost table, cell by cell
+    memory     weights, cache, activations per GPU, for inference and training
+
+`COMMAND --help` lists a command's options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from llava_prumerge.efficiency.errors import EfficiencyError, refuse
+from llava_prumerge.efficiency.options import Parser
+from llava_prumerge.ops.errors import ReductionError
+
+COMMANDS = ("flops", "roofline", "memory")
+"""Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Run a command. -> what it prints
+
+    Raises:
+        EfficiencyError, ReductionError: what was asked cannot be computed.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        return (__doc__ or "").rstrip()
+    if words[0] not in COMMANDS:
+        raise refuse("command", words[0], COMMANDS)
+    module = importlib.import_module(f"llava_prumerge.efficiency.{words[0]}")
+    parser = Parser(
+        prog=f"python -m llava_prumerge.efficiency {words[0]}", description=(module.__doc__ or "").split("\n")[0]
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_intermixed_args(words[1:]))
+
+
+if __name__ == "__main__":
+    try:
+        print(main())
+    except (EfficiencyError, ReductionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,104 @@
+"""Six ways to count the FLOPs of a prefill that papers on visual-token reduction use, A to F, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llava_prumerge.efficiency.operations import HALF, tool_prefill
+from llava_prumerge.efficiency.shapes import LanguageShape
+from llava_prumerge.efficiency.tokens import TokenCounts
+
+
+def layer_macs(shape: LanguageShape, tokens: int, matrices: int, causal: bool = False) -> int:
+    """Multiply-adds of one decoder layer: 4nd^2 + 2n^2d + `matrices` ndm, and with grouped keys and values less.
+
+    Args:
+        shape: d is its hidden width, m that of its FFN.
+        tokens: n.
+        matrices: of the FFN that are counted; a Llama has 3.
+        causal: of the n^2 pairs count those that a causal mask leaves, n (n + 1) / 2.
+    """
+    width = shape.attention_width
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens**2
+    projections = 2 * shape.hidden * (width + shape.kv_width)
+    return tokens * (projections + matrices * shape.hidden * shape.intermediate) + 2 * pairs * width
+
+
+def head_flops(shape: LanguageShape, tokens: int = 1) -> int:
+    """The language-model head, 2 per multiply-add."""
+    return 2 * shape.hidden * shape.vocabulary * tokens
+
+
+def prefill_flops(shape: LanguageShape, lengths: tuple[int, ...], causal: bool = False) -> int:
+    """True FLOPs of all matrix products of the layers, 2 per multiply-add; the head is not among them."""
+    return sum(2 * layer_macs(shape, tokens, 3, causal) for tokens in lengths)
+
+
+def _one_layer(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    return sum(layer_macs(shape, tokens, 2, causal) for tokens in counts.lengths) / shape.layers
+
+
+def _two_matrices(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    return sum(layer_macs(shape, tokens, 2, causal) for tokens in counts.visual)
+
+
+def _three_matrices(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    return sum(layer_macs(shape, tokens, 3, causal) for tokens in counts.visual)
+
+
+def _true(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    return prefill_flops(shape, counts.lengths, causal)
+
+
+def _module(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    return prefill_flops(shape, counts.lengths, causal) + head_flops(shape, counts.lengths[-1])
+
+
+def _tool(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
+    squared = ("scores", "mix", "softmax")
+    total = 0.0
+    for tokens, layers in counts.grouped():
+        share = (tokens + 1) / (2 * tokens) if causal and tokens else 1.0
+        made = tool_prefill(shape, [(tokens, layers)], HALF)[:-1]
+        total += sum(item.count * item.times * (share if item.name in squared else 1) for item in made)
+    return total + tool_prefill(shape, [], HALF)[-1].count
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way to count.
+
+    Attributes:
+        letter: A to F.
+        counted: what it counts.
+        who: uses it.
+        flops: (shape, counts, causal) -> the number.
+    """
+
+    letter: str
+    counted: str
+    who: str
+    flops: Callable[[LanguageShape, TokenCounts, bool], float]
+
+
+CONVENTIONS = (
+    Convention("A", "one layer, multiply-adds, 2 FFN matrices, visual + text", "FastV's paper", _one_layer),
+    Convention(
+        "B",
+        "all layers, multiply-adds, 2 FFN matrices, visual",
+        "tflops.py of FastV and DivPrune, HoliTom, DyCoke",
+        _two_matrices,
+    ),
+    Convention(
+        "C",
+        "all layers, multiply-adds, 3 FFN matrices, visual",
+        "PyramidDrop, SparseVLM (code), most tables of 2025",
+        _three_matrices,
+    ),
+    Convention(
+        "D", "all layers, 2 per multiply-add, visual + text", "true FLOPs of the layers' matrix products", _true
+    ),
+    Convention("E", "D and the head at every position", "calflops on the module (VTW, issue 7)", _module),
+    Convention("F", "LLM-Viewer's rules: D, softmax, norms, half a head", "PruMerge's cost table", _tool),
+)

@@ -1,0 +1,103 @@
+"""Options and text tables that the commands of this folder share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import yaml
+
+from llava_prumerge.efficiency.errors import EfficiencyError
+from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
+from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
+
+MODEL = "llava-1.5-7b"
+"""Where none is named."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a bad option with one error, as for everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise EfficiencyError(message)
+
+
+def add_layout(parser: argparse.ArgumentParser, tokens: int | None = None) -> None:
+    """--model, --method, --tokens, --per-layer, --text, --json and the method's settings.
+
+    Args:
+        parser: to add them to.
+        tokens: visual tokens where none are given; None is all of them.
+    """
+    names = ", ".join(named_shapes())
+    parser.add_argument("--model", default=MODEL, help=f"{names}, or the path of a config.json (default: %(default)s)")
+    parser.add_argument("--method", help="a vision reducer or decoder pruner; none counts plain visual tokens")
+    parser.add_argument(
+        "--tokens",
+        type=float,
+        default=tokens,
+        metavar="N",
+        help="visual tokens; for a decoder pruner averaged over the layers (default: "
+        + (f"{tokens})" if tokens else "all)"),
+    )
+    parser.add_argument("--per-layer", metavar="LxN,...", help="visual tokens by layers: 2x576,30x144")
+    parser.add_argument(
+        "--text", type=int, default=TEXT, metavar="N", help="tokens of the prompt (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the method")
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The method's settings."""
+    if wrong := [item for item in given.settings if "=" not in item]:
+        raise EfficiencyError(f"{wrong[0]!r} is not key=value")
+    if given.settings and not given.method:
+        raise EfficiencyError(f"settings ({', '.join(given.settings)}) need --method")
+    try:
+        return {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given.settings)}
+    except yaml.YAMLError as error:
+        raise EfficiencyError(f"{' '.join(given.settings)}: {' '.join(str(error).split())}") from error
+
+
+def counts_of(given: argparse.Namespace, shape: ModelShape) -> TokenCounts:
+    """The tokens asked for."""
+    settings = settings_of(given)
+    if given.per_layer:
+        if given.method:
+            raise EfficiencyError("--per-layer says all that a method would; give one of both")
+        return layered_counts(shape, given.per_layer, given.text)
+    if given.method:
+        return method_counts(shape, given.method, given.tokens, given.text, settings)
+    tokens = given.tokens
+    if tokens is not None and math.isfinite(tokens) and tokens != int(tokens):
+        raise EfficiencyError(f"--tokens {tokens:g} is not a whole number; fractions are for decoder pruners")
+    return constant_counts(shape, tokens if tokens is None or not math.isfinite(tokens) else int(tokens), given.text)
+
+
+def positive(value: int, option: str) -> int:
+    """A number that must be at least 1."""
+    if value < 1:
+        raise EfficiencyError(f"{option} {value} is not a whole number of at least 1")
+    return value
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of text under each other: the first `left` columns to the left, the others to the right."""
+    sizes = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(size) if at < left else cell.rjust(size) for at, (cell, size) in enumerate(zip(row, sizes))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def amount(value: float) -> str:
+    """A number of operations with four digits and T, G, M or k."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:#.4g} {unit}"
+    return f"{value:.4g}"

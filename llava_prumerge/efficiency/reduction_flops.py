@@ -1,0 +1,53 @@
+"""Operations of a vision reducer, counted while it runs once on one made-up image of the right shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from llava_prumerge.efficiency.shapes import ModelShape
+
+
+def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settings: Mapping[str, Any]) -> int:
+    """Floating-point operations (2 per multiply-add) of everything a reducer adds to one image.
+
+    Matrix products alone are counted, as everywhere in these tables: sorting and softmax over P numbers are nothing
+    beside them. The class query and the keys of the tower's next block are among them where the method asks. Loads
+    torch.
+
+    Args:
+        shape: of the model.
+        method: its name.
+        tokens: its budget.
+        text: tokens of the prompt, for methods that read it.
+        settings: of the method.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from llava_prumerge.methods.base import VisionTokens
+    from llava_prumerge.methods.registry import build_reducer
+
+    reducer = build_reducer({"name": method, **settings, **({} if method == "none" else {"budget": tokens})}).eval()
+    vision = shape.vision
+    height, width = reducer.input_size(vision.image, vision.image, vision.patch)
+    grid = (height // vision.patch, width // vision.patch)
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator)
+    hidden = draw(1, grid[0] * grid[1] + 1, vision.width)
+    weight = draw(vision.width, vision.width) / vision.width**0.5
+
+    def probe(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden[:, :1] @ weight, hidden @ weight
+
+    wide = shape.language.hidden if reducer.site == "projected" else vision.width
+    features = draw(1, grid[0] * grid[1], wide) if reducer.site == "projected" else hidden[:, 1:]
+    prompt = draw(1, text, shape.language.hidden), torch.ones(1, text, dtype=torch.bool)
+    image = VisionTokens(
+        features, grid, probe, vision.heads, prompt=lambda: prompt, ids=torch.zeros(1, dtype=torch.long)
+    )
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        reducer(image)
+    return counter.get_total_flops()

@@ -1,0 +1,189 @@
+"""The shapes of models that costs are computed from: named ones (shapes.yaml), or that of a config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_prumerge.efficiency.errors import EfficiencyError, refuse
+
+DATA = Path(__file__).with_name("shapes.yaml")
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A CLIP vision transformer.
+
+    Attributes:
+        blocks: it has; `run` of them are needed for the features.
+        width, intermediate, heads: of each block.
+        image, patch: sides in pixels.
+    """
+
+    blocks: int
+    run: int
+    width: int
+    intermediate: int
+    heads: int
+    image: int
+    patch: int
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of the image."""
+        return self.image // self.patch
+
+    @property
+    def patches(self) -> int:
+        """P."""
+        return self.side**2
+
+    @property
+    def parameters(self) -> int:
+        """All weights and biases, the blocks behind the features included."""
+        width, wide = self.width, self.intermediate
+        block = 4 * (width**2 + width) + 2 * width * wide + wide + width + 4 * width
+        ends = 3 * self.patch**2 * width + (self.patches + 2) * width + 4 * width  # patches, positions and class, norms
+        return self.blocks * block + ends
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """A Llama decoder.
+
+    Attributes:
+        layers: L; `hidden` is D, `intermediate` the FFN's width.
+        heads, kv_heads, head_width: of attention.
+        vocabulary: rows of the embedding and of the head, which are not shared.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+
+    @property
+    def attention_width(self) -> int:
+        """Of the queries, all heads together."""
+        return self.heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        """Of the keys, and of the values."""
+        return self.kv_heads * self.head_width
+
+    @property
+    def linear(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of one layer's matrices: query, key, value, output, gate, up, down."""
+        hidden, wide = self.hidden, self.intermediate
+        attention = ((hidden, self.attention_width), (hidden, self.kv_width), (hidden, self.kv_width))
+        return (*attention, (self.attention_width, hidden), (hidden, wide), (hidden, wide), (wide, hidden))
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer, its two norms included."""
+        return sum(inputs * outputs for inputs, outputs in self.linear) + 2 * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.layers * self.layer_parameters + self.hidden + 2 * self.vocabulary * self.hidden
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A LLaVA: tower, two-layer projector, decoder."""
+
+    name: str
+    vision: VisionShape
+    language: LanguageShape
+
+    def __post_init__(self) -> None:
+        for part in (self.vision, self.language):
+            for key, value in vars(part).items():
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise EfficiencyError(f"{self.name}: {key} {value!r} is not a whole number of at least 1")
+        if self.vision.run > self.vision.blocks:
+            raise EfficiencyError(f"{self.name}: features after {self.vision.run} of {self.vision.blocks} blocks")
+
+    @property
+    def projector_parameters(self) -> int:
+        """Two linear layers with biases."""
+        hidden = self.language.hidden
+        return self.vision.width * hidden + hidden**2 + 2 * hidden
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.vision.parameters + self.projector_parameters + self.language.parameters
+
+
+@cache
+def named_shapes() -> dict[str, ModelShape]:
+    """The shapes of shapes.yaml by name."""
+    found = yaml.safe_load(DATA.read_text(encoding="utf-8"))
+    return {
+        name: ModelShape(name, VisionShape(**entry["vision"]), LanguageShape(**entry["language"]))
+        for name, entry in found.items()
+    }
+
+
+def model_shape(name: str) -> ModelShape:
+    """A shape by name, or from the path of a config.json or of the folder it lies in.
+
+    Raises:
+        EfficiencyError: there is neither a shape nor a file of that name, or the file is no LLaVA's.
+    """
+    if name in named_shapes():
+        return named_shapes()[name]
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise refuse("model", name, [*named_shapes(), "the path of a LLaVA's config.json"])
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EfficiencyError(f"{path} is not JSON: {error}") from error
+    return _shape_of(config, path)
+
+
+def _shape_of(config: Any, path: Path) -> ModelShape:
+    """From transformers' Llava configuration; what it leaves out has CLIPVisionConfig's and LlamaConfig's defaults."""
+    parts = ("vision_config", "text_config")
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
+        raise EfficiencyError(f"{path} is not a LLaVA's: it needs {' and '.join(parts)}, as transformers writes them")
+    vision, text = (config[part] for part in parts)
+    depth, feature = vision.get("num_hidden_layers", 12), config.get("vision_feature_layer", -2)
+    heads, hidden = text.get("num_attention_heads", 32), text.get("hidden_size", 4096)
+    try:
+        return ModelShape(
+            path.parent.resolve().name,
+            VisionShape(
+                blocks=depth,
+                run=feature if feature >= 0 else depth + 1 + feature,
+                width=vision.get("hidden_size", 768),
+                intermediate=vision.get("intermediate_size", 3072),
+                heads=vision.get("num_attention_heads", 12),
+                image=vision.get("image_size", 224),
+                patch=vision.get("patch_size", 32),
+            ),
+            LanguageShape(
+                layers=text.get("num_hidden_layers", 32),
+                hidden=hidden,
+                intermediate=text.get("intermediate_size", 11008),
+                heads=heads,
+                kv_heads=text.get("num_key_value_heads") or heads,
+                head_width=text.get("head_dim") or hidden // heads,
+                vocabulary=text.get("vocab_size", 32000),
+            ),
+        )
+    except (TypeError, ZeroDivisionError) as error:
+        raise EfficiencyError(f"{path}: {error}") from error
