@@ -1,4 +1,4 @@
-"""Calibration questions: a few image-question pairs of a file in LLaVA's format, as batches for a model; and the command line of all searches."""
+"""Calibration questions: a few pairs of a file in LLaVA's format as batches, and the searches' command line."""
 
 # ruff: noqa: T201  (entry points talk to people)
 

@@ -1,4 +1,4 @@
-"""How far a pruner moves a model's answers on calibration questions: disagreement, loss or KL against the full model."""
+"""How far a pruner moves a model's answers on a few questions: agreement, loss or KL against the full model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORES = ("agreement", "kl", "loss")
 
 
 def divergence(reduced: Tensor, full: Tensor) -> Tensor:
-    """KL(reduced || full) of the distributions that two sets of logits stand for, in nats. [..., V], [..., V] -> [...]"""
+    """KL(reduced || full) of the distributions that two sets of logits stand for, in nats. [..., V] twice -> [...]"""
     ours, theirs = reduced.double().log_softmax(dim=-1), full.double().log_softmax(dim=-1)
     return (ours.exp() * (ours - theirs)).sum(dim=-1)
 

@@ -1,14 +1,13 @@
-"""G-Search: from the shallowest layer down, the least share of visual tokens that leaves the model's answers as they are.
+"""G-Search: from the shallowest layer down, the least share of visual tokens that leaves the model's answers alone.
 
     python -m llava_prumerge.search.g_search --model PATH --questions FILE.jsonl --images DIR [--out g_search.yaml]
         [--samples 64] [--score agreement|kl|loss] [--answer-tokens 1] [--tolerance X] [--steps 64] [--rows last|text]
         [--first 1] [--batch-size 4] [--template vicuna_v1] [--dtype float32] [--device cpu]
 
 Accelerating Multimodal LLMs by Searching Optimal Vision Token Reduction, Zhao et al., CVPR 2025 (arXiv 2412.00556). No
-code was published and the paper's body could not be read: this is our reading. Certain (abstract): greedy, from shallow
-to deep, the least number of tokens per layer without loss, and the assumption that this number does not rise with depth.
-Ours: bisection per layer (a note on the paper has Bayesian optimisation there); layers below the one that is searched
-keep what it leaves, as dropped tokens do not return; the scores, their tolerances and the grid of shares.
+code was published and the paper's body could not be read: this is our reading. Certain (abstract): greedy, from
+shallow to deep, the least number of tokens per layer without loss, which is assumed not to rise with depth. Ours:
+bisection per layer (a note on the paper has Bayesian optimisation there); layers after the one that is searched keep what it leaves, as dropped tokens do not return; the scores, their tolerances and the grid of shares.
 
 Written are a method file for the pruner `rank_schedule` (a vision reducer that the checkpoint names stays) and, beside
 it, a picture of the curve (PNG).
@@ -121,8 +120,8 @@ def search(given: argparse.Namespace) -> str:
     equivalent = sum(tokens) / layers
     note = (
         f"G-Search (Zhao et al., CVPR 2025, arXiv 2412.00556), our reading: rates found for {given.model} on {number} "
-        f"questions of {given.questions.name}, {given.score} cost {cost:.3g} <= {tolerance:g} over {given.answer_tokens} "
-        f"answer tokens, {equivalent:.4g} of {comparison.present:.4g} equivalent tokens."
+        f"questions of {given.questions.name}, {given.score} cost {cost:.3g} <= {tolerance:g} over "
+        f"{given.answer_tokens} answer tokens, {equivalent:.4g} of {comparison.present:.4g} equivalent tokens."
     )
     write_method(given.out, block(rates), model.config.reduction, note)
     title = f"G-Search: {equivalent:.4g} of {comparison.present:.4g} equivalent tokens"

@@ -151,8 +151,8 @@ class SigmoidSpace:
         self.least = (FIRST * most + (shape.layers - FIRST)) / shape.layers  # one token in each later layer
         if budget is not None and not self.least <= budget < present:
             raise SearchError(
-                f"--budget {budget:g} is not from {self.least:g}, which the first layer's {most} tokens and one in each "
-                f"later layer cost, to below the full model's {present:g}"
+                f"--budget {budget:g} is not from {self.least:g}, which the first layer's {most} tokens and one in "
+                f"each later layer cost, to below the full model's {present:g}"
             )
         if flops is not None and not 0 < flops < 1:
             raise SearchError(f"--flops {flops:g} is not between 0 and 1")
@@ -229,8 +229,8 @@ def search(given: argparse.Namespace) -> str:
     equivalent = sum(tokens) / len(tokens)
     asked = f"{given.budget:g} equivalent tokens" if given.flops is None else f"{given.flops:g} of the operations"
     note = (
-        f"P-Sigmoid (Zhao et al., CVPR 2025, arXiv 2412.00556), our reading: found for {given.model} at {asked} on {number} "
-        f"questions of {given.questions.name} in {given.trials} trials, {given.score} cost {cost:.4g} over "
+        f"P-Sigmoid (Zhao et al., CVPR 2025, arXiv 2412.00556), our reading: found for {given.model} at {asked} on "
+        f"{number} questions of {given.questions.name} in {given.trials} trials, {given.score} cost {cost:.4g} over "
         f"{given.answer_tokens} answer tokens."
     )
     write_method(given.out, block, model.config.reduction, note)

@@ -42,7 +42,7 @@ def budget_for(share: float, full: float, flops: Callable[[float], float], least
     """
     if flops(least) > share * full:
         raise SearchError(
-            f"{share:g} of the full model's operations cannot be met: the least is {flops(least) / full:.3g}, text included"
+            f"{share:g} of the full model's operations cannot be met: the least is {flops(least) / full:.3g}"
         )
     for _ in range(HALVINGS):
         middle = (least + most) / 2

@@ -3,9 +3,9 @@
     python -m llava_prumerge.search.stability --model PATH --questions FILE.jsonl --images DIR [--out stability.png]
         [--samples 64] [--rows last|text] [--batch-size 4] [--template vicuna_v1] [--dtype float32] [--device cpu]
 
-The finding that rank schedules rest on (Zhao et al., CVPR 2025, arXiv 2412.00556): rankings agree between all layers but
-the first; second-hand notes have tau of at least 0.7. A layer's ranking is by the attention from the prompt in the full
-model, as the pruner `rank_schedule` reads it. Printed and drawn (PNG) is the mean over the questions; the numbers are
+The finding that rank schedules rest on (Zhao et al., CVPR 2025, arXiv 2412.00556): rankings agree between all layers
+but the first; second-hand notes have tau of at least 0.7. A layer's ranking is by the attention from the prompt in the
+full model, as the pruner `rank_schedule` reads it. Printed and drawn (PNG) is the mean over the questions; the numbers are
 written beside the picture (JSON).
 """
 
@@ -71,7 +71,7 @@ def kendall_tau(scores: Tensor) -> Tensor:
 def layer_agreement(
     model: PruMergeLlavaForConditionalGeneration, batches: Sequence[dict[str, Tensor]], rows: str = "last"
 ) -> Tensor:
-    """Tau between the layers' rankings for each question, in the model without its pruner. -> [samples, layers, layers]"""
+    """Tau between layers' rankings for each question, in the model without its pruner. -> [samples, layers, layers]"""
     watcher = RankWatcher(decoder_shape(model.config), rows)
     found = []
     for batch in tqdm(batches, desc="stability", unit="batch", disable=not sys.stderr.isatty()):
