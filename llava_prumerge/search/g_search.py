@@ -7,7 +7,8 @@
 Accelerating Multimodal LLMs by Searching Optimal Vision Token Reduction, Zhao et al., CVPR 2025 (arXiv 2412.00556). No
 code was published and the paper's body could not be read: this is our reading. Certain (abstract): greedy, from
 shallow to deep, the least number of tokens per layer without loss, which is assumed not to rise with depth. Ours:
-bisection per layer (a note on the paper has Bayesian optimisation there); layers after the one that is searched keep what it leaves, as dropped tokens do not return; the scores, their tolerances and the grid of shares.
+bisection per layer (a note on the paper has Bayesian optimisation there); layers after the one that is searched keep
+what it leaves, as dropped tokens do not return; the scores, their tolerances and the grid of shares.
 
 Written are a method file for the pruner `rank_schedule` (a vision reducer that the checkpoint names stays) and, beside
 it, a picture of the curve (PNG).

@@ -127,12 +127,15 @@ def test_commands_write_files_that_build_and_act(pocket: Path, tmp_path: Path) -
     assert picture.stat().st_size > 0 and len(json.loads(picture.with_suffix(".json").read_text())["tau"]) == 6
 
 
-def test_p_sigmoid_writes_a_file_that_builds_and_meets_its_budget(pocket: Path, tmp_path: Path) -> None:
+def test_p_sigmoid_writes_a_file_that_builds_and_meets_its_budget(
+    pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("optuna", reason="optuna (extra 'search') is not installed")
     out = tmp_path / "p.yaml"
-    assert p_sigmoid.main(command(pocket, out, "--budget", "20", "--trials", "2")) == 0
+    assert p_sigmoid.main(command(pocket, out, "--budget", "50", "--trials", "2")) == 0
     first = out.read_text()
-    assert p_sigmoid.main(command(pocket, out, "--budget", "20", "--trials", "2")) == 0 and out.read_text() == first
-    pruner = build_pruner(yaml.safe_load(first)["decoder"], DecoderShape(6, 32, 4, 36))
-    assert pruner.allotment.equivalent(36) == 20 and out.with_suffix(".png").stat().st_size > 0
+    assert p_sigmoid.main(command(pocket, out, "--budget", "50", "--trials", "2")) == 0 and out.read_text() == first
+    pruner = build_pruner(yaml.safe_load(first)["decoder"], DecoderShape(6, 32, 4, 144))
+    assert "50 of 144 equivalent tokens" in capsys.readouterr().out  # as the model ran with it
+    assert pruner.allotment.equivalent(144) == 50 and out.with_suffix(".png").stat().st_size > 0
     assert p_sigmoid.main(command(pocket, out, "--budget", "1", "--trials", "2")) == 2
