@@ -20,8 +20,8 @@ from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, ReductionError, register
 from llava_prumerge.ops.allotment import Allotment, Curve, falling_sigmoid, raised
+from llava_prumerge.ops.prompt_rank import ROWS, prompt_attention
 
-ROWS = ("last", "text")
 DEPTHS = ("layers", "relative")
 R, GAMMA, K = 0.05, 1.0, 2.0
 """Of the sigmoid where nothing is given: about an eighth of the tokens of 32 layers, as in the paper's headline."""
@@ -123,12 +123,7 @@ class RankSchedule(DecoderPruner):
         counts = self.allotment.counts(layer, layout, always=self.training)
         if counts is None:
             return None
-        if self.rows == "last":
-            scores = tokens.attention(layer - 1, layout.prompt_end()[:, None]).mean(dim=1)[:, 0]  # [B, L]
-        else:
-            rows, weights = layout.question_rows()
-            attention = tokens.attention(layer - 1, rows).mean(dim=1)  # [B, R, L]
-            scores = (weights[:, None] @ attention)[:, 0] / weights.sum(dim=1, keepdim=True)
+        scores = prompt_attention(tokens.attention, layout, layer - 1, self.rows)
         return self.allotment.best(layout, scores, counts)
 
     def extra_repr(self) -> str:

@@ -1,9 +1,13 @@
-"""Calibration questions: a few image-question pairs of a file in LLaVA's format, as batches for a model."""
+"""Calibration questions: a few pairs of a file in LLaVA's format as batches, and the searches' command line."""
+
+# ruff: noqa: T201  (entry points talk to people)
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +16,14 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.records import read_records
+from llava_prumerge.model.loading import load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlavaProcessor
 
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
+    from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 
 class SearchError(ValueError):
@@ -78,3 +84,47 @@ def make_batches(
         items.append({"input_ids": ids, "pixel_values": preprocess([load_image(images, pair.image)])})
     batches = [collate(items[start : start + size]) for start in range(0, len(items), size)]
     return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]
+
+
+def search_parser(module: str, description: str | None, out: Path, samples: int) -> argparse.ArgumentParser:
+    """The command line that all searches share: a model, questions, and a file to write.
+
+    Args:
+        module: the command's, below `llava_prumerge.search`.
+        description: of the command.
+        out, samples: what the command takes where nothing is given.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m llava_prumerge.search.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--out", type=Path, default=out, help="the file to write")
+    parser.add_argument("--samples", type=int, default=samples, help="questions to measure on")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--template", default="vicuna_v1")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device")
+    return parser
+
+
+def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGeneration, list[dict[str, Tensor]], int]:
+    """The model, the batches and the number of questions that a command line asks for."""
+    pairs = read_pairs(given.questions, given.samples)
+    model, processor = load_model(given.model, dtype=given.dtype, device=given.device)
+    batches = make_batches(pairs, given.images, processor, model.config, given.batch_size, given.template)
+    return model, batches, len(pairs)
+
+
+def run_search(search: Callable[[argparse.Namespace], str], given: argparse.Namespace) -> int:
+    """Run a search, which says what it found. -> exit status: 0 done, 2 it cannot be run as asked or finds nothing"""
+    try:
+        found = search(given)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(found)
+    return 0

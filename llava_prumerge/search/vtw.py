@@ -17,29 +17,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.model.loading import load_model
-from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
-from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
+from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
+from llava_prumerge.search.comparison import Comparison
+from llava_prumerge.search.method_file import write_method
 
 EARLIEST = 5 / 32
 """Layers before this fraction of the depth are not tried: the authors begin at layer 5 of 32."""
 
 
-def divergence(withdrawn: Tensor, full: Tensor) -> Tensor:
-    """KL(withdrawn || full) of the distributions that two sets of logits stand for, in nats. [B, V], [B, V] -> [B]"""
-    ours, theirs = withdrawn.double().log_softmax(dim=-1), full.double().log_softmax(dim=-1)
-    return (ours.exp() * (ours - theirs)).sum(dim=-1)
-
-
-@torch.inference_mode()
 def withdrawal_divergences(
     model: PruMergeLlavaForConditionalGeneration, batches: Sequence[dict[str, Tensor]], layers: Sequence[int]
 ) -> Tensor:
@@ -50,23 +41,9 @@ def withdrawal_divergences(
         batches: left-padded prompts with images.
         layers: the K to try.
     """
-    decoder, shape = model.model.language_model, decoder_shape(model.config)
-    own, device = decoder.pruner, next(model.parameters()).device
-    rows = []
-    try:
-        for batch in tqdm(batches, desc="withdrawal", unit="batch", disable=not sys.stderr.isatty()):
-            inputs = {name: value.to(device) for name, value in batch.items()}
-            inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
-
-            def last_logits(layer: int | None, inputs: dict[str, Tensor] = inputs) -> Tensor:
-                decoder.pruner = build_pruner(None if layer is None else {"name": "vtw", "layer": layer}, shape)
-                return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]  # [B, V]
-
-            full = last_logits(None)
-            rows.append(torch.stack([divergence(last_logits(layer), full) for layer in layers], dim=1))
-    finally:
-        decoder.pruner = own
-    return torch.cat(rows).cpu()
+    comparison = Comparison(model, batches, "kl")
+    bar = tqdm(layers, desc="withdrawal", unit="layer", disable=not sys.stderr.isatty())
+    return torch.stack([comparison.costs({"name": "vtw", "layer": layer}) for layer in bar], dim=1)
 
 
 def choose_layer(layers: Sequence[int], means: Sequence[float], threshold: float) -> int:
@@ -84,67 +61,37 @@ def choose_layer(layers: Sequence[int], means: Sequence[float], threshold: float
     )
 
 
-def method_file(layer: int, reduction: dict[str, Any] | None, note: str) -> str:
-    """The text of a method file that withdraws at a layer, behind the vision reducer there was."""
-    block = {"vision": (reduction or {}).get("vision"), "decoder": {"name": "vtw", "layer": layer}}
-    block = {site: part for site, part in block.items() if part}
-    return f"# {note}\n{yaml.safe_dump(block, default_flow_style=None, sort_keys=False)}"
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.search.vtw",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--out", type=Path, default=Path("runs/search/vtw.yaml"), help="the method file to write")
-    parser.add_argument("--samples", type=int, default=20, help="questions to measure on")
+    parser = search_parser("vtw", __doc__, Path("runs/search/vtw.yaml"), 20)
     parser.add_argument("--threshold", type=float, default=0.003, help="largest mean KL that counts as no change")
     parser.add_argument("--first", type=int, help="the first layer to try; 5 of 32, at that fraction of the depth")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--template", default="vicuna_v1")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device")
     return parser.parse_args(arguments)
 
 
-def search(given: argparse.Namespace) -> int:
-    """Run the search and write the method file. -> the layer found"""
-    pairs = read_pairs(given.questions, given.samples)
-    model, processor = load_model(given.model, dtype=given.dtype, device=given.device)
+def search(given: argparse.Namespace) -> str:
+    """Run the search and write the method file. -> what was found"""
+    model, batches, number = prepare(given)
     depth = model.config.text_config.num_hidden_layers
     first = max(1, round(EARLIEST * depth)) if given.first is None else given.first
     if not 1 <= first < depth:
         raise SearchError(f"--first {first} is not one of the layers 1 to {depth - 1}")
     layers = range(first, depth)
-    batches = make_batches(pairs, given.images, processor, model.config, given.batch_size, given.template)
     means = withdrawal_divergences(model, batches, layers).mean(dim=0).tolist()
     for layer, mean in zip(layers, means, strict=True):
         print(f"layer {layer:3d}  KL(withdrawn || full) {mean:.6f}  {'within' if mean <= given.threshold else 'above'}")
     layer = choose_layer(layers, means, given.threshold)
     note = (
-        f"VTW (Lin et al., AAAI 2025, arXiv 2405.05803): layer found for {given.model} on {len(pairs)} questions of "
+        f"VTW (Lin et al., AAAI 2025, arXiv 2405.05803): layer found for {given.model} on {number} questions of "
         f"{given.questions.name}, mean KL {means[layer - first]:.3g} <= {given.threshold:g}."
     )
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(method_file(layer, model.config.reduction, note), encoding="utf-8")
-    return layer
+    write_method(given.out, {"name": "vtw", "layer": layer}, model.config.reduction, note)
+    return f"K = {layer}: {given.out}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. -> exit status: 0 done, 2 it cannot be run as asked, or no layer will do"""
-    given = parse(arguments)
-    try:
-        layer = search(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"K = {layer}: {given.out}")
-    return 0
+    """Run the command line. -> see `run_search`"""
+    return run_search(search, parse(arguments))
 
 
 if __name__ == "__main__":

@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, stock_twin, tiny_model
+from tiny_llava import IMAGE, pixels, rows_of, sample_rows, stock_twin, tiny_model
 
 from llava_prumerge.search import vtw
 from llava_prumerge.search.calibration import SearchError, read_pairs
+from llava_prumerge.search.comparison import divergence
+from llava_prumerge.search.method_file import method_text
 
 
 def test_divergence_is_kl_of_withdrawn_from_full() -> None:
     withdrawn, full = torch.tensor([[0.0, 1.0, -2.0]]), torch.tensor([[0.5, 0.0, 0.0]])
     ours, theirs = withdrawn[0].softmax(dim=0).tolist(), full[0].softmax(dim=0).tolist()
     expected = sum(p * math.log(p / q) for p, q in zip(ours, theirs, strict=True))
-    assert vtw.divergence(withdrawn, full).tolist() == pytest.approx([expected], rel=1e-6)
+    assert divergence(withdrawn, full).tolist() == pytest.approx([expected], rel=1e-6)
     authors = torch.nn.KLDivLoss(reduction="batchmean")(full.log_softmax(-1), withdrawn.softmax(-1))
-    assert vtw.divergence(withdrawn, full).item() == pytest.approx(authors.item(), rel=1e-5)
-    assert vtw.divergence(full, full).item() == 0.0 and vtw.divergence(withdrawn + 7, full).item() == pytest.approx(
-        expected
-    )
+    assert divergence(withdrawn, full).item() == pytest.approx(authors.item(), rel=1e-5)
+    assert divergence(full, full).item() == 0.0 and divergence(withdrawn + 7, full).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("own", [None, {"decoder": {"name": "fastv"}}])
@@ -44,7 +44,7 @@ def test_divergences_equal_masking_in_the_stock_model(own: dict[str, Any] | None
             full = stock_twin(model)(**inputs).logits[:, -1]
         for at, layer in enumerate((1, 2, 3)):
             withdrawn = masked_logits(model, inputs, layer)
-            assert found[row, at].item() == pytest.approx(vtw.divergence(withdrawn, full).item(), rel=1e-3, abs=1e-7)
+            assert found[row, at].item() == pytest.approx(divergence(withdrawn, full).item(), rel=1e-3, abs=1e-7)
 
 
 def masked_logits(model: Any, inputs: dict[str, torch.Tensor], layer: int) -> torch.Tensor:
@@ -70,10 +70,16 @@ def test_the_first_layer_within_the_threshold_is_chosen() -> None:
 
 
 def test_the_file_keeps_the_vision_reducer_and_replaces_the_pruner() -> None:
-    text = vtw.method_file(3, {"vision": {"name": "prumerge", "budget": 4}, "decoder": {"name": "fastv"}}, "a note")
+    text = method_text(
+        {"name": "vtw", "layer": 3},
+        {"vision": {"name": "prumerge", "budget": 4}, "decoder": {"name": "fastv"}},
+        "a note",
+    )
     assert text.startswith("# a note\n")
     assert yaml.safe_load(text) == {"vision": {"name": "prumerge", "budget": 4}, "decoder": {"name": "vtw", "layer": 3}}
-    assert yaml.safe_load(vtw.method_file(2, None, "x")) == {"decoder": {"name": "vtw", "layer": 2}}
+    assert yaml.safe_load(method_text({"name": "vtw", "layer": 2}, None, "x")) == {
+        "decoder": {"name": "vtw", "layer": 2}
+    }
 
 
 def test_pairs_are_spread_over_the_file(tmp_path: Path) -> None:
@@ -115,24 +121,3 @@ def test_the_command_writes_a_method_file_that_builds(
     assert vtw.main([*command, "--first", "9"]) == 2 and "--first 9" in capsys.readouterr().err
     command[3] = str(pocket / "none.jsonl")
     assert vtw.main(command) == 2 and "no such file" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the committed backbones, three pictures and questions on them."""
-    from PIL import Image
-
-    from llava_prumerge.model.loading import assemble
-
-    folder = tmp_path_factory.mktemp("pocket")
-    backbones = Path(__file__).resolve().parents[2] / "playground" / "pocket" / "backbones"
-    model, processor = assemble(backbones / "lm", backbones / "clip")
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    lines = []
-    for at, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (96, 64 + 8 * at), colour).save(folder / f"{at}.png")
-        lines.append(json.dumps({"question_id": at, "image": f"{at}.png", "text": "what colour is it ?"}))
-    (folder / "questions.jsonl").write_text("\n".join(lines))
-    assert model.config.image_seq_length > PATCHES
-    return folder
