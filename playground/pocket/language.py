@@ -49,8 +49,8 @@ CAPTION_PROMPTS = (
 HINTS = ("Context: N/A", "Context: Look at the image.", "Look at the image.")
 LOOKUPS = ("colour_of", "shape_of", "where_is", "what_at", "colour_at", "shape_at", "word_any", "word_at")
 # What is learnt last is asked more often.
-ASKED = (*KINDS, "count_all", "count_all", "count_shape", "count_shape", "count_colour", "relation", "relation", "relation", "arithmetic",
-         "arithmetic", "commonsense", "position", "where_is")  # fmt: skip
+ASKED = (*KINDS, *("count_all",) * 2, *("count_shape",) * 4, *("count_colour",) * 2, *("relation",) * 5, *("arithmetic",) * 4,
+         "commonsense", "position", "where_is")  # fmt: skip
 # Every one of these needs two steps or more: a look-up, then a comparison, a count or a letter.
 STEPS = ("relation", "relation", "count_shape", "count_colour", "count_all", "arithmetic", "commonsense", "position")
 QUIET = 0.05  # weight of text that cannot be foreseen: it only teaches the language
