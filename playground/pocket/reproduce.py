@@ -63,13 +63,18 @@ def steps() -> list[Step]:
         train("finetune_lora", "none", 490, "pretrain none"),
         train("finetune_lora", "prumerge", 330, "pretrain none"),
         train("finetune_lora", "prumerge_plus", 340, "pretrain none", *plus),
+        train("finetune_lora", "cls_topk", 330, "pretrain none"),
     ]
     rows = [
         evaluate("text only", "none", ALL_TASKS, 80, "lora", "images=off"),
         evaluate("full tokens", "none", ALL_TASKS, 150, "lora"),
         evaluate("PruMerge", "prumerge", ALL_TASKS, 100, "lora"),
         evaluate("PruMerge+", "prumerge_plus", ALL_TASKS, 100, "lora"),
-        *(evaluate(f"{name} training-free", "none", ABLATION_TASKS, 70, "none", f"method={name}") for name in ablation),
+        evaluate("cls_topk", "cls_topk", ALL_TASKS, 100, "lora"),
+        *(
+            evaluate(f"{name} training-free", "none", ABLATION_TASKS, 70, "none", f"method={name}", *settings)
+            for name, settings in ablation.items()
+        ),
     ]
     tabulate = (sys.executable, "-m", "eval.tables", str(RESULTS), "--out", str(TABLES))
     return [
