@@ -92,6 +92,8 @@ def test_each_step_of_reproduce_names_what_exists() -> None:
 
 def test_settings_of_a_method_reach_its_training_and_its_evaluation() -> None:
     commands = {step.name: step.command for step in reproduce.steps()}
-    assert {"reduction.vision.rows=5", "reduction.vision.columns=6"} <= set(commands["evaluate downsample training-free"])
+    assert {"reduction.vision.rows=5", "reduction.vision.columns=6"} <= set(
+        commands["evaluate downsample training-free"]
+    )
     for name in ("finetune_lora prumerge_plus", "evaluate prumerge_plus training-free"):
         assert {"reduction.vision.budget=72", "reduction.vision.share=0.4"} <= set(commands[name])
