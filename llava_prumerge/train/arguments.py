@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llava_prumerge.train.recipe import RecipeError, read_recipe
+from llava_prumerge.data.recipe import RecipeError, read_recipe
 
 
 def option(default: Any, text: str) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.train.arguments import TrainArguments
-from llava_prumerge.train.recipe import RecipeError
 
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
