@@ -26,6 +26,7 @@ FREE_KEYS = frozenset(
         "save_steps",
         "save_total_limit",
         "workers",
+        "bad_sample_limit",
         "output_dir",
         "merge",
     }
