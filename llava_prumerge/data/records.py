@@ -30,6 +30,10 @@ _DELIMITERS = tuple(",] \t\n\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
+class RecordFileError(ValueError):
+    """A record file that cannot be read."""
+
+
 class RecordError(SampleError):
     """A record that is not in LLaVA's format."""
 
@@ -46,14 +50,14 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Any]:
         with path.open(encoding="utf-8") as file:
             yield from _Elements(file, str(path))
     else:
-        raise ValueError(f"{path} is neither .json nor .jsonl")
+        raise RecordFileError(f"{path} is neither .json nor .jsonl")
 
 
 def _parse(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
+        raise RecordFileError(f"{source} is not JSON: {error}") from error
 
 
 class _Elements:
@@ -70,7 +74,7 @@ class _Elements:
     def __iter__(self) -> Iterator[Any]:
         if self._next_character() != "[":
             value = _parse(self.text + self.file.read(), self.source)
-            raise ValueError(f"{self.source} holds a {type(value).__name__}, expected a list of records")
+            raise RecordFileError(f"{self.source} holds a {type(value).__name__}, expected a list of records")
         self.at += 1
         separator = "]" if self._next_character() == "]" else ","
         while separator == ",":
@@ -113,8 +117,8 @@ class _Elements:
         self.passed += self.at
         self.text, self.at = self.text[self.at :] + more, 0
 
-    def _error(self, message: str) -> ValueError:
-        return ValueError(f"{self.source} is not JSON: {message} at character {self.passed + self.at}")
+    def _error(self, message: str) -> RecordFileError:
+        return RecordFileError(f"{self.source} is not JSON: {message} at character {self.passed + self.at}")
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:
@@ -169,11 +173,23 @@ def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike
 
     Columns: `id`, `image` (paths), `conversations`, `images` (their number), `text_bytes`, and `fault`: None, or why the
     record is not in LLaVA's format, in which case it has no conversations.
+    """
+    return open_arrow(arrow_file(json_path, cache_dir))
+
+
+def open_arrow(path: str | os.PathLike[str]) -> Dataset:
+    """Memory-maps a file that `arrow_file` wrote."""
+    from datasets import Dataset as ArrowDataset
+
+    return ArrowDataset.from_file(os.fspath(path))
+
+
+def arrow_file(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The Arrow file of a record file, written first if there is none for this content.
 
     Ranks that start together are safe: one writes under a lock while the others wait, and a file gets its name only
     when it is whole.
     """
-    from datasets import Dataset as ArrowDataset
     from filelock import FileLock
 
     json_path = Path(json_path)
@@ -185,7 +201,7 @@ def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 _write_arrow(json_path, target)
-    return ArrowDataset.from_file(str(target))
+    return target
 
 
 def _write_arrow(json_path: Path, target: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from safetensors.torch import load_file
 
 from llava_prumerge.train.quarantine import QuarantineLedger
 from llava_prumerge.train.run import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -74,3 +79,31 @@ def test_by_default_a_small_file_may_have_none(world, tmp_path, damaged, capsys)
     assert main(world.recipe("projector", tmp_path / "run", data=damaged)) == 2
     assert "bad_sample_limit=0.001 allows 0" in capsys.readouterr().err
     assert QuarantineLedger(0.001, 665_298).allowed == 665
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_with_one_process(world, tmp_path, damaged) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    changes = {"data": damaged, "bad_sample_limit": 0.2, "logging_steps": 2}
+    assert main(world.recipe("projector", one, **changes)) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "llava_prumerge.train.run"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*command, *world.recipe("projector", two, **changes)],
+        cwd=REPOSITORY,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    keys = ("sample_id", "reason", "replacement")
+    expected, found = (
+        sorted(tuple(line[key] for key in keys) for line in lines_of(run, "quarantine.jsonl")) for run in (one, two)
+    )
+    assert len(found) == 3 and found == expected
+    for line, other in zip(lines_of(one, "metrics.jsonl"), lines_of(two, "metrics.jsonl"), strict=True):
+        assert other["bad_samples"] == line["bad_samples"] and other["loss"] == pytest.approx(line["loss"], rel=1e-4)
+    few = [*world.recipe("projector", tmp_path / "few", data=damaged), "bad_sample_limit=0.1"]
+    done = subprocess.run([*command, *few], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "too many bad samples" in done.stderr
