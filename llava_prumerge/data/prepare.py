@@ -1,9 +1,10 @@
-"""Gets training data ready: checks a recipe's records and images before hours are spent on them.
+"""Gets training data ready: fetches the public sets, and checks records and images before hours are spent on them.
 
+    python -m llava_prumerge.data.prepare download [pretrain] [finetune] [NAME ...]
     python -m llava_prumerge.data.prepare check RECIPE.yaml [key=value ...]
     python -m llava_prumerge.data.prepare check DATA.json --images DIR --tokenizer DIR
 
-Every record is brought to its format, tokenised, masked and its images decoded, by the code that training uses. What has
+download: what is there is verified, what broke off is continued. check: every record is brought to its format, tokenised, masked and its images decoded, by the code that training uses. What has
 been checked is remembered: a check that was killed goes on where it stopped, and a second one looks only at what has
 changed. The exit code is 1 when a record is bad. Notes are printed and do not fail: a file name that promises another
 format, a sample cut to the maximal length.
@@ -19,11 +20,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llava_prumerge.data.archive import ArchiveError
 from llava_prumerge.data.audit import Audit, describe, summarise, write_whole
 from llava_prumerge.data.conversation import get_template
+from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
+from llava_prumerge.data.fetch import FetchError
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
 from llava_prumerge.data.record_check import Checker, CheckError
@@ -88,6 +93,24 @@ def check(args: argparse.Namespace) -> int:
     return 1 if summary["bad"] or not summary["records"] else 0
 
 
+def download(args: argparse.Namespace) -> int:
+    """The command `download`. -> exit code"""
+    from tqdm import tqdm
+
+    sets = read_sources(args.sources)
+    if not args.names:
+        print(describe_sets(sets))
+        return 0
+    chosen = choose_sets(sets, args.names)
+    downloader = Downloader(args.to, print, partial(tqdm, disable=None), args.discard_archives)
+    try:
+        missing = [one.name for one in chosen if not downloader.get(one)]
+    except (FetchError, ArchiveError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 1 if missing else 0
+
+
 def sound_records(data: Path, bad: set[int]) -> Iterator[Any]:
     """The raw records that are not bad."""
     return (record for index, record in enumerate(read_records(data)) if index not in bad)
@@ -142,6 +165,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--clean", type=json_path, metavar="OUT.json", help="write the sound records here")
     commands.choices["check"].set_defaults(command=check)
+    add = commands.add_parser("download", help="fetch public data sets into LLaVA's tree").add_argument
+    add("names", nargs="*", metavar="NAME", help="sets or groups of them; none: list them")
+    add("--to", type=Path, default=Path("playground/data"), metavar="DIR", help="(default: %(default)s)")
+    add("--discard-archives", action="store_true", help="delete zip files once they are unpacked")
+    add("--sources", type=Path, default=SOURCES, metavar="YAML", help="other sets, in the form of sources.yaml")
+    commands.choices["download"].set_defaults(command=download)
     return parser
 
 
@@ -155,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         return args.command(args)
-    except (RecipeError, CheckError, RecordFileError) as error:
+    except (RecipeError, CheckError, RecordFileError, FetchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
