@@ -34,6 +34,7 @@ from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read
 from llava_prumerge.data.record_check import Checker, CheckError
 from llava_prumerge.data.records import RecordFileError, read_records
 
+DATA = Path("playground/data")
 RECORD_SUFFIXES = (".json", ".jsonl")
 TEMPLATE, MAX_LENGTH, IMAGE_TOKENS = "vicuna_v1", 2048, 576
 
@@ -54,7 +55,8 @@ def gather_inputs(args: argparse.Namespace) -> RecipeData:
             raise RecipeError(f"{found.data}: its {name} folder is not known; give --{name} DIR")
     for path in (found.data, found.images, found.tokenizer):
         if not path.exists():
-            raise RecipeError(f"{path} does not exist")
+            hint = "; `download` of this command fetches LLaVA's" if path.is_relative_to(DATA) else ""
+            raise RecipeError(f"{path} does not exist{hint}")
     return found
 
 
@@ -167,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands.choices["check"].set_defaults(command=check)
     add = commands.add_parser("download", help="fetch public data sets into LLaVA's tree").add_argument
     add("names", nargs="*", metavar="NAME", help="sets or groups of them; none: list them")
-    add("--to", type=Path, default=Path("playground/data"), metavar="DIR", help="(default: %(default)s)")
+    add("--to", type=Path, default=DATA, metavar="DIR", help="(default: %(default)s)")
     add("--discard-archives", action="store_true", help="delete zip files once they are unpacked")
     add("--sources", type=Path, default=SOURCES, metavar="YAML", help="other sets, in the form of sources.yaml")
     commands.choices["download"].set_defaults(command=download)

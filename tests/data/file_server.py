@@ -1,13 +1,18 @@
-"""A file server on loopback with the manners of real ones, good and bad, and a memory of what it was asked."""
+"""A file server on loopback with the manners of real ones, good and bad, a memory of what it was asked, and files for it."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from PIL import Image
 
 
 @dataclass
@@ -93,3 +98,18 @@ def serve_files() -> Iterator[FileServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def make_zip(path: Path, files: dict[str, bytes], prefix: str = "") -> Path:
+    """A zip file of these contents by name."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(prefix + name, content)
+    return path
+
+
+def picture(format: str = "JPEG") -> bytes:
+    """A small red image file."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(buffer, format)
+    return buffer.getvalue()

@@ -7,18 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from data.file_server import make_zip
 
 from llava_prumerge.data import archive as archives
 from llava_prumerge.data.archive import ArchiveError, unpack
 
 FILES = {"1.jpg": b"one", "more/2.jpg": b"two" * 100, "more/deep/3.jpg": b""}
-
-
-def make_zip(path: Path, files: dict[str, bytes | zipfile.ZipInfo], prefix: str = "") -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(prefix + name, content)
-    return path
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from data.file_server import FileServer, serve_files
-from PIL import Image
+from data.file_server import FileServer, make_zip, picture, serve_files
 
 from llava_prumerge.data import fetch as fetching
 from llava_prumerge.data import prepare
@@ -22,16 +20,8 @@ from llava_prumerge.data.images import load_image
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(format: str = "JPEG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (200, 10, 10)).save(buffer, format)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
-    from data.test_archive import make_zip
-
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetching, "_PAUSE", 0.001)
     with serve_files() as state:
