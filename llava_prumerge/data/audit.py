@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.data.files import file_digest, write_whole
 from llava_prumerge.data.record_check import Checker, CheckError, Finding
-from llava_prumerge.data.records import arrow_file, default_cache_dir, file_digest, open_arrow
+from llava_prumerge.data.records import arrow_file, default_cache_dir, open_arrow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,6 +105,7 @@ _worker_check: Callable[[tuple[int, int, str | None]], Chunk | None] | None = No
 
 def _start_worker(arrow: Path, checker: Checker) -> None:
     global _worker_check
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
     _worker_check = partial(check_chunk, open_arrow(arrow), checker)
 
 
@@ -201,13 +204,6 @@ def read_journal(path: Path) -> dict[int, Chunk]:
                 continue
             known[chunk.start] = chunk
     return known
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is the old or the new one, whenever the process is killed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def summarise(chunks: Iterable[Chunk]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from llava_prumerge.data.archive import unpack
-from llava_prumerge.data.audit import write_whole
 from llava_prumerge.data.fetch import FetchError, fetch
+from llava_prumerge.data.files import write_whole
 from llava_prumerge.data.listed_images import fetch_listed, names_in_records, read_list
 
 SOURCES = Path(__file__).with_name("sources.yaml")
@@ -133,7 +133,8 @@ class Downloader:
         with self.bar(desc=target.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
 
             def report(done: int, total: int | None) -> None:
-                bar.total = total
+                if not bar.n:  # what an earlier run fetched says nothing about the time left
+                    bar.total, bar.initial, bar.n, bar.last_print_n = total, done, done, done
                 bar.update(done - bar.n)
 
             return fetch(file.address, target, file.sha256, report)

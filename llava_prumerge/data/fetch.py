@@ -23,7 +23,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from llava_prumerge.data.records import file_digest
+from llava_prumerge.data.files import file_digest, write_whole
 
 ATTEMPTS = 6
 TIMEOUT = 60.0
@@ -146,9 +146,7 @@ def read_checksum(target: Path) -> str | None:
 
 def write_checksum(target: Path, digest: str) -> None:
     """Keeps a checksum."""
-    temporary = checksum_file(target).with_suffix(".tmp")
-    temporary.write_text(f"{digest}  {target.name}\n", encoding="utf-8")
-    temporary.replace(checksum_file(target))
+    write_whole(checksum_file(target), f"{digest}  {target.name}\n")
 
 
 def _fetch(url: str, target: Path, sha256: str | None, report: Report) -> str:
@@ -250,16 +248,19 @@ class Part:
 
     def _receive(self, answer: Any, start: int, total: int | None, report: Report) -> None:
         done = start
-        try:
-            with self.path.open("ab") as file:
-                while block := answer.read(_BLOCK):
-                    file.write(block)
-                    done += len(block)
-                    report(done, total)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(f"the connection broke after {done:,} bytes ({error})") from None
+        with self.path.open("ab") as file:
+            while True:
+                try:
+                    block = answer.read(_BLOCK)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _Interrupted(f"the connection broke after {done:,} bytes ({error})") from None
+                if not block:
+                    break
+                file.write(block)
+                done += len(block)
+                report(done, total)
+            file.flush()
+            os.fsync(file.fileno())
         if total is not None and done < total:
             raise _Interrupted(f"the connection closed after {done:,} of {total:,} bytes")
 

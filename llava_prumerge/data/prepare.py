@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.data.archive import ArchiveError
-from llava_prumerge.data.audit import Audit, describe, summarise, write_whole
+from llava_prumerge.data.audit import Audit, describe, summarise
 from llava_prumerge.data.conversation import get_template
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
 from llava_prumerge.data.fetch import FetchError
+from llava_prumerge.data.files import write_whole
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
 from llava_prumerge.data.record_check import Checker, CheckError
@@ -107,7 +108,7 @@ def download(args: argparse.Namespace) -> int:
     downloader = Downloader(args.to, print, partial(tqdm, disable=None), args.discard_archives)
     try:
         missing = [one.name for one in chosen if not downloader.get(one)]
-    except (FetchError, ArchiveError) as error:
+    except (FetchError, ArchiveError, OSError) as error:  # OSError: the disk
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 1 if missing else 0
@@ -189,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecipeError, CheckError, RecordFileError, FetchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ it, so that one of them neither hides behind the others nor keeps them from bein
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.files import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,12 +160,6 @@ def default_cache_dir() -> Path:
     if folder := os.environ.get("LLAVA_PRUMERGE_CACHE"):
         return Path(folder)
     return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "llava_prumerge" / "records"
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:

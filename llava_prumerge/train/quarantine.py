@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,7 @@ class QuarantineLedger(TrainerCallback):
 
     def __init__(self, limit: float, records: int) -> None:
         self.limit, self.records = limit, records
-        self.allowed = int(limit * records)
+        self.allowed = math.floor(limit * records + 1e-6)  # 0.29 of 100 are 29
         self.seen: set[int] = set()
         self.fresh: list[BadSample] = []
 

@@ -78,7 +78,8 @@ def test_too_many_end_the_run(world, tmp_path, damaged, capsys) -> None:
 def test_by_default_a_small_file_may_have_none(world, tmp_path, damaged, capsys) -> None:
     assert main(world.recipe("projector", tmp_path / "run", data=damaged)) == 2
     assert "bad_sample_limit=0.001 allows 0" in capsys.readouterr().err
-    assert QuarantineLedger(0.001, 665_298).allowed == 665
+    allowed = [QuarantineLedger(*given).allowed for given in ((0.001, 665_298), (0.29, 100), (0.0, 9), (0.999, 1))]
+    assert allowed == [665, 29, 0, 0]
 
 
 @pytest.mark.slow
