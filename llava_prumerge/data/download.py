@@ -163,6 +163,8 @@ class Downloader:
         folder = self.folder / listed["to"]
         with self.bar(desc=f"{one.name}: pictures", total=len(addresses), unit="") as bar:
             tally = fetch_listed(addresses, folder, bar.update)
+        unlisted = sorted((wanted or set()) - set(addresses))
+        tally.failed |= dict.fromkeys(unlisted, f"not in {self.folder / listed['list']}")
         report = (self.folder / listed["list"]).with_name("not_fetched.json")
         write_whole(report, json.dumps(tally.failed, indent=1) + "\n")
         self.say(

@@ -80,6 +80,8 @@ def check(args: argparse.Namespace) -> int:
 
     found = gather_inputs(args)
     checker = make_checker(found, args)
+    if sys.stderr.isatty():
+        print(f"reading {found.data} (a minute for a gigabyte, the first time)", file=sys.stderr)
     audit = Audit(found.data, checker)
     with tqdm(total=audit.records, unit=" records", disable=None) as bar:
         chunks = audit.run(args.workers, bar.update)
@@ -141,6 +143,13 @@ def json_path(text: str) -> Path:
     return Path(text)
 
 
+def positive(text: str) -> int:
+    """A number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m llava_prumerge.data.prepare", description=__doc__.split("\n")[0])
@@ -153,13 +162,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("--template", help=f"conversation template (default: the recipe's, else {TEMPLATE})")
     add(
         "--image-tokens",
-        type=int,
+        type=positive,
         metavar="N",
         help=f"placeholders per image (default: the model's, else {IMAGE_TOKENS})",
     )
-    add("--max-length", type=int, metavar="N", help=f"placeholders counted (default: the recipe's, else {MAX_LENGTH})")
+    add(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help=f"placeholders counted (default: the recipe's, else {MAX_LENGTH})",
+    )
     add("--trust", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable")
-    add("--workers", type=int, default=available_cores(), help="processes (default: the cores, here %(default)s)")
+    add("--workers", type=positive, default=available_cores(), help="processes (default: the cores, here %(default)s)")
     add(
         "--report",
         type=json_path,

@@ -68,7 +68,10 @@ def _path(value: str | None) -> Path | None:
 def count_image_tokens(folder: Path) -> int:
     """Placeholders per image: what a whole model's configuration says, or the patches of a vision tower."""
     if not (folder / "config.json").is_file() and (folder / _OPEN_CLIP).is_file():
-        settings = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        try:
+            settings = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{folder / _OPEN_CLIP} describes no vision tower ({error!r})") from error
         return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
     from transformers import AutoConfig
 

@@ -106,15 +106,17 @@ def test_listed_pictures_are_saved_as_jpg_whatever_they_are(
     listed["unused"] = {"imageURL": server.url("/unused.jpg")}
     (books / "dataset.json").write_text(json.dumps(listed))
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]
-    records = [{"id": i, "image": f"books/images/b{i}.jpg", "conversations": turns} for i in range(1, 5)]
+    records = [{"id": i, "image": f"books/images/b{i}.jpg", "conversations": turns} for i in range(1, 6)]
     (tmp_path / "data" / "mix.json").write_text(json.dumps([*records, "broken"]))
     assert prepare.main(["download", "books", *sources]) == 1
-    assert "2 fetched, 0 there before, 2 not to be had" in capsys.readouterr().out
+    assert "2 fetched, 0 there before, 3 not to be had" in capsys.readouterr().out
     reasons = json.loads((books / "not_fetched.json").read_text())
-    assert "404 Not Found" in reasons["b3"] and "no picture" in reasons["b4"] and len(reasons) == 2
+    assert "404 Not Found" in reasons["b3"] and "no picture" in reasons["b4"] and len(reasons) == 3
+    assert reasons["b5"].startswith("not in ")
     assert sorted(path.name for path in (books / "images").iterdir()) == ["b1.jpg", "b2.jpg"]
     assert load_image(books / "images", "b2.jpg").size == (8, 8)
     server.files |= {"/3.jpg": picture(), "/page.jpg": picture()}
+    (tmp_path / "data" / "mix.json").write_text(json.dumps(records[:4]))
     assert prepare.main(["download", "books", *sources]) == 0
     assert "2 fetched, 2 there before, 0 not to be had" in capsys.readouterr().out
     assert not any("unused" in path for path, _ in server.asked)

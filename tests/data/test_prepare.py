@@ -133,6 +133,9 @@ def test_what_cannot_be_checked_is_one_line(
     with pytest.raises(SystemExit):
         check(GOOD, "--report", "report.txt")
     assert "'report.txt' must end in .json" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        check(GOOD, "--workers", "0")
+    assert "'0' must be a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_nothing_is_checked_twice(
@@ -236,6 +239,10 @@ def test_placeholders_of_models_and_towers(tmp_path: Path) -> None:
     settings = {"model_cfg": {"vision_cfg": {"image_size": 96, "patch_size": 8}}}
     (tmp_path / "open" / "open_clip_config.json").write_text(json.dumps(settings))
     LlamaConfig().save_pretrained(tmp_path / "llama")
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "open_clip_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="describes no vision tower"):
+        count_image_tokens(tmp_path / "hollow")
     assert [count_image_tokens(tmp_path / name) for name in ("clip", "llava", "open")] == [256, 576, 144]
     with pytest.raises(RecipeError, match="a 'llama' is neither a vision tower nor"):
         count_image_tokens(tmp_path / "llama")
