@@ -50,7 +50,7 @@ def unpack(archive: Path, folder: Path, advance: Callable[[int], object] = lambd
                 _write_member(opened, info, target)
                 advance(info.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ArchiveError(f"{archive} is damaged or no zip file ({error})") from error
+        raise ArchiveError(f"{archive} is damaged or no zip file ({error}); delete it to fetch it again") from error
     except OSError as error:
         raise ArchiveError(f"{archive} cannot be unpacked to {folder} ({error})") from error
     return len(members)

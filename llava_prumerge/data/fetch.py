@@ -223,6 +223,8 @@ class Part:
                     return  # nothing is missing
                 self.discard()
                 raise _Interrupted(f"the server has no byte {start:,}")
+            if answer.headers.get_content_type() == "text/html":
+                raise FetchError(f"{url}: the server sends a web page instead of the file")
             start, total = self._check_start(answer, start)
             if start == 0:
                 self.discard()

@@ -25,6 +25,7 @@ class FileServer:
         breaks: each number is one answer that ends after so many bytes; later ones are whole.
         refusals: each number is one answer with that status.
         redirects: path -> (path, headers of the redirect).
+        web_pages: paths that are sent as text/html.
         dates: False: neither ETag nor Last-Modified.
         ranges: False: every answer is the whole file.
     """
@@ -34,6 +35,7 @@ class FileServer:
     breaks: list[int] = field(default_factory=list)
     refusals: list[int] = field(default_factory=list)
     redirects: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
+    web_pages: set[str] = field(default_factory=set)
     dates: bool = True
     ranges: bool = True
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -74,6 +76,7 @@ def make_handler(state: FileServer) -> type[BaseHTTPRequestHandler]:
             content = state.files[self.path]
             tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
             headers = {"ETag": tag} if state.dates else {}
+            headers["Content-Type"] = "text/html" if self.path in state.web_pages else "application/octet-stream"
             if asked and state.ranges and self.headers.get("If-Range", tag) == tag:
                 start = int(asked.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(content):

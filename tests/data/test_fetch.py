@@ -118,7 +118,11 @@ def test_the_hubs_checksum_is_taken_from_its_redirect(server: FileServer, tmp_pa
 def test_refusals_are_one_line_and_busy_servers_are_asked_again(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"/no\.zip: the server answers 404 Not Found$"):
         fetch(server.url("/no.zip"), tmp_path / "a.zip")
-    assert len(server.asked) == 1
+    assert len(server.asked) == 1 and not (tmp_path / "a.zip").exists()
+    server.web_pages.add("/a.zip")
+    with pytest.raises(FetchError, match="a web page instead of the file"):
+        fetch(server.url("/a.zip"), tmp_path / "a.zip")
+    server.web_pages.clear()
     server.refusals = [503, 429]
     assert fetch(server.url("/a.zip"), tmp_path / "a.zip") == DIGEST
     server.refusals = [503] * 99
