@@ -58,6 +58,11 @@ def gather_inputs(args: argparse.Namespace) -> RecipeData:
         if not path.exists():
             hint = "; `download` of this command fetches LLaVA's" if path.is_relative_to(DATA) else ""
             raise RecipeError(f"{path} does not exist{hint}")
+    if not found.data.is_file():
+        raise RecipeError(f"{found.data} must be a file")
+    for folder in (found.images, found.tokenizer):
+        if not folder.is_dir():
+            raise RecipeError(f"{folder} must be a folder")
     return found
 
 
@@ -201,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         return args.command(args)
-    except (RecipeError, CheckError, RecordFileError, FetchError) as error:
+    except (RecipeError, CheckError, RecordFileError, FetchError, OSError) as error:  # OSError: the disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

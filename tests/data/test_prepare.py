@@ -120,6 +120,7 @@ def test_what_cannot_be_checked_is_one_line(
     for arguments, message in (
         ([str(tmp_path / "no.json"), *known], "no.json does not exist"),
         ([str(broken), *known], "broken.json is not JSON"),
+        ([str(broken), *known[:3], str(broken)], "broken.json must be a folder"),
         ([str(broken), "--images", images], "its tokenizer folder is not known; give --tokenizer DIR"),
         ([str(broken), "max_length=3", *known], "'max_length=3': a record file takes options"),
         ([str(tmp_path / "no.yaml")], "no.yaml is neither a recipe file nor key=value"),
