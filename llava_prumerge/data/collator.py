@@ -32,7 +32,8 @@ class Collator:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns `input_ids`, `attention_mask`, `labels` [B, L], `pixel_values` [N, 3, S, S] if any, and `ids`.
 
-        `labels` is there when the items have them, `ids` (a list) for messages. Images keep the order of their samples.
+        `labels` is there when the items have them, `ids` (a list) for messages, and so is `quarantined` (a list of
+        `BadSample`) when some of the items stand in for others. Images keep the order of their samples.
         """
         rows = [torch.as_tensor(item["input_ids"], dtype=torch.long) for item in items]
         batch: dict[str, Any] = {
@@ -46,6 +47,8 @@ class Collator:
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)  # [N, 3, S, S]
         batch["ids"] = [item.get("id") for item in items]
+        if quarantined := [bad for item in items for bad in item.get("quarantined", ())]:
+            batch["quarantined"] = quarantined
         return batch
 
     def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from llava_prumerge.data.conversation import Template, encode_training, get_template
 from llava_prumerge.data.images import MAX_PIXELS, ImageError, ImagePreprocessor, load_image
-from llava_prumerge.data.records import open_records
+from llava_prumerge.data.records import RecordError, open_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,8 @@ class LlavaDataset(Dataset):
         cache_dir: where the Arrow file goes; `default_cache_dir()` when None.
 
     Raises:
-        MaskError, ImageError: from an item, with the sample's id. Nothing is skipped or replaced.
+        RecordError, MaskError, ImageError: from an item, with the sample's id. Nothing is skipped or replaced here; that
+            is `quarantine.QuarantiningDataset`'s.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class LlavaDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.rows[int(index)]
+        if record["fault"] is not None:
+            raise RecordError(record["fault"], record["id"])
         encoded = encode_training(
             self.tokenizer, record, self.template, self.image_token_id, self.image_tokens, self.max_length
         )

@@ -105,6 +105,19 @@ def misnamed_format(path: str | os.PathLike[str]) -> str | None:
     return found if _SUFFIXES.get(Path(path).suffix.lower()) != found else None
 
 
+def renamed_image(root: str | os.PathLike[str], relative: str) -> str | None:
+    """A path that differs from a missing one in its extension alone and is there: OCR-VQA's scripts save `7.gif`, LLaVA's
+    records say `7.jpg`. None if there is no such file, or the path would leave `root`."""
+    for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)):
+        other = os.path.splitext(relative)[0] + suffix
+        try:
+            contained_path(root, other)
+        except ImageError:
+            continue
+        return other
+    return None
+
+
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """Centres the image on a square canvas of its longer side; an odd remainder falls below or to the right."""
     side = max(image.size)

@@ -1,10 +1,13 @@
-"""Checks a LLaVA record file before hours are spent on it.
+"""Gets training data ready: fetches the public sets, and checks records and images before hours are spent on them.
 
+    python -m llava_prumerge.data.prepare download [pretrain] [finetune] [NAME ...]
+    python -m llava_prumerge.data.prepare check RECIPE.yaml [key=value ...]
     python -m llava_prumerge.data.prepare check DATA.json --images DIR --tokenizer DIR
 
-Every record is brought to its format, tokenised, masked and its images decoded, by the code that training uses. The
-exit code is 1 when a record is bad. Notes are printed and do not fail: a file name that promises another format, a
-sample cut to the maximal length.
+download: what is there is verified, what broke off is continued. check: every record is brought to its format, tokenised, masked and its images decoded, by the code that training uses. What has
+been checked is remembered: a check that was killed goes on where it stopped, and a second one looks only at what has
+changed. The exit code is 1 when a record is bad. Notes are printed and do not fail: a file name that promises another
+format, a sample cut to the maximal length.
 """
 
 # ruff: noqa: T201 (a command prints)
@@ -13,208 +16,202 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llava_prumerge.data.conversation import IGNORE_INDEX, TEMPLATES, MaskError, encode_training, truncate
-from llava_prumerge.data.images import ImageError, contained_path, load_image, misnamed_format
-from llava_prumerge.data.records import RecordError, normalise_record, read_records
+from llava_prumerge.data.archive import ArchiveError
+from llava_prumerge.data.audit import Audit, describe, summarise
+from llava_prumerge.data.conversation import get_template
+from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
+from llava_prumerge.data.fetch import FetchError
+from llava_prumerge.data.files import write_whole
+from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
+from llava_prumerge.data.record_check import Checker, CheckError
+from llava_prumerge.data.records import RecordFileError, read_records
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_SHOWN = 5
-_CHUNK = 32
-# Any id outside the vocabulary will do, as no model sees it.
-_PLACEHOLDER = -200
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to say about a record; `bad` makes the check fail."""
-
-    kind: str
-    sample_id: str
-    index: int
-    detail: str
-    bad: bool = True
+DATA = Path("playground/data")
+RECORD_SUFFIXES = (".json", ".jsonl")
+TEMPLATE, MAX_LENGTH, IMAGE_TOKENS = "vicuna_v1", 2048, 576
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What became of one record."""
-
-    findings: tuple[Finding, ...]
-    images: int = 0
-    tokens: int = 0
-    supervised: int = 0
-
-    @property
-    def bad(self) -> bool:
-        return any(finding.bad for finding in self.findings)
-
-
-@dataclass(frozen=True)
-class Checker:
-    """Checks single records; plain values only, so that it travels to worker processes."""
-
-    images: str
-    tokenizer_path: str
-    template: str
-    image_tokens: int
-    max_length: int
-    trusted: tuple[str, ...] = ()
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.tokenizer_path)
-
-    def __call__(self, numbered: tuple[int, Any]) -> Checked:
-        """Args: numbered, a record's index and its raw content."""
-        index, raw = numbered
-        try:
-            record = normalise_record(raw, index)
-        except RecordError as error:
-            return Checked((Finding(error.kind, str(error.sample_id), index, error.reason),))
-        found, tokens, supervised = self._check_text(record, index)
-        for path in record["image"]:
-            found += self._check_image(path, record["id"], index)
-        return Checked(tuple(found), len(record["image"]), tokens, supervised)
-
-    def _check_text(self, record: dict[str, Any], index: int) -> tuple[list[Finding], int, int]:
-        try:
-            encoded = encode_training(self.tokenizer, record, self.template, _PLACEHOLDER, self.image_tokens)
-            ids, labels = truncate(encoded["input_ids"], encoded["labels"], _PLACEHOLDER, self.max_length)
-        except MaskError as error:
-            return [Finding(error.kind, record["id"], index, error.reason)], 0, 0
-        found, full = [], len(encoded["input_ids"])
-        if len(ids) < full:
-            detail = f"cut to length: {full} tokens, max_length {self.max_length}"
-            found.append(Finding("cut to length", record["id"], index, detail, bad=False))
-        return found, len(ids), sum(label != IGNORE_INDEX for label in labels)
-
-    def _check_image(self, path: str, sample_id: str, index: int) -> list[Finding]:
-        try:
-            load_image(self.images, path, trusted=self.trusted)
-        except ImageError as error:
-            return [Finding(error.kind, sample_id, index, error.reason)]
-        if found := misnamed_format(contained_path(self.images, path, self.trusted)):
-            return [Finding("misnamed", sample_id, index, f"misnamed: {path!r} is {found}", bad=False)]
-        return []
+def gather_inputs(args: argparse.Namespace) -> RecipeData:
+    """What to check: a record file or a recipe's, the options on top."""
+    if Path(args.inputs[0]).suffix in RECORD_SUFFIXES:
+        if len(args.inputs) > 1:
+            raise RecipeError(f"{args.inputs[1]!r}: a record file takes options, a recipe key=value")
+        found = RecipeData(data=Path(args.inputs[0]))
+    else:
+        found = read_recipe_data(args.inputs)
+    given = {"images": args.images, "tokenizer": args.tokenizer, "template": args.template}
+    given["max_length"] = args.max_length
+    found = replace(found, **{name: value for name, value in given.items() if value is not None})
+    for name in ("images", "tokenizer"):
+        if getattr(found, name) is None:
+            raise RecipeError(f"{found.data}: its {name} folder is not known; give --{name} DIR")
+    for path in (found.data, found.images, found.tokenizer):
+        if not path.exists():
+            hint = "; `download` of this command fetches LLaVA's" if path.is_relative_to(DATA) else ""
+            raise RecipeError(f"{path} does not exist{hint}")
+    if not found.data.is_file():
+        raise RecipeError(f"{found.data} must be a file")
+    for folder in (found.images, found.tokenizer):
+        if not folder.is_dir():
+            raise RecipeError(f"{folder} must be a folder")
+    return found
 
 
-def check_records(records: Sequence[Any], checker: Checker, workers: int = 1) -> Iterator[Checked]:
-    """Checks records in order, in this process or in `workers` others."""
-    if workers <= 1:
-        yield from map(checker, enumerate(records))
-        return
-    import multiprocessing
-
-    # Fork would copy the tokenizer's running threads.
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (checker,)) as pool:
-        yield from pool.imap(_check_in_worker, enumerate(records), chunksize=_CHUNK)
-
-
-_worker_checker: Checker | None = None
+def make_checker(found: RecipeData, args: argparse.Namespace) -> Checker:
+    """The settings of the check, defaults filled in as training does."""
+    try:
+        template = get_template(found.template or TEMPLATE).name
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    image_tokens = args.image_tokens
+    if image_tokens is None:
+        image_tokens = IMAGE_TOKENS if found.backbone is None else count_image_tokens(found.backbone)
+    length = MAX_LENGTH if found.max_length is None else found.max_length
+    return Checker(str(found.images), str(found.tokenizer), template, image_tokens, length, tuple(args.trust))
 
 
-def _start_worker(checker: Checker) -> None:
-    global _worker_checker
-    _worker_checker = checker
-
-
-def _check_in_worker(numbered: tuple[int, Any]) -> Checked:
-    return _worker_checker(numbered)
-
-
-def summarise(results: Sequence[Checked]) -> dict[str, Any]:
-    """Counts by kind, the first offenders of each, and what the sound samples amount to."""
-    sound = [result for result in results if not result.bad]
-    summary: dict[str, Any] = {
-        "records": len(results),
-        "bad": len(results) - len(sound),
-        "images": sum(result.images for result in sound),
-        "text_only": sum(not result.images for result in sound),
-        "tokens": sum(result.tokens for result in sound),
-        "supervised_tokens": sum(result.supervised for result in sound),
-        "longest": max((result.tokens for result in sound), default=0),
-        "faults": {},
-        "notes": {},
-    }
-    for result in results:
-        for finding in result.findings:
-            group = summary["faults" if finding.bad else "notes"]
-            entry = group.setdefault(finding.kind, {"count": 0, "first": []})
-            entry["count"] += 1
-            if len(entry["first"]) < _SHOWN:
-                entry["first"].append({name: getattr(finding, name) for name in ("sample_id", "index", "detail")})
-    return summary
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    print(
-        f"{summary['records']} records, {summary['bad']} bad; the sound ones: {summary['images']} images, "
-        f"{summary['text_only']} without image, {summary['tokens']} tokens ({summary['supervised_tokens']} with loss), "
-        f"longest {summary['longest']}"
-    )
-    for title in ("faults", "notes"):
-        for kind, entry in sorted(summary[title].items(), key=lambda item: -item[1]["count"]):
-            print(f"{title[:-1]}: {entry['count']} x {kind}")
-            for first in entry["first"]:
-                print(f"    {first['sample_id']} (record {first['index']}): {first['detail']}")
-
-
-def _check(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace) -> int:
+    """The command `check`. -> exit code"""
     from tqdm import tqdm
 
-    checker = Checker(
-        str(args.images), str(args.tokenizer), args.template, args.image_tokens, args.max_length, tuple(args.trust)
-    )
-    records = list(read_records(args.data))
-    checks = check_records(records, checker, args.workers)
-    results = list(tqdm(checks, total=len(records), unit=" records", disable=None))
-    summary = summarise(results)
-    _print_summary(summary)
-    if args.report:
-        args.report.write_text(json.dumps({"data": str(args.data), **asdict(checker), **summary}, indent=1) + "\n")
+    found = gather_inputs(args)
+    checker = make_checker(found, args)
+    if sys.stderr.isatty():
+        print(f"reading {found.data} (a minute for a gigabyte, the first time)", file=sys.stderr)
+    audit = Audit(found.data, checker)
+    with tqdm(total=audit.records, unit=" records", disable=None) as bar:
+        chunks = audit.run(args.workers, bar.update)
+    summary = summarise(chunks)
+    text = describe(summary)
+    report = args.report or audit.journal.with_suffix(".report.json")
+    settings = {"data": str(found.data), "sha256": audit.digest, **asdict(checker)}
+    write_whole(report, json.dumps({**settings, **summary}, indent=1) + "\n")
+    write_whole(report.with_suffix(".txt"), f"{found.data}\n{text}\n")
+    print(f"{text}\nreport: {report}")
     if args.clean:
-        sound = [record for record, result in zip(records, results, strict=True) if not result.bad]
-        args.clean.write_text(json.dumps(sound, ensure_ascii=False), encoding="utf-8")
-        print(f"{len(sound)} sound records written to {args.clean}")
-    return 1 if summary["bad"] or not records else 0
+        sound = sound_records(found.data, {bad["index"] for bad in summary["bad_records"]})
+        print(f"{write_records(args.clean, sound)} sound records written to {args.clean}")
+    return 1 if summary["bad"] or not summary["records"] else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def download(args: argparse.Namespace) -> int:
+    """The command `download`. -> exit code"""
+    from tqdm import tqdm
+
+    sets = read_sources(args.sources)
+    if not args.names:
+        print(describe_sets(sets))
+        return 0
+    chosen = choose_sets(sets, args.names)
+    downloader = Downloader(args.to, print, partial(tqdm, disable=None), args.discard_archives)
+    try:
+        missing = [one.name for one in chosen if not downloader.get(one)]
+    except (FetchError, ArchiveError, OSError) as error:  # OSError: the disk
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 1 if missing else 0
+
+
+def sound_records(data: Path, bad: set[int]) -> Iterator[Any]:
+    """The raw records that are not bad."""
+    return (record for index, record in enumerate(read_records(data)) if index not in bad)
+
+
+def write_records(path: Path, records: Iterator[Any]) -> int:
+    """Writes records one by one, as a list or as lines. -> their number"""
+    lines, count = path.suffix == ".jsonl", 0
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            opening = "" if lines else ",\n" if count else "[\n"
+            file.write(opening + json.dumps(record, ensure_ascii=False) + "\n" * lines)
+            count += 1
+        if not lines:
+            file.write("\n]\n" if count else "[]\n")
+    temporary.replace(path)
+    return count
+
+
+def json_path(text: str) -> Path:
+    """A path that a list of records or a report can have."""
+    if Path(text).suffix not in RECORD_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .json")
+    return Path(text)
+
+
+def positive(text: str) -> int:
+    """A number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m llava_prumerge.data.prepare", description=__doc__.split("\n")[0])
-    check = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("check", help="check every record")
-    check.add_argument("data", type=Path, help="records in LLaVA's format, .json or .jsonl")
-    check.add_argument("--images", type=Path, required=True, help="folder that the records' image paths start from")
-    check.add_argument("--tokenizer", type=Path, required=True, help="folder of a tokenizer or a checkpoint")
-    check.add_argument("--template", default="vicuna_v1", choices=TEMPLATES, help="(default: %(default)s)")
-    check.add_argument("--image-tokens", type=int, default=576, help="placeholders per image (default: %(default)s)")
-    check.add_argument("--max-length", type=int, default=2048, help="placeholders counted (default: %(default)s)")
-    check.add_argument("--trust", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable")
-    check.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    check.add_argument("--report", type=Path, metavar="OUT.json", help="write the summary here")
-    check.add_argument("--clean", type=Path, metavar="OUT.json", help="write the sound records here")
-    check.set_defaults(command=_check)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser("check", help="check every record and image").add_argument
+    what = "a recipe with its key=value, or a file of records, .json or .jsonl"
+    add("inputs", nargs="+", metavar="INPUT", help=what)
+    add("--images", type=Path, metavar="DIR", help="folder that the records' image paths start from")
+    add("--tokenizer", type=Path, metavar="DIR", help="folder of a tokenizer or a checkpoint")
+    add("--template", help=f"conversation template (default: the recipe's, else {TEMPLATE})")
+    add(
+        "--image-tokens",
+        type=positive,
+        metavar="N",
+        help=f"placeholders per image (default: the model's, else {IMAGE_TOKENS})",
+    )
+    add(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help=f"placeholders counted (default: the recipe's, else {MAX_LENGTH})",
+    )
+    add("--trust", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable")
+    add("--workers", type=positive, default=available_cores(), help="processes (default: the cores, here %(default)s)")
+    add(
+        "--report",
+        type=json_path,
+        metavar="OUT.json",
+        help="the report's path (default: in the cache); OUT.txt is for people",
+    )
+    add("--clean", type=json_path, metavar="OUT.json", help="write the sound records here")
+    commands.choices["check"].set_defaults(command=check)
+    add = commands.add_parser("download", help="fetch public data sets into LLaVA's tree").add_argument
+    add("names", nargs="*", metavar="NAME", help="sets or groups of them; none: list them")
+    add("--to", type=Path, default=DATA, metavar="DIR", help="(default: %(default)s)")
+    add("--discard-archives", action="store_true", help="delete zip files once they are unpacked")
+    add("--sources", type=Path, default=SOURCES, metavar="YAML", help="other sets, in the form of sources.yaml")
+    commands.choices["download"].set_defaults(command=download)
     return parser
 
 
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the result is the exit code."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    for path in (args.data, args.images, args.tokenizer):
-        if not path.exists():
-            parser.error(f"{path} does not exist")
-    return args.command(args)
+    """Entry point. -> exit code: 0 all is well, 1 something is not, 2 the command cannot be carried out as given"""
+    args = make_parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except (RecipeError, CheckError, RecordFileError, FetchError, OSError) as error:  # OSError: the disk
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

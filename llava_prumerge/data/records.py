@@ -1,28 +1,37 @@
 """LLaVA's record files: parsed, brought to one form, and memory-mapped from Arrow.
 
 The Arrow file is written once per content of the JSON file and shared by all ranks and workers: 665k records cost
-each process an index, not a gigabyte.
+each process an index, not a gigabyte. A record that is not in LLaVA's format becomes a row that says what is wrong with
+it, so that one of them neither hides behind the others nor keeps them from being used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.files import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of the cache key: to be raised whenever what is stored of a record changes.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _ROWS_PER_BATCH = 1000
+_WINDOW = 1 << 20
+_DELIMITERS = tuple(",] \t\n\r")
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class RecordFileError(ValueError):
+    """A record file that cannot be read."""
 
 
 class RecordError(SampleError):
@@ -30,7 +39,7 @@ class RecordError(SampleError):
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yields the raw records of a `.json` list or a `.jsonl` file."""
+    """Yields the raw records of a `.json` list or a `.jsonl` file; of neither is more held than a piece."""
     path = Path(path)
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
@@ -38,19 +47,78 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Any]:
                 if line.strip():
                     yield _parse(line, f"{path}, line {number}")
     elif path.suffix == ".json":
-        records = _parse(path.read_text(encoding="utf-8"), str(path))
-        if not isinstance(records, list):
-            raise ValueError(f"{path} holds a {type(records).__name__}, expected a list of records")
-        yield from records
+        with path.open(encoding="utf-8") as file:
+            yield from _Elements(file, str(path))
     else:
-        raise ValueError(f"{path} is neither .json nor .jsonl")
+        raise RecordFileError(f"{path} is neither .json nor .jsonl")
 
 
 def _parse(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
+        raise RecordFileError(f"{source} is not JSON: {error}") from error
+
+
+class _Elements:
+    """The elements of a JSON list, parsed one by one from a window that slides over the file.
+
+    `json.load` would hold LLaVA's gigabyte of text and four more of objects.
+    """
+
+    def __init__(self, file: TextIO, source: str) -> None:
+        self.file, self.source = file, source
+        self.text, self.at, self.passed, self.ended = "", 0, 0, False
+        self.decode = json.JSONDecoder().raw_decode
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._next_character() != "[":
+            value = _parse(self.text + self.file.read(), self.source)
+            raise RecordFileError(f"{self.source} holds a {type(value).__name__}, expected a list of records")
+        self.at += 1
+        separator = "]" if self._next_character() == "]" else ","
+        while separator == ",":
+            yield self._element()
+            separator = self._next_character()
+            if separator not in (",", "]"):
+                raise self._error("expected ',' or ']'")
+            self.at += separator == ","
+        self.at += 1
+        if self._next_character():
+            raise self._error("extra text after the list")
+
+    def _element(self) -> Any:
+        self._next_character()
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended:
+                    self.at = error.pos
+                    raise self._error(error.msg) from None
+            else:
+                # Of a number the window may hold the beginning only: 12 of 123, 1.5 of 1.5e3.
+                if self.ended or self.text[end : end + 1] in _DELIMITERS:
+                    self.at = end
+                    return value
+            self._read()
+
+    def _next_character(self) -> str:
+        """Skips white space; empty at the end of the file."""
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self._read()
+
+    def _read(self) -> None:
+        more = self.file.read(max(_WINDOW, len(self.text) - self.at))  # doubles while one element does not fit
+        self.ended = not more
+        self.passed += self.at
+        self.text, self.at = self.text[self.at :] + more, 0
+
+    def _error(self, message: str) -> RecordFileError:
+        return RecordFileError(f"{self.source} is not JSON: {message} at character {self.passed + self.at}")
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:
@@ -65,7 +133,7 @@ def normalise_record(raw: Any, index: int) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecordError(f"format: a record must be an object, not {type(raw).__name__}", sample_id)
     if raw.get("id") is not None:
-        sample_id = str(raw["id"])
+        sample_id = str(raw["id"]).encode(errors="backslashreplace").decode()
     turns, image = raw.get("conversations"), raw.get("image")
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
         raise RecordError("format: 'conversations' must be a list of {'from': text, 'value': text}", sample_id)
@@ -73,7 +141,7 @@ def normalise_record(raw: Any, index: int) -> dict[str, Any]:
         raise RecordError(f"format: 'image' must be a path or a list of paths, not {image!r}", sample_id)
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
     try:
-        json.dumps(turns, ensure_ascii=False).encode()
+        json.dumps([turns, image], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RecordError(f"format: the text is not valid Unicode ({error.reason})", sample_id) from None
     return {"id": sample_id, "image": image_paths(raw), "conversations": turns}
@@ -97,23 +165,37 @@ def default_cache_dir() -> Path:
 def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Opens a record file as a memory-mapped `datasets.Dataset`, writing its Arrow file first if there is none.
 
+    Columns: `id`, `image` (paths), `conversations`, `images` (their number), `text_bytes`, and `fault`: None, or why the
+    record is not in LLaVA's format, in which case it has no conversations.
+    """
+    return open_arrow(arrow_file(json_path, cache_dir))
+
+
+def open_arrow(path: str | os.PathLike[str]) -> Dataset:
+    """Memory-maps a file that `arrow_file` wrote."""
+    from datasets import Dataset as ArrowDataset
+
+    return ArrowDataset.from_file(os.fspath(path))
+
+
+def arrow_file(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The Arrow file of a record file, written first if there is none for this content.
+
     Ranks that start together are safe: one writes under a lock while the others wait, and a file gets its name only
     when it is whole.
     """
-    from datasets import Dataset as ArrowDataset
     from filelock import FileLock
 
     json_path = Path(json_path)
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    with json_path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(json_path)
     target = folder / f"{json_path.stem}-{digest[:32]}-v{_CACHE_VERSION}.arrow"
     if not target.exists():
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 _write_arrow(json_path, target)
-    return ArrowDataset.from_file(str(target))
+    return target
 
 
 def _write_arrow(json_path: Path, target: Path) -> None:
@@ -127,6 +209,7 @@ def _write_arrow(json_path: Path, target: Path) -> None:
             ("conversations", pa.list_(turn)),
             ("images", pa.int32()),
             ("text_bytes", pa.int32()),
+            ("fault", pa.string()),
         ]
     )
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
@@ -143,11 +226,18 @@ def _write_arrow(json_path: Path, target: Path) -> None:
 def _batches(json_path: Path) -> Iterator[list[dict[str, Any]]]:
     batch = []
     for index, raw in enumerate(read_records(json_path)):
-        record = normalise_record(raw, index)
-        text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
-        batch.append({**record, "images": len(record["image"]), "text_bytes": text_bytes})
+        batch.append(_row(raw, index))
         if len(batch) == _ROWS_PER_BATCH:
             yield batch
             batch = []
     if batch:
         yield batch
+
+
+def _row(raw: Any, index: int) -> dict[str, Any]:
+    try:
+        record, fault = normalise_record(raw, index), None
+    except RecordError as error:
+        record, fault = {"id": error.sample_id, "image": [], "conversations": []}, error.reason
+    text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
+    return {**record, "images": len(record["image"]), "text_bytes": text_bytes, "fault": fault}

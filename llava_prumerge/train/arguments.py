@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llava_prumerge.train.recipe import RecipeError, read_recipe
+from llava_prumerge.data.recipe import RecipeError, read_recipe
 
 
 def option(default: Any, text: str) -> Any:
@@ -51,6 +51,7 @@ class DataArguments:
     image_aspect: Literal["pad", "square"] = option("pad", "pad to a square, or resize and centre-crop as CLIP does")
     max_length: int = option(2048, "tokens per sample, image placeholders included; longer samples are cut")
     group_by_modality_length: bool = option(False, "batches of one modality and similar length")
+    bad_sample_limit: float = option(0.001, "share of the records that may be bad and replaced; one more ends the run")
     workers: int = option(4, "data loading processes per rank; 0: in the training process")
 
 
@@ -179,7 +180,7 @@ def check_values(arguments: TrainArguments) -> None:
     for key in ("workers", "save_steps", "weight_decay", "max_grad_norm"):
         if getattr(arguments, key) < 0:
             raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be 0 or greater")
-    for key in ("warmup_ratio", "lora_dropout"):
+    for key in ("warmup_ratio", "lora_dropout", "bad_sample_limit"):
         if not 0 <= getattr(arguments, key) < 1:
             raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be at least 0 and less than 1")
     unknown = sorted(set(arguments.report_to) - {"tensorboard", "wandb"})

@@ -16,6 +16,7 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import load_adapter
 from llava_prumerge.model.loading import LoadingError
@@ -37,10 +38,12 @@ logger = logging.getLogger(__name__)
 INPUT_ERRORS = (LoadingError, ReductionError, SampleError)
 
 
-def build_dataset(arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor) -> LlavaDataset:
-    """The records with the model's tokenizer and image processor."""
+def build_dataset(
+    arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor
+) -> QuarantiningDataset:
+    """The records with the model's tokenizer and image processor, stand-ins for the bad ones."""
     try:
-        return LlavaDataset(
+        dataset = LlavaDataset(
             arguments.data,
             arguments.images,
             processor.tokenizer,
@@ -52,6 +55,7 @@ def build_dataset(arguments: TrainArguments, config: PruMergeLlavaConfig, proces
         )
     except ValueError as error:
         raise RecipeError(f"data={arguments.data}: {error}") from error
+    return QuarantiningDataset(dataset, arguments.seed)
 
 
 def build_trainer(arguments: TrainArguments) -> LlavaTrainer:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import LlavaProcessor
 
-    from llava_prumerge.data.dataset import LlavaDataset
+    from llava_prumerge.data.quarantine import QuarantiningDataset
 
 SAMPLED_RECORDS = 32
 
@@ -53,7 +53,7 @@ def count_steps(arguments: TrainArguments, records: int) -> int:
     return arguments.max_steps or math.ceil(arguments.epochs * math.ceil(records / arguments.global_batch))
 
 
-def describe_plan(arguments: TrainArguments, model: nn.Module, dataset: LlavaDataset, world_size: int) -> str:
+def describe_plan(arguments: TrainArguments, model: nn.Module, dataset: QuarantiningDataset, world_size: int) -> str:
     """Several lines for people."""
     lines = [*describe_groups(arguments, model), *describe_records(arguments, dataset)]
     lines += describe_schedule(arguments, len(dataset), world_size)
@@ -75,7 +75,7 @@ def describe_groups(arguments: TrainArguments, model: nn.Module) -> list[str]:
     return lines
 
 
-def describe_records(arguments: TrainArguments, dataset: LlavaDataset) -> list[str]:
+def describe_records(arguments: TrainArguments, dataset: QuarantiningDataset) -> list[str]:
     """What it trains on, and the tokens of one step, from records spread evenly over the file."""
     with_images = sum(length > 0 for length in dataset.lengths)
     count = min(SAMPLED_RECORDS, len(dataset))

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.train.arguments import TrainArguments
-from llava_prumerge.train.recipe import RecipeError
 
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
@@ -26,6 +26,7 @@ FREE_KEYS = frozenset(
         "save_steps",
         "save_total_limit",
         "workers",
+        "bad_sample_limit",
         "output_dir",
         "merge",
     }
@@ -68,6 +69,8 @@ def advice(missing: list[str]) -> str:
     """Where the missing inputs come from."""
     if all(path.startswith("playground/pocket/") for path in missing):
         return "python playground/pocket/build.py makes them"
+    if all(path.startswith("playground/data/") or path == "playground/data" for path in missing):
+        return "python -m llava_prumerge.data.prepare download fetches them (docs/data.md)"
     if all(path.startswith("runs/pocket-pretrain") for path in missing):
         return "RECIPE=pocket bash scripts/pretrain.sh makes it"
     return "give them as key=value (docs/training.md), or try it at pocket size with RECIPE=pocket"

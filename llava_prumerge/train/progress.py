@@ -102,6 +102,8 @@ def format_line(line: dict[str, Any]) -> str:
     if "kept_mean" in line:
         parts.append(f"kept {line['kept_mean']:.1f} [{line['kept_min']:.0f}, {line['kept_max']:.0f}]")
         parts.append(f"padding {line['padding_share']:.1%}")
+    if line.get("bad_samples"):
+        parts.append(f"bad samples {line['bad_samples']}")
     parts.append(f"left {format_seconds(line['seconds_left'])}")
     return "  ".join(parts)
 

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from llava_prumerge.data.sampler import GroupedSampler
 from llava_prumerge.model.adapters import Base, plain_model, save_adapter
 from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.quarantine import QuarantineLedger
 from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, save_complete, set_modes
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class LlavaTrainer(Trainer):
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
+        self.quarantine = QuarantineLedger(arguments.bad_sample_limit, len(train_dataset))
+        self.add_callback(self.quarantine)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over role x decay groups, each with its own rate."""
@@ -78,7 +81,8 @@ class LlavaTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Loss per supervised token over the whole global batch, plus the method's own term."""
-        inputs = {name: value for name, value in inputs.items() if name != "ids"}
+        self.quarantine.note(inputs.get("quarantined", ()))
+        inputs = {name: value for name, value in inputs.items() if name not in ("ids", "quarantined")}
         set_modes(self.model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         extra = plain_model(self.model).method_loss()
@@ -90,7 +94,7 @@ class LlavaTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the reduction did since the last line, over all ranks."""
         if "loss" in logs:
-            logs = {**logs, **self.reduction_summary()}
+            logs = {**logs, **self.reduction_summary(), "bad_samples": self.quarantine.count}
         super().log(logs, start_time)
 
     def reduction_summary(self) -> dict[str, float]:

@@ -122,10 +122,22 @@ def test_ranks_that_start_at_once_share_one_file(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "records.json"
-    path.write_text(json.dumps([RECORDS[0], {"id": "bad"}]))
-    with pytest.raises(RecordError, match="sample bad: format: 'conversations' must be"):
+    path.write_text(json.dumps([RECORDS[0]])[:-1] + ", {")
+    with pytest.raises(ValueError, match="records.json is not JSON"):
         open_records(path, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.arrow*tmp")) and not list((tmp_path / "cache").glob("*.arrow"))
+
+
+def test_a_malformed_record_is_a_row_that_says_so(make_dataset: Callable, save_image: Callable) -> None:
+    save_image("a.jpg")
+    dataset = make_dataset([{"id": "bad"}, RECORDS[0], "text", {"id": "\ud800", "conversations": []}])
+    assert [fault is None for fault in dataset.rows["fault"]] == [False, True, False, True]
+    assert dataset.rows[3]["id"] == "\\ud800"
+    with pytest.raises(RecordError, match="sample bad: format: 'conversations' must be"):
+        dataset[0]
+    with pytest.raises(RecordError, match="sample #2: format: a record must be an object, not str"):
+        dataset[2]
+    assert dataset[1]["id"] == "a" and dataset.lengths[0] < 0 < dataset.lengths[1]
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,6 +159,7 @@ def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ({"id": "a", "conversations": [], "image": 3}, "'image' must be a path or a list of paths, not 3"),
         ({"id": "a", "conversations": [], "image": [None]}, "'image' must be a path or a list of paths"),
         ({"id": "a", "conversations": turns("\ud800", "b")}, "not valid Unicode"),
+        ({"id": "a", "conversations": [], "image": "\udfff.jpg"}, "not valid Unicode"),
     ],
 )
 def test_records_that_are_refused(raw: Any, message: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_prumerge.data.recipe import read_recipe
 from llava_prumerge.train.arguments import (
     RecipeError,
     accumulation_steps,
@@ -12,7 +13,6 @@ from llava_prumerge.train.arguments import (
     load_arguments,
     method_name,
 )
-from llava_prumerge.train.recipe import read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(str(path.relative_to(CONFIGS / "train")) for path in (CONFIGS / "train").rglob("*.yaml"))

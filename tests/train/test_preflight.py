@@ -129,3 +129,4 @@ def test_the_script_says_what_it_needs_at_once() -> None:
     assert result.stdout == "" and len(result.stderr.splitlines()) == 1
     assert "language_model=nowhere/vicuna (missing)" in result.stderr and "RECIPE=pocket" in result.stderr
     assert advice(["playground/pocket/data/stage1.json"]).startswith("python playground/pocket/build.py")
+    assert "data.prepare download" in advice(["playground/data/llava_v1_5_mix665k.json", "playground/data"])

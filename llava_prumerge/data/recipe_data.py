@@ -1,0 +1,91 @@
+"""What a recipe says of its data: the few keys that decide whether its records can be trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_recipe
+
+KEYS = ("data", "images", "template", "max_length", "model", "language_model", "vision_tower")
+_OPEN_CLIP = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """What a record file is checked against; None where the recipe leaves it open.
+
+    Args:
+        data: the record file.
+        images: the image folder.
+        tokenizer: folder of the tokenizer.
+        backbone: folder whose config.json tells the placeholders per image: a whole model or a vision tower.
+        template: the conversation template.
+        max_length: tokens per sample.
+    """
+
+    data: Path
+    images: Path | None = None
+    tokenizer: Path | None = None
+    backbone: Path | None = None
+    template: str | None = None
+    max_length: int | None = None
+
+
+def read_recipe_data(tokens: list[str]) -> RecipeData:
+    """The data of a recipe, given as it is to training: YAML files, merged left to right, then `key=value`.
+
+    A recipe's other keys are training's to judge; on the command line they are refused, as they would do nothing here.
+    """
+    for token in tokens:
+        key = token.partition("=")[0].split(".")[0]
+        if "=" in token and key not in (*KEYS, "reduction", *REDUCTION_KEYS):
+            raise RecipeError(f"{token!r}: a check reads {', '.join(KEYS)} and no other key")
+    values = read_recipe(tokens)
+    if values.get("data") is None:
+        raise RecipeError(f"{' '.join(tokens)} names no data")
+    for key in KEYS:
+        expected: type = int if key == "max_length" else str
+        if not isinstance(values.get(key), expected | None):
+            raise RecipeError(f"{key}={values[key]!r}: must be {'a whole number' if expected is int else 'text'}")
+    whole = values.get("model")
+    return RecipeData(
+        data=Path(values["data"]),
+        images=_path(values.get("images")),
+        tokenizer=_path(whole or values.get("language_model")),
+        backbone=_path(whole or values.get("vision_tower")),
+        template=values.get("template"),
+        max_length=values.get("max_length"),
+    )
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def count_image_tokens(folder: Path) -> int:
+    """Placeholders per image: what a whole model's configuration says, or the patches of a vision tower."""
+    if not (folder / "config.json").is_file() and (folder / _OPEN_CLIP).is_file():
+        try:
+            settings = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{folder / _OPEN_CLIP} describes no vision tower ({error!r})") from error
+        return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{folder}: no readable config.json ({' '.join(str(error).split())[:200]})") from error
+    if getattr(config, "image_seq_length", None) is not None:
+        return int(config.image_seq_length)
+    vision = getattr(config, "vision_config", config)
+    if not hasattr(vision, "image_size") or not hasattr(vision, "patch_size"):
+        raise RecipeError(f"{folder}: a {config.model_type!r} is neither a vision tower nor a model with one")
+    return _patches(vision.image_size, vision.patch_size)
+
+
+def _patches(image_size: int, patch_size: int) -> int:
+    return (image_size // patch_size) ** 2

@@ -1,0 +1,114 @@
+"""The check of one record, by the code that training reads it with: format, turns, loss mask, length, images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llava_prumerge.data.conversation import IGNORE_INDEX, IMAGE_MARKER, MaskError, encode_training, truncate
+from llava_prumerge.data.images import ImageError, contained_path, load_image, misnamed_format, renamed_image
+from llava_prumerge.data.records import RecordError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Any id outside the vocabulary will do, as no model sees it.
+_PLACEHOLDER = -200
+
+
+class CheckError(ValueError):
+    """A check that cannot be made; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to say about a record; `bad` makes the check fail."""
+
+    kind: str
+    sample_id: str
+    index: int
+    detail: str
+    bad: bool = True
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of one record."""
+
+    findings: tuple[Finding, ...]
+    images: int = 0
+    tokens: int = 0
+    supervised: int = 0
+
+    @property
+    def bad(self) -> bool:
+        return any(finding.bad for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Checks single records; plain values only, so that it travels to worker processes.
+
+    Args:
+        images: the image folder.
+        tokenizer_path: folder of a tokenizer.
+        template: the conversation template's name.
+        image_tokens: placeholders per image.
+        max_length: longer samples are cut, which is noted.
+        trusted: folders that links in the image folder may lead to.
+    """
+
+    images: str
+    tokenizer_path: str
+    template: str
+    image_tokens: int
+    max_length: int
+    trusted: tuple[str, ...] = ()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckError(f"{self.tokenizer_path} holds no tokenizer that can be read: {reason}") from None
+        # As a model has it that is put together from its parts: text that holds one of them is refused.
+        tokenizer.add_tokens([IMAGE_MARKER, "<pad>"], special_tokens=True)
+        return tokenizer
+
+    def __call__(self, index: int, row: Mapping[str, Any]) -> Checked:
+        """Args: a record's place in its file, and its row of `open_records`."""
+        if row["fault"] is not None:
+            return Checked((Finding(RecordError(row["fault"]).kind, row["id"], index, row["fault"]),))
+        found, tokens, supervised = self._check_text(row, index)
+        for path in row["image"]:
+            found += self._check_image(path, row["id"], index)
+        return Checked(tuple(found), len(row["image"]), tokens, supervised)
+
+    def _check_text(self, row: Mapping[str, Any], index: int) -> tuple[list[Finding], int, int]:
+        try:
+            encoded = encode_training(self.tokenizer, row, self.template, _PLACEHOLDER, self.image_tokens)
+            ids, labels = truncate(encoded["input_ids"], encoded["labels"], _PLACEHOLDER, self.max_length)
+        except MaskError as error:
+            return [Finding(error.kind, row["id"], index, error.reason)], 0, 0
+        found, full = [], len(encoded["input_ids"])
+        if len(ids) < full:
+            detail = f"cut to length: {full} tokens, max_length {self.max_length}"
+            found.append(Finding("cut to length", row["id"], index, detail, bad=False))
+        return found, len(ids), sum(label != IGNORE_INDEX for label in labels)
+
+    def _check_image(self, path: str, sample_id: str, index: int) -> list[Finding]:
+        try:
+            load_image(self.images, path, trusted=self.trusted)
+        except ImageError as error:
+            if error.kind == "missing" and (other := renamed_image(self.images, path)):
+                detail = f"wrong extension: {path!r} is missing, {other!r} is there; rename it"
+                return [Finding("wrong extension", sample_id, index, detail)]
+            return [Finding(error.kind, sample_id, index, error.reason)]
+        if found := misnamed_format(contained_path(self.images, path, self.trusted)):
+            return [Finding("misnamed", sample_id, index, f"misnamed: {path!r} is {found}", bad=False)]
+        return []
