@@ -237,12 +237,13 @@ class AtpLlava(DecoderPruner):
 
     def spatial_scores(self, origin: Tensor) -> Tensor:
         """Eq. 5: of the sparsest sampling that has the patch. [B, L] raster indices -> [B, L]"""
-        row, column = origin // self.side, origin % self.side
-        scores = torch.full(origin.shape, self.outside, device=origin.device)
+        place = torch.arange(self.patches, device=origin.device)
+        row, column = place // self.side, place % self.side
+        scores = torch.full((self.patches + 1,), self.outside, device=origin.device)  # the last for no patch
         for stride in self.strides:
-            sampled = (origin >= 0) & (row % stride == 0) & (column % stride == 0)
-            scores = torch.where(sampled, 1 - self.lambda_sample / stride**2, scores)
-        return scores
+            sampled = (row % stride == 0) & (column % stride == 0)
+            scores[:-1].masked_fill_(sampled, 1 - self.lambda_sample / stride**2)
+        return scores[origin]
 
     def _by_place(self, origin: Tensor, *scores: Tensor) -> Tensor:
         """Scores side by side in raster order, the mean where several tokens have one place. [B, L] each -> [B, 2P]"""

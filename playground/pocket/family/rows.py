@@ -1,0 +1,166 @@
+"""The rows of the comparison: every method at every budget, and for those that cannot meet it the reason why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.tokens import method_counts
+from llava_prumerge.methods.registry import discover, fields_of
+from llava_prumerge.ops.errors import ReductionError
+
+BUDGETS = (72, 36, 18, 9)
+"""Equivalent tokens: 50%, 25%, 12.5% and 6.25% of P = 144."""
+SEEDS = (0, 1, 2)
+SHAPE = "pocket"
+WITHIN = 0.5
+"""A budget is met where whole tokens allow for no better: half a token."""
+PLUS = {"share": 0.4}
+"""PruMerge+ as `make reproduce` trains it: 40% of its tokens by attention, the rest an even sample."""
+SEARCHED = ("g_search", "p_sigmoid")
+PRUMERGE_PLUS = "PruMerge+"
+
+# Label -> block without budget. Order is that of the tables. Settings are the defaults but where the comment says why not.
+VISION: dict[str, dict[str, Any]] = {
+    "random": {"name": "random"},
+    "uniform": {"name": "uniform"},
+    "first": {"name": "uniform", "sample": "first"},
+    "grid": {"name": "grid"},
+    "pool": {"name": "pool"},
+    "downsample": {"name": "downsample"},
+    "CLS top-k": {"name": "cls_topk"},
+    "FasterVLM": {"name": "fastervlm"},
+    "VisionZip": {"name": "visionzip"},
+    "ToMe": {"name": "tome"},
+    "DivPrune": {"name": "divprune"},
+    "PruMerge": {"name": "prumerge"},
+    PRUMERGE_PLUS: {"name": "prumerge_plus", **PLUS},
+    "TRSM": {"name": "trsm"},
+    "PAR": {"name": "par"},
+}
+DECODER: dict[str, dict[str, Any]] = {
+    "FastV": {"name": "fastv"},
+    "FastV, K = 1": {"name": "fastv", "layer": 1},  # 2 of 32 layers are less than one of 6
+    "DART": {"name": "dart"},
+    "DART, K = 1": {"name": "dart", "layer": 1},
+    "PyramidDrop": {"name": "pyramiddrop"},
+    "VTW": {"name": "vtw"},
+    "G-Search": {"name": "rank_schedule"},  # rates from the search
+    "P-Sigmoid": {"name": "rank_schedule"},  # r and gamma from the search of its budget
+}
+# What PruMerge+ leaves to the pruner behind it, times the budget: FastV then drops to a whole number, at all four budgets.
+HANDED_ON = 14 / 9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        name: of the method, as the table calls it.
+        budget: the table it belongs to; None is the reference, which stands in all.
+        block: the reduction; None takes the checkpoint's own.
+        model: whose folder it is (`models` of a plan).
+        seed: of a row that is averaged over several.
+        images: "off" for the text-only row.
+        why: reason for a blank row.
+    """
+
+    name: str
+    budget: int | None
+    block: Mapping[str, Any] | None = field(default_factory=dict)
+    model: str = "full"
+    seed: int | None = None
+    images: str = "on"
+    why: str = ""
+
+    @property
+    def trained(self) -> bool:
+        """The weights learnt the method."""
+        return self.model != "full"
+
+    @property
+    def label(self) -> str:
+        """Unique among all rows."""
+        words = [self.name, *(["trained"] if self.trained else [])]
+        words += [str(self.budget)] if self.budget else []
+        return " ".join(words + ([] if self.seed is None else [f"seed {self.seed}"]))
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        return re.sub(r"[^\w.+=-]+", "_", self.label)
+
+    @property
+    def settings(self) -> str:
+        """What is set beside the budget, for people."""
+        parts = [dict(part) for part in (self.block or {}).values()]
+        told = [[f"{key} {value}" for key, value in part.items() if key not in ("name", "seed")] for part in parts]
+        return "; ".join(", ".join(words) for words in told if words)
+
+
+def shape() -> ModelShape:
+    """The pocket model's numbers."""
+    return model_shape(SHAPE)
+
+
+def obstacle(block: Mapping[str, Any], budget: float) -> str:
+    """Why a method cannot cost so many equivalent tokens; "" where it can."""
+    settings = {key: value for key, value in block.items() if key not in ("name", "budget")}
+    try:
+        counts = method_counts(shape(), block["name"], budget, settings=settings)
+    except ReductionError as error:
+        return str(error)
+    if abs(counts.equivalent - budget) > WITHIN:
+        return f"{block['name']}: the nearest it can cost is {counts.equivalent:g}"
+    return ""
+
+
+def searched(name: str, budget: int, found: Path) -> dict[str, Any]:
+    """The pruner's block that a search wrote for a budget; as it is by default before the search has run."""
+    path = found / (f"p_sigmoid_{budget}.yaml" if name == "P-Sigmoid" else "g_search.yaml")
+    if not path.is_file():
+        return {"name": "rank_schedule"}
+    return yaml.safe_load(path.read_text("utf-8"))["decoder"]
+
+
+def budget_rows(budget: int, found: Path) -> Iterator[Row]:
+    """The training-free rows of one table.
+
+    Args:
+        budget: equivalent tokens.
+        found: folder of what the searches wrote.
+    """
+    for name, block in VISION.items():
+        why = obstacle(block, budget)
+        seeds = SEEDS if "seed" in fields_of(discover()[block["name"]]) else (None,)
+        for seed in seeds:
+            drawn = {} if seed is None else {"seed": seed}
+            yield Row(name, budget, {"vision": {**block, **drawn, "budget": budget}}, seed=seed, why=why)
+    for name, block in DECODER.items():
+        block = searched(name, budget, found) if name in ("G-Search", "P-Sigmoid") else block
+        yield Row(name, budget, {"decoder": {**block, "budget": budget}}, why=obstacle(block, budget))
+    handed = round(HANDED_ON * budget)
+    first = {**VISION[PRUMERGE_PLUS], "budget": handed}
+    for name, block in (("FastV, K = 1", DECODER["FastV, K = 1"]), ("P-Sigmoid", searched("P-Sigmoid", budget, found))):
+        pair = {"vision": first, "decoder": {**block, "budget": budget}}
+        yield Row(f"{PRUMERGE_PLUS} with {name}", budget, pair)
+
+
+def trained_rows() -> Iterator[Row]:
+    """Rows whose weights learnt the method; ATP-LLaVA is steered to its target and need not meet it exactly."""
+    for budget in (72, 36):
+        yield Row(PRUMERGE_PLUS, budget, None, model=f"prumerge_plus_{budget}")
+        yield Row("ATP-LLaVA", budget, None, model=f"atp_{budget}")
+
+
+def all_rows(found: Path) -> list[Row]:
+    """Every row: the full model, the same questions without images, then table by table."""
+    rows = [Row("full", None, {}), Row("text only", None, {}, images="off"), *trained_rows()]
+    return rows + [row for budget in BUDGETS for row in budget_rows(budget, found)]
