@@ -29,8 +29,8 @@ from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
 from llava_prumerge.methods.registry import build_pruner, method_names
 
-LAYERS = 3
-"""The first depth at which every method drops tokens by its defaults (FastV before layer 2)."""
+LAYERS = 4
+"""The first depth at which every method can act by its defaults."""
 DEEP = 1_000_000_000  # parameters in the layers: a decoder with more is built with LAYERS of its layers alone
 TEXT_BEFORE, TEXT_AFTER = 40, 24
 TARGET_PERCENT = 10.0
@@ -42,8 +42,9 @@ Times = dict[int, list[float]]
 
 def build_model(shape: ModelShape) -> nn.Module:
     """A LLaVA whose decoder has the shape, random weights, with the smallest tower that gives as many patches."""
-    import llava_prumerge  # noqa: F401  registers our classes with the Auto classes
     from transformers import AutoConfig, AutoModelForImageTextToText
+
+    import llava_prumerge  # noqa: F401  registers our classes with the Auto classes
 
     language, side = shape.language, shape.vision.side
     depth = LAYERS if language.layers * language.layer_parameters > DEEP else language.layers

@@ -17,14 +17,15 @@ from llava_prumerge.ops.errors import ReductionError
 
 BUDGETS = (72, 36, 18, 9)
 """Equivalent tokens: 50%, 25%, 12.5% and 6.25% of P = 144."""
+TRAINED = (72, 36)
 SEEDS = (0, 1, 2)
 SHAPE = "pocket"
 WITHIN = 0.5
 """A budget is met where whole tokens allow for no better: half a token."""
 PLUS = {"share": 0.4}
 """PruMerge+ as `make reproduce` trains it: 40% of its tokens by attention, the rest an even sample."""
-SEARCHED = ("g_search", "p_sigmoid")
-PRUMERGE_PLUS = "PruMerge+"
+PRUMERGE, PRUMERGE_PLUS, G_SEARCH, P_SIGMOID, ATP = "PruMerge", "PruMerge+", "G-Search", "P-Sigmoid", "ATP-LLaVA"
+REFERENCE, TEXT_ONLY, OWN_RULE = "full tokens", "text only", "own rule"
 
 # Label -> block without budget. Order is that of the tables. Settings are the defaults but where the comment says why not.
 VISION: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ VISION: dict[str, dict[str, Any]] = {
     "VisionZip": {"name": "visionzip"},
     "ToMe": {"name": "tome"},
     "DivPrune": {"name": "divprune"},
-    "PruMerge": {"name": "prumerge"},
+    PRUMERGE: {"name": "prumerge"},
     PRUMERGE_PLUS: {"name": "prumerge_plus", **PLUS},
     "TRSM": {"name": "trsm"},
     "PAR": {"name": "par"},
@@ -51,11 +52,23 @@ DECODER: dict[str, dict[str, Any]] = {
     "DART, K = 1": {"name": "dart", "layer": 1},
     "PyramidDrop": {"name": "pyramiddrop"},
     "VTW": {"name": "vtw"},
-    "G-Search": {"name": "rank_schedule"},  # rates from the search
-    "P-Sigmoid": {"name": "rank_schedule"},  # r and gamma from the search of its budget
+    G_SEARCH: {"name": "rank_schedule"},  # with the rates that its search found
+    P_SIGMOID: {"name": "rank_schedule"},  # with r and gamma of the search for its budget
 }
-# What PruMerge+ leaves to the pruner behind it, times the budget: FastV then drops to a whole number, at all four budgets.
+OWN: dict[str, dict[str, Any]] = {  # by their papers' rules, whatever that costs
+    PRUMERGE: {"vision": {"name": "prumerge"}},
+    PRUMERGE_PLUS: {"vision": {"name": "prumerge_plus"}},
+    "TRSM, 20%": {"vision": {"name": "trsm", "keep": 0.2}},
+    "TRSM, 80%": {"vision": {"name": "trsm", "keep": 0.8}},
+    "PAR, 11%": {"vision": {"name": "par"}},
+    "FastV": {"decoder": {"name": "fastv"}},
+    "DART": {"decoder": {"name": "dart"}},
+    "PyramidDrop": {"decoder": {"name": "pyramiddrop"}},
+    "VTW": {"decoder": {"name": "vtw"}},
+    G_SEARCH: {"decoder": {"name": "rank_schedule"}},  # the rates that its search found
+}
 HANDED_ON = 14 / 9
+"""What PruMerge+ leaves to the pruner behind it, times the budget: FastV then drops to a whole number at all budgets."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Row:
 
     Attributes:
         name: of the method, as the table calls it.
-        budget: the table it belongs to; None is the reference, which stands in all.
+        table: a budget, or `OWN_RULE`, or "" for the references, which stand in all.
         block: the reduction; None takes the checkpoint's own.
         model: whose folder it is (`models` of a plan).
         seed: of a row that is averaged over several.
@@ -73,7 +86,7 @@ class Row:
     """
 
     name: str
-    budget: int | None
+    table: int | str
     block: Mapping[str, Any] | None = field(default_factory=dict)
     model: str = "full"
     seed: int | None = None
@@ -89,7 +102,7 @@ class Row:
     def label(self) -> str:
         """Unique among all rows."""
         words = [self.name, *(["trained"] if self.trained else [])]
-        words += [str(self.budget)] if self.budget else []
+        words += [str(self.table)] if self.table else []
         return " ".join(words + ([] if self.seed is None else [f"seed {self.seed}"]))
 
     @property
@@ -123,8 +136,8 @@ def obstacle(block: Mapping[str, Any], budget: float) -> str:
 
 
 def searched(name: str, budget: int, found: Path) -> dict[str, Any]:
-    """The pruner's block that a search wrote for a budget; as it is by default before the search has run."""
-    path = found / (f"p_sigmoid_{budget}.yaml" if name == "P-Sigmoid" else "g_search.yaml")
+    """The pruner's block that a search wrote (P-Sigmoid's is of a budget); its defaults where none was run."""
+    path = found / (f"p_sigmoid_{budget}.yaml" if name == P_SIGMOID else "g_search.yaml")
     if not path.is_file():
         return {"name": "rank_schedule"}
     return yaml.safe_load(path.read_text("utf-8"))["decoder"]
@@ -144,23 +157,38 @@ def budget_rows(budget: int, found: Path) -> Iterator[Row]:
             drawn = {} if seed is None else {"seed": seed}
             yield Row(name, budget, {"vision": {**block, **drawn, "budget": budget}}, seed=seed, why=why)
     for name, block in DECODER.items():
-        block = searched(name, budget, found) if name in ("G-Search", "P-Sigmoid") else block
+        block = searched(name, budget, found) if name in (G_SEARCH, P_SIGMOID) else block
         yield Row(name, budget, {"decoder": {**block, "budget": budget}}, why=obstacle(block, budget))
     handed = round(HANDED_ON * budget)
     first = {**VISION[PRUMERGE_PLUS], "budget": handed}
-    for name, block in (("FastV, K = 1", DECODER["FastV, K = 1"]), ("P-Sigmoid", searched("P-Sigmoid", budget, found))):
+    for name, block in (("FastV, K = 1", DECODER["FastV, K = 1"]), (P_SIGMOID, searched(P_SIGMOID, budget, found))):
         pair = {"vision": first, "decoder": {**block, "budget": budget}}
         yield Row(f"{PRUMERGE_PLUS} with {name}", budget, pair)
 
 
+def own_rows(found: Path) -> Iterator[Row]:
+    """The training-free rows without a budget."""
+    for name, block in OWN.items():
+        yield Row(name, OWN_RULE, {"decoder": searched(name, 0, found)} if name == G_SEARCH else block)
+
+
 def trained_rows() -> Iterator[Row]:
     """Rows whose weights learnt the method; ATP-LLaVA is steered to its target and need not meet it exactly."""
-    for budget in (72, 36):
+    for budget in TRAINED:
         yield Row(PRUMERGE_PLUS, budget, None, model=f"prumerge_plus_{budget}")
-        yield Row("ATP-LLaVA", budget, None, model=f"atp_{budget}")
+        yield Row(ATP, budget, None, model=f"atp_{budget}")
 
 
 def all_rows(found: Path) -> list[Row]:
-    """Every row: the full model, the same questions without images, then table by table."""
-    rows = [Row("full", None, {}), Row("text only", None, {}, images="off"), *trained_rows()]
-    return rows + [row for budget in BUDGETS for row in budget_rows(budget, found)]
+    """Every row: the full model, the same questions without images, then table by table.
+
+    Args:
+        found: folder of what the searches wrote.
+    """
+    rows = [Row(REFERENCE, "", {}), Row(TEXT_ONLY, "", {}, images="off"), *trained_rows()]
+    return [*rows, *(row for budget in BUDGETS for row in budget_rows(budget, found)), *own_rows(found)]
+
+
+def tables() -> list[int | str]:
+    """Of the report, in order; the references come first."""
+    return ["", *BUDGETS, OWN_RULE]
