@@ -112,9 +112,17 @@ class Row:
 
     @property
     def settings(self) -> str:
-        """What is set beside the budget, for people."""
+        """What is set beside the table's budget, for people."""
         parts = [dict(part) for part in (self.block or {}).values()]
-        told = [[f"{key} {value}" for key, value in part.items() if key not in ("name", "seed")] for part in parts]
+        plain = {"name", "seed"}
+        told = [
+            [
+                f"{key} {value}"
+                for key, value in part.items()
+                if key not in plain and (key, value) != ("budget", self.table)
+            ]
+            for part in parts
+        ]
         return "; ".join(", ".join(words) for words in told if words)
 
 
