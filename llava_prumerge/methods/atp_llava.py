@@ -21,6 +21,7 @@ Ours, where the sources are silent or disagree (each with a field that changes i
 - Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before
   |N - N_target|, so that images may differ; the mean over layers is that over all decoder layers, as the paper counts
   its tokens (`average`).
+- N counts what inference would keep, with the gradient of the soft sum (`count`).
 - Gradients reach the thresholds, and not the language model by way of the scores (`through_scores`).
 """
 
@@ -92,8 +93,8 @@ class AtpLlava(DecoderPruner):
         lambda_atp: weight of sum over modules of N / P times their layer's number (0.05 and 0.01 are reported).
         lambda_target: weight of |mean N - N_target| (reported: 0.2).
         average: the mean of N is taken over all "layers" of the decoder or over the "modules".
-        count: N adds up "soft" masks, or "straight_through" counts what inference would keep and takes the soft sum's
-            gradient.
+        count: N adds up "soft" masks (the equation's letter), or "straight_through" counts what inference would keep
+            and takes the soft sum's gradient: steered by soft sums, inference keeps another number than the target.
         through_scores: gradients also reach the language model by way of the scores.
     """
 
@@ -113,7 +114,7 @@ class AtpLlava(DecoderPruner):
         lambda_atp: float = 0.05,
         lambda_target: float = 0.2,
         average: str = "layers",
-        count: str = "soft",
+        count: str = "straight_through",
         through_scores: bool = False,
     ) -> None:
         if layers is None:
