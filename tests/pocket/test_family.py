@@ -14,6 +14,7 @@ import yaml
 
 from eval.intervals import mean_of_means
 from eval.records import EvaluationError
+from llava_prumerge.methods import base
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover
 from playground.pocket import reproduce
@@ -36,6 +37,19 @@ def test_every_registered_method_has_a_row() -> None:
     assert len({row.label for row in rows}) == len({row.stem for row in rows}) == len(rows)
     assert {row.table for row in rows} == set(tables())
     assert len([row for row in rows if row.name == "random" and row.table == 72]) == 3
+
+
+def test_a_new_method_gets_its_rows_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the registry alone, at every budget."""
+
+    class Newcomer(discover()["grid"]):
+        name = "newcomer"
+
+    monkeypatch.setitem(base._REGISTRY, "newcomer", Newcomer)
+    rows = [row for row in all_rows(NOWHERE) if row.name == "newcomer"]
+    assert [row.table for row in rows] == list(BUDGETS) and rows[0].block == {
+        "vision": {"name": "newcomer", "budget": 72}
+    }
 
 
 @pytest.mark.parametrize("row", [row for row in all_rows(NOWHERE) if row.block], ids=lambda row: row.label)

@@ -12,7 +12,8 @@ import yaml
 
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.efficiency.tokens import method_counts
-from llava_prumerge.methods.registry import discover, fields_of
+from llava_prumerge.methods.base import DecoderPruner, VisionReducer
+from llava_prumerge.methods.registry import discover, fields_of, method_names
 from llava_prumerge.ops.errors import ReductionError
 
 BUDGETS = (72, 36, 18, 9)
@@ -27,7 +28,8 @@ PLUS = {"share": 0.4}
 PRUMERGE, PRUMERGE_PLUS, G_SEARCH, P_SIGMOID, ATP = "PruMerge", "PruMerge+", "G-Search", "P-Sigmoid", "ATP-LLaVA"
 REFERENCE, TEXT_ONLY, OWN_RULE = "full tokens", "text only", "own rule"
 
-# Label -> block without budget. Order is that of the tables. Settings are the defaults but where the comment says why not.
+# Label -> block without budget, by default settings but where a comment says why not. A method that is not listed gets a
+# row too (`with_unlisted`).
 VISION: dict[str, dict[str, Any]] = {
     "random": {"name": "random"},
     "uniform": {"name": "uniform"},
@@ -143,6 +145,13 @@ def obstacle(block: Mapping[str, Any], budget: float) -> str:
     return ""
 
 
+def with_unlisted(listed: Mapping[str, dict[str, Any]], kind: type) -> dict[str, dict[str, Any]]:
+    """The listed methods of one contract, and every other registered one that takes a budget, by its defaults."""
+    known = {block["name"] for block in listed.values()}
+    others = [name for name in method_names(kind) if name not in known and "budget" in fields_of(discover()[name])]
+    return {**listed, **{name: {"name": name} for name in others}}
+
+
 def searched(name: str, budget: int, found: Path) -> dict[str, Any]:
     """The pruner's block that a search wrote (P-Sigmoid's is of a budget); its defaults where none was run."""
     path = found / (f"p_sigmoid_{budget}.yaml" if name == P_SIGMOID else "g_search.yaml")
@@ -158,13 +167,13 @@ def budget_rows(budget: int, found: Path) -> Iterator[Row]:
         budget: equivalent tokens.
         found: folder of what the searches wrote.
     """
-    for name, block in VISION.items():
+    for name, block in with_unlisted(VISION, VisionReducer).items():
         why = obstacle(block, budget)
         seeds = SEEDS if "seed" in fields_of(discover()[block["name"]]) else (None,)
         for seed in seeds:
             drawn = {} if seed is None else {"seed": seed}
             yield Row(name, budget, {"vision": {**block, **drawn, "budget": budget}}, seed=seed, why=why)
-    for name, block in DECODER.items():
+    for name, block in with_unlisted(DECODER, DecoderPruner).items():
         block = searched(name, budget, found) if name in (G_SEARCH, P_SIGMOID) else block
         yield Row(name, budget, {"decoder": {**block, "budget": budget}}, why=obstacle(block, budget))
     handed = round(HANDED_ON * budget)
