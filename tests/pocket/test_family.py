@@ -143,7 +143,7 @@ def places(tmp_path: Path) -> Places:
             result |= {
                 "n": NUMBERS[task],
                 "kept": kept,
-                "generation": {"questions": f"digest of {task}"},
+                "generation": {"questions": f"{task} {row.images}", "images": row.images},
                 "revision": "abc",
             }
             path = made.results / row.stem / f"{task}.json"
@@ -225,7 +225,7 @@ def test_pages_show_every_row_once_and_what_made_them(places: Places, targets: N
 def test_the_report_refuses_what_is_missing_or_not_comparable(places: Places, targets: None) -> None:
     path = places.results / "grid_36" / "pope.json"
     result = json.loads(path.read_text())
-    path.write_text(json.dumps(result | {"generation": {"questions": "others"}}))
+    path.write_text(json.dumps(result | {"generation": {"questions": "others", "images": "on"}}))
     with pytest.raises(EvaluationError, match="'grid 36' was asked other questions of pope"):
         report.collect(places, "")
     path.unlink()

@@ -69,8 +69,11 @@ def marks_of(results: Results, label: str) -> dict[str, list[float]]:
     for task in TASKS:
         if task not in found:
             raise EvaluationError(f"there is no result for {label!r} on {task}: run the evaluation of its table first")
-        asked, reference = (one[task]["generation"]["questions"] for one in (found, results[REFERENCE]))
-        if asked != reference:
+        own, full = found[task], results[REFERENCE][task]
+        same = own["generation"]["questions"] == full["generation"]["questions"]
+        if own["generation"]["images"] == "off":  # the digest holds the images' names
+            same = len(own["marks"]) == len(full["marks"])
+        if not same:
             raise EvaluationError(f"{label!r} was asked other questions of {task} than {REFERENCE!r}")
     return {task: found[task]["marks"] for task in TASKS}
 
