@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
 from llava_prumerge.methods.registry import discover, fields_of, method_names
+from llava_prumerge.model.decoder import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
 REDUCERS = [name for name in method_names(VisionReducer) if name != "none"]
@@ -190,6 +191,47 @@ def test_beams_and_sampling(name: str) -> None:
     torch.manual_seed(0)
     sampled = model.generate(**inputs, max_new_tokens=4, do_sample=True, num_return_sequences=2, eos_token_id=None)
     assert sampled.shape == (8, start + 4)
+
+
+def later_turns(name: str) -> set[str]:
+    """Of the methods of a block."""
+    model = tiny_model(block_of(name)).model
+    return {part.later_turns for part in (model.reducer, model.language_model.pruner) if part is not None}
+
+
+@every_or_pair
+def test_a_second_turn_equals_a_fresh_run_of_both_or_is_refused(name: str) -> None:
+    """Refused just where the choice depends on the question."""
+    model, first = tiny_model(block_of(name)), alone(0)
+    cache = ReducedCache(config=model.config.text_config)
+    answered = model.generate(**first, **GREEDY, past_key_values=cache)
+    history = torch.cat([answered, torch.tensor([[11, 12, 13]])], dim=1)
+    inputs = dict(input_ids=history, attention_mask=torch.ones_like(history))
+    if "none" in later_turns(name):
+        with pytest.raises(ValueError, match="chose .* run all of them afresh"):
+            model.generate(**inputs, **GREEDY, past_key_values=cache)
+        return
+    fresh = model.generate(**inputs, pixel_values=first["pixel_values"], **GREEDY)
+    assert torch.equal(model.generate(**inputs, **GREEDY, past_key_values=cache), fresh)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_an_image_in_a_later_turn_equals_a_fresh_run_or_is_refused(name: str) -> None:
+    model, cache = tiny_model(block_of(name)), ReducedCache(config=tiny_model().config.text_config)
+    turns = [1, 7, 8, 9], [*[IMAGE] * PATCHES, 11, 12, 13]
+    model(**rows_of(turns[0]), past_key_values=cache, use_cache=True)
+    both = rows_of(turns[0] + turns[1])
+    later = rows_of(turns[1]) | {"attention_mask": both["attention_mask"], "pixel_values": pixels(1)}
+    if "none" in later_turns(name):
+        with pytest.raises(ValueError, match=f"{name} chose .* afresh"):
+            model(**later, past_key_values=cache, use_cache=True)
+        return
+    continued = model(**later, past_key_values=cache, use_cache=True).logits[0, -1]
+    torch.testing.assert_close(continued, model(**both, pixel_values=pixels(1)).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_prompt_aware_methods_are_those_that_refuse() -> None:
+    assert {name for name in REDUCERS if "none" in later_turns(name)} == {"trsm", "par"}
 
 
 @pytest.mark.parametrize("name", PAIRS)

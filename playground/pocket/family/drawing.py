@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
 from matplotlib.figure import Figure
 
-from playground.pocket.family.rows import OWN_RULE, REFERENCE, TEXT_ONLY
+from playground.pocket.family.rows import BUDGETS, OWN_RULE, REFERENCE, TEXT_ONLY
 
 MARKERS = "osv^D<>pP*XhdH8"
 
@@ -44,13 +44,15 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     for name, line in levels.items():
         axes.axhline(line["score"], color="black", lw=0.8)
         axes.axhspan(line["score"] - line["half"], line["score"] + line["half"], color="black", alpha=0.08, lw=0)
-        axes.text(axes.get_xlim()[0], line["score"], f" {name}", va="bottom", fontsize=8)
+        axes.text(0.01, line["score"], name, va="bottom", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_xscale("log", base=2)
+    axes.set_xticks(BUDGETS)
     axes.set(xlabel=f"equivalent tokens of {content['patches']}", ylabel="score, percent")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    made = f"{content['command']}, revision {content['revision']}, seeds {content['seeds']}"
+    seeds = ", ".join(f"{name} {seed}" for name, seed in content["seeds"].items())
+    made = f"{content['command']}; revision {content['revision']}; seeds: {seeds}"
     figure.supxlabel(made, fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(path, metadata={"Description": made})
