@@ -74,10 +74,16 @@ class LayerProbe:
 
         A rotation turns channel f of a head and channel f + half by one angle, the same in all heads, so that
         sum_i w_i (R_i W x_i)_f = (W sum_i w_i cos_if x_i)_f - (W sum_i w_i sin_if x_i)_(f + half): the sums come before
-        the projection.
+        the projection. Where fewer than D/H tokens weigh anything, they are projected themselves. Costs one host synchronisation.
         """
         half = self.attention_module.head_dim // 2
         share = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        weighing = share > 0
+        few = max(1, int(weighing.sum(dim=1).amax()))
+        if few < 2 * half:
+            rows = weighing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :few]
+            queries = self.queries(rows)  # [B, H, few, D/H]
+            return share.gather(1, rows).to(queries.dtype)[:, None, None] @ queries
         mixing = torch.cat([part[..., :half] for part in self.rotary], dim=-1) * share[..., None]  # [B, L, 2 half]
         mixed = mixing.transpose(1, 2).to(self.hidden.dtype) @ self.norm(self.hidden)  # [B, 2 half, D]
         projected = self._heads(self.attention_module.q_proj(mixed)).unflatten(2, (2, half))  # [B, H, 2, half, D/H]
