@@ -1,11 +1,12 @@
 """Time of a pruner's own work as a share of the decoder layer it stands before.
 
-    python -m llava_prumerge.efficiency.pruner [--methods NAME ...] [--models llava-1.5-7b pocket] [--batch 1]
+    python -m llava_prumerge.efficiency.pruner [--methods NAME ...] [--models llava-1.5-7b pocket] [--batch 1 64]
 
-Its own work is all that happens between two layers: scores, choice, compaction of everything on the sequence axis, and the new mask and
-rotary angles. The layer it is compared with has run on just the tokens that the pruner was given, in the same forward pass: the
-one before. Weights are random, in float32; of the 7B-shaped decoder as many layers as every method needs to act at its defaults. The prompt
-is an image and 64 tokens of text, and the cache is on. The last line is one JSON object.
+Its own work is all that happens between two layers: scores, choice, compaction of everything on the sequence axis, and the
+new mask and rotary angles. The layer it is compared with is the one before, which has run on just the tokens that the
+pruner was given, in the same forward pass. Times are CPU time, which other processes do not lengthen. Weights are
+random, in float32; of a large decoder as many layers as every method needs to act at its defaults. The prompt is an
+image and 64 tokens of text, and the cache is on. The last line is one JSON object.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -33,11 +34,18 @@ LAYERS = 4
 """The first depth at which every method can act by its defaults."""
 DEEP = 1_000_000_000  # parameters in the layers: a decoder with more is built with LAYERS of its layers alone
 TEXT_BEFORE, TEXT_AFTER = 40, 24
+SMALL_BATCH = 64
+"""As the pocket model is evaluated; one prompt alone would measure the calls of tensor operations, not their work."""
 TARGET_PERCENT = 10.0
 IMAGE_TOKEN = 15
 
 Times = dict[int, list[float]]
 """Layer -> seconds of each repeat."""
+
+
+def is_deep(shape: ModelShape) -> bool:
+    """Whether the whole decoder would be too much."""
+    return shape.language.layers * shape.language.layer_parameters > DEEP
 
 
 def build_model(shape: ModelShape) -> nn.Module:
@@ -47,7 +55,7 @@ def build_model(shape: ModelShape) -> nn.Module:
     import llava_prumerge  # noqa: F401  registers our classes with the Auto classes
 
     language, side = shape.language, shape.vision.side
-    depth = LAYERS if language.layers * language.layer_parameters > DEEP else language.layers
+    depth = LAYERS if is_deep(shape) else language.layers
     text = dict(model_type="llama", vocab_size=IMAGE_TOKEN + 1, hidden_size=language.hidden, num_hidden_layers=depth)
     text |= dict(num_attention_heads=language.heads, num_key_value_heads=language.kv_heads)
     text |= dict(intermediate_size=language.intermediate, head_dim=language.head_width)
@@ -167,18 +175,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help='names or blocks, such as dart "{name: fastv, layer: 1}"')
     parser.add_argument("--models", nargs="+", default=["llava-1.5-7b", "pocket"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="prompts at a time")
-    parser.add_argument("--repeats", type=int, default=9, help="timed forward passes")
+    parser.add_argument(
+        "--batch", nargs="+", type=int, help=f"prompts at a time (default 1, or {SMALL_BATCH} of a small model)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed forward passes (of a small model ten times as many)"
+    )
     given = parser.parse_args(arguments)
     rows = []
     print(f"float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms")
     for name in given.models:
         shape = model_shape(name)
         torch.manual_seed(0)
-        model = build_model(shape)
-        for batch in given.batch:
+        model, deep = build_model(shape), is_deep(shape)
+        for batch in given.batch or [1 if deep else SMALL_BATCH]:
             for block in blocks_of(given.methods):
-                repeats = given.repeats if shape.language.hidden > 1000 else 10 * given.repeats
+                repeats = given.repeats if deep else 10 * given.repeats
                 row = measure(model, shape, block, batch, repeats)
                 rows.append(row)
                 print(

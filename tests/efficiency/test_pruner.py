@@ -147,3 +147,9 @@ def test_the_command_ends_with_one_json_object(
     names = method_names(DecoderPruner)
     assert [(row["method"], row["batch"]) for row in result["rows"]] == [(n, b) for b in (1, 2) for n in names]
     assert result["worst_percent"] == max(row["share_percent"] for row in result["rows"])
+
+
+@pytest.mark.slow
+def test_share_of_a_7b_shaped_layer() -> None:
+    result = benchmark.main(["--models", "llava-1.5-7b", "--repeats", "1"])
+    assert result["worst_percent"] <= benchmark.TARGET_PERCENT
