@@ -10,10 +10,10 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce test test-zero lint bench clean
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 setup: $(READY)  ## build .venv with the tested versions (CPU torch where the index has one)
 
@@ -29,6 +29,9 @@ setup-gpu:  ## install into the current environment beside the torch that is the
 reproduce: $(READY)  ## pocket world: stage 1, stage 2, six benchmarks, the four tables
 	$(PY) playground/pocket/reproduce.py
 
+reproduce-methods: $(READY)  ## pocket world: every method at four budgets against the full model, into docs/results
+	$(PY) playground/pocket/reproduce_methods.py
+
 test: $(READY)  ## all tests but the long ones
 	$(PY) -m pytest
 
@@ -39,8 +42,9 @@ lint: $(READY)  ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench: $(READY)  ## cost of the reduction step as a share of the vision tower
+bench: $(READY)  ## cost of a reducer as a share of the vision tower, of a pruner as a share of a decoder layer
 	$(PY) -m llava_prumerge.efficiency.reducer
+	$(PY) -m llava_prumerge.efficiency.pruner
 
 clean:  ## remove generated data and runs, keep the environment
 	rm -rf runs playground/pocket/data playground/pocket/work

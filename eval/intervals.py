@@ -1,4 +1,4 @@
-"""95% intervals: Wilson's for accuracies, the normal one for sums of means, a seeded bootstrap for everything else."""
+"""95% intervals: Wilson's for accuracies, the normal one for sums and means of means, a seeded bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def normal(groups: Sequence[Sequence[float]], maximum: float) -> Interval:
     total = math.fsum(math.fsum(values) / len(values) for values in groups if values)
     half = Z * math.sqrt(math.fsum(variance_of_mean(values) for values in groups))
     return max(0.0, total - half), min(maximum, total + half)
+
+
+def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean over groups (tasks, each weighing the same) of their means, and half of its normal 95% interval.
+
+    Of differences between two models' marks on the same questions it is the paired difference.
+    """
+    mean = math.fsum(math.fsum(values) / len(values) for values in groups) / len(groups)
+    return mean, Z * math.sqrt(math.fsum(variance_of_mean(values) for values in groups)) / len(groups)
 
 
 def bootstrap(units: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, draws: int = 2000) -> Interval:

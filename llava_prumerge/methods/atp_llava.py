@@ -21,6 +21,7 @@ Ours, where the sources are silent or disagree (each with a field that changes i
 - Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before
   |N - N_target|, so that images may differ; the mean over layers is that over all decoder layers, as the paper counts
   its tokens (`average`).
+- N counts what inference would keep, with the gradient of the soft sum (`count`).
 - Gradients reach the thresholds, and not the language model by way of the scores (`through_scores`).
 """
 
@@ -92,8 +93,8 @@ class AtpLlava(DecoderPruner):
         lambda_atp: weight of sum over modules of N / P times their layer's number (0.05 and 0.01 are reported).
         lambda_target: weight of |mean N - N_target| (reported: 0.2).
         average: the mean of N is taken over all "layers" of the decoder or over the "modules".
-        count: N adds up "soft" masks, or "straight_through" counts what inference would keep and takes the soft sum's
-            gradient.
+        count: N adds up "soft" masks (the equation's letter), or "straight_through" counts what inference would keep
+            and takes the soft sum's gradient: steered by soft sums, inference keeps another number than the target.
         through_scores: gradients also reach the language model by way of the scores.
     """
 
@@ -113,7 +114,7 @@ class AtpLlava(DecoderPruner):
         lambda_atp: float = 0.05,
         lambda_target: float = 0.2,
         average: str = "layers",
-        count: str = "soft",
+        count: str = "straight_through",
         through_scores: bool = False,
     ) -> None:
         if layers is None:
@@ -237,12 +238,13 @@ class AtpLlava(DecoderPruner):
 
     def spatial_scores(self, origin: Tensor) -> Tensor:
         """Eq. 5: of the sparsest sampling that has the patch. [B, L] raster indices -> [B, L]"""
-        row, column = origin // self.side, origin % self.side
-        scores = torch.full(origin.shape, self.outside, device=origin.device)
+        place = torch.arange(self.patches, device=origin.device)
+        row, column = place // self.side, place % self.side
+        scores = torch.full((self.patches + 1,), self.outside, device=origin.device)  # the last for no patch
         for stride in self.strides:
-            sampled = (origin >= 0) & (row % stride == 0) & (column % stride == 0)
-            scores = torch.where(sampled, 1 - self.lambda_sample / stride**2, scores)
-        return scores
+            sampled = (row % stride == 0) & (column % stride == 0)
+            scores[:-1].masked_fill_(sampled, 1 - self.lambda_sample / stride**2)
+        return scores[origin]
 
     def _by_place(self, origin: Tensor, *scores: Tensor) -> Tensor:
         """Scores side by side in raster order, the mean where several tokens have one place. [B, L] each -> [B, 2P]"""

@@ -110,10 +110,15 @@ class VisionReducer(nn.Module):
         iqr_factor: Tukey's factor of the outlier rule that counts.
         per_head: score by the mean over attention heads instead of one head of the whole width (the released PruMerge).
         positions: "contiguous" numbers what is kept as LLaVA does; "original" leaves each token the position of its patch.
+
+    Attributes:
+        later_turns: see `DecoderPruner`; "none" where the choice depends on the prompt, "images" where each image's
+            depends on that image alone.
     """
 
     site: ClassVar[str] = "tower"
     name: ClassVar[str] = ""
+    later_turns: ClassVar[str] = "images"
 
     def __init__(
         self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"

@@ -69,7 +69,7 @@ class Dart(DecoderPruner):
         counts = self.allotment.counts(layer, layout, always=self.training)
         if counts is None:
             return None
-        norms = tokens.keys(layer - 1).float().norm(p=self.norm, dim=-1).norm(p=self.norm, dim=1)  # [B, L]
+        norms = self._norms(tokens.keys(layer - 1))  # [B, L]
         first = (
             top_mask(norms.masked_fill(~layout.is_image, -torch.inf), counts.clamp(max=self.pivots)) & layout.is_image
         )
@@ -84,6 +84,12 @@ class Dart(DecoderPruner):
             unlike = (-likeness[:, pivot]).masked_fill(taken | ~layout.is_image, -torch.inf)
             taken = taken | (top_mask(unlike, share) & layout.is_image)
         return self.allotment.best(layout, torch.where(norms.isfinite(), taken.float(), norms), counts)
+
+    def _norms(self, keys: Tensor) -> Tensor:
+        """Norm of each token's keys, all heads together. [B, H, L, D/H] -> [B, L]"""
+        if self.norm == 1:  # a plain sum is five times as fast as torch's norm
+            return keys.float().abs().sum(dim=-1).sum(dim=1)
+        return keys.float().norm(p=self.norm, dim=-1).norm(p=self.norm, dim=1)
 
     def _likeness(self, tokens: DecoderTokens, norms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine of every token to each pivot, and which pivots there are: image first, by falling norm.

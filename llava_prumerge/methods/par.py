@@ -58,6 +58,7 @@ class PAR(ShareReducer):
     """
 
     site = "projected"
+    later_turns = "none"
 
     def __init__(
         self,

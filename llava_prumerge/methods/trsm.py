@@ -39,6 +39,7 @@ class TRSM(ShareReducer):
     """
 
     site = "projected"
+    later_turns = "none"
 
     def __init__(
         self,

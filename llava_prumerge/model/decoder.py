@@ -36,7 +36,7 @@ class ReducedCache(DynamicCache):
         stretches: first layer of a stretch -> its key mask [B, keys so far].
         next_position: [B] rotary position of the next token.
         seen: tokens passed in so far.
-        pruned: a pruner has dropped some of them.
+        reduced, pruned: a reducer has acted on images of these tokens, a pruner has dropped some of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class ReducedCache(DynamicCache):
         self.stretches: dict[int, Tensor] = {}
         self.next_position: Tensor | None = None
         self.seen = 0
-        self.pruned = False
+        self.reduced = self.pruned = False
         self._earlier: dict[int, Tensor] = {}
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
@@ -93,7 +93,23 @@ class ReducedCache(DynamicCache):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.stretches, self._earlier, self.next_position, self.seen, self.pruned = {}, {}, None, 0, False
+        self.stretches, self._earlier, self.next_position, self.seen = {}, {}, None, 0
+        self.reduced = self.pruned = False
+
+    def check_turn(self, method: VisionReducer | DecoderPruner, acted: bool, images: bool) -> None:
+        """Refuse a later turn where a fresh run of all turns would keep other tokens.
+
+        Args:
+            method: says in `later_turns` what it can go on with.
+            acted: it has chosen among the tokens of earlier turns.
+            images: the new turn brings some.
+        """
+        turns = method.later_turns
+        if self.stretches and ((turns == "none" and (acted or images)) or (turns == "text" and acted and images)):
+            raise ValueError(
+                f"{method.name} chose the visual tokens of the earlier turns by what it was asked then, and "
+                "would choose others for all turns together: run all of them afresh, without past_key_values"
+            )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Not defined once layers hold different tokens."""
@@ -179,13 +195,8 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
         if self.pruner is None or hidden.shape[1] == 1:
             return ()
         images = bool(layout.is_image.any())
-        if cache is not None and cache.stretches:
-            turns, pruned = self.pruner.later_turns, getattr(cache, "pruned", False)
-            if (turns == "none" and (pruned or images)) or (turns == "text" and pruned and images):
-                raise ValueError(
-                    f"{self.pruner.name} chose the visual tokens of the earlier turns by what it was asked then, and "
-                    "would choose others for all turns together: run all of them afresh, without past_key_values"
-                )
+        if cache is not None:
+            cache.check_turn(self.pruner, cache.pruned, images)
         return self.pruner.layers if images or self.training else ()
 
     def _tokens(

@@ -160,6 +160,9 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; this model needs a ReducedCache")
         layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
         given, images = layout, None
+        if past_key_values is not None and self.reducer is not None and given.key_mask.shape[1] > 1:
+            past_key_values.check_turn(self.reducer, past_key_values.reduced, pixel_values is not None)
+            past_key_values.reduced |= pixel_values is not None
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")

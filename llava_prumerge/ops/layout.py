@@ -68,10 +68,9 @@ class TokenLayout:
             key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
             images=self.images,
         )
-        moved = [
-            state.gather(1, index.view(*index.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:]))
-            for state in states
-        ]
+        first = torch.arange(len(index), device=index.device)[:, None] * keep.shape[1]
+        rows = (first + index).flatten()  # whole rows at once: many times as fast as gathering value by value
+        moved = [state.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape) for state in states]
         return layout, *moved
 
     def gate(self, weight: Tensor) -> TokenLayout:

@@ -126,7 +126,7 @@ def test_losses_are_the_equations() -> None:
     """Eq. 12-14 by hand: masks multiply, N is per image and averaged over the batch."""
     tokens = make_tokens((16, 9), after=(3, 5))
     tokens = with_layout(tokens, images=torch.tensor([1, 1]))
-    settings = {"layers": [2, 5], "target": 7, "lambda_atp": 0.03, "lambda_target": 0.5}
+    settings = {"layers": [2, 5], "target": 7, "lambda_atp": 0.03, "lambda_target": 0.5, "count": "soft"}
     pruner = build("atp_llava", shape_of(patches=16), **settings).train()
     assert pruner.loss() is None, "nothing was seen yet"
     first = pruner(2, tokens)

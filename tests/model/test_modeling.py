@@ -237,6 +237,9 @@ def test_a_pruner_sees_the_layers_own_queries_and_keys(cached: bool) -> None:
                 :, None, None, None
             ]
             torch.testing.assert_close(tokens.mean_query(at, weight), mean, atol=1e-5, rtol=1e-4)
+            last = torch.zeros_like(weight).scatter(1, tokens.layout.last_index()[:, None], 0.5)  # one row, not all
+            alone = queries.gather(2, tokens.layout.last_index()[:, None, None, None].expand(-1, 4, -1, 8))
+            torch.testing.assert_close(tokens.mean_query(at, last), alone, atol=1e-5, rtol=1e-4)
             assert queries.shape == tokens.keys(at).shape
             seen[at] = tokens.keys(at)
         with pytest.raises(ValueError, match="layers 1 and 2, not about 0"):

@@ -73,7 +73,7 @@ def pictures(world, model, processor) -> dict[str, torch.Tensor]:
 def test_training_steers_the_mean_count_to_the_target(world, tmp_path, target, stage) -> None:
     """What inference keeps, averaged over images and layers, is near N_target, and differs from image to image."""
     run = tmp_path / "run"
-    block = {"decoder": {**BLOCK, "target": target, "count": "straight_through"}}
+    block = {"decoder": {**BLOCK, "target": target}}
     recipe = world.recipe(stage, run, reduction=block, method_lr=0.01, max_steps=60, save_steps=60, scheduler="cosine")
     assert main(recipe) == 0
     logged = [line["equivalent_tokens"] for line in metrics(run) if "equivalent_tokens" in line]

@@ -1,0 +1,171 @@
+"""The whole family in the pocket world: every method at four budgets against the full model, on one table per budget.
+
+    python playground/pocket/reproduce_methods.py [--list] [--only WORD] [--lanes N] [--scale S] [--trial]
+
+Begins with the steps of reproduce.py that it needs, where those have not run. Then PruMerge+ and ATP-LLaVA are trained by
+scripts/finetune_lora.sh, G-Search and P-Sigmoid are calibrated, every row is evaluated and timed, and docs/results/methods.md, .json and
+.png are written. Every step can be interrupted and goes on where it stopped; finished steps are skipped. --scale is the size of the
+benchmarks (1: that of reproduce.py's); each size has results of its own. --trial runs the chain on a few questions with
+a few training steps, in runs/trial, to see that it works.
+"""
+
+# ruff: noqa: T201  (an entry point talks to people)
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
+
+from playground.pocket import reproduce  # noqa: E402
+from playground.pocket.family.places import FOLDERS, Places  # noqa: E402
+from playground.pocket.family.rows import PLUS, TRAINED, tables  # noqa: E402
+from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
+
+DOCS = Path("docs/results")
+SCALE, TRIAL_SCALE = 0.3, 0.02
+BASE = ("data", "pretrain none", "finetune_lora none", "finetune_lora prumerge_plus")
+"""The steps of `make reproduce` whose outcome is used."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run at which size.
+
+    Attributes:
+        scale: of the benchmarks.
+        trial: few training steps, trials of a search and repeats, in a folder of their own.
+    """
+
+    scale: float
+    trial: bool
+
+    @property
+    def places(self) -> Places:
+        """The folders."""
+        runs = Path("runs/trial") if self.trial else Path("runs")
+        return Places(runs, runs / "pocket" / f"methods-{self.scale:g}")
+
+    @property
+    def out(self) -> Path:
+        """Where the report goes: only the whole at its own size is a result to keep with the repository."""
+        return DOCS if self.scale == SCALE and not self.trial else self.places.root / "report"
+
+    def trainings(self) -> list[Step]:
+        """Of reproduce.py, and of the methods that have to learn."""
+        base = [step for step in reproduce.steps() if step.name in BASE]
+        after = "pretrain none"
+        own = []
+        for budget in TRAINED:
+            target = (f"reduction.decoder.target={budget}",)
+            own.append(
+                self.training(f"atp_{budget}", reproduce.train("finetune_lora", "atp_llava", 560, after, *target))
+            )
+        plus = [f"reduction.vision.{key}={value}" for key, value in {"budget": TRAINED[1], **PLUS}.items()]
+        step = reproduce.train("finetune_lora", "prumerge_plus", 340, after, *plus)
+        own.append(self.training(f"prumerge_plus_{TRAINED[1]}", step))
+        return [self.sized(step) for step in base] + [self.sized(step) for step in own]
+
+    def training(self, key: str, step: Step) -> Step:
+        """A training under its own name, into its own folder."""
+        folder = self.places.runs / FOLDERS[key]
+        return replace(step, name=f"finetune_lora {key}", command=(*step.command, f"output_dir={folder}"))
+
+    def sized(self, step: Step) -> Step:
+        """A training as short as a trial has it, between the trial's folders."""
+        if not self.trial or step.command[0] != "bash":
+            return step
+        runs, words = self.places.runs, [*step.command, "max_steps=4", "save_steps=4"]
+        stage, method = step.name.split()
+        if not any(word.startswith("output_dir=") for word in words):
+            words.append(f"output_dir={runs}/pocket-{'pretrain' if stage == 'pretrain' else 'lora'}-{method}")
+        if stage != "pretrain":
+            words.append(f"projector={runs}/pocket-pretrain-none/mm_projector.safetensors")
+        return replace(step, command=tuple(words), seconds=20)
+
+    def steps(self, command: str) -> list[Step]:
+        """All that follows the trainings.
+
+        Args:
+            command: that made the report, for its first lines.
+        """
+        options = tuple(self.places.options())
+        ask = (*self.module("questions"), *options, f"--scale={self.scale:g}")
+        rows = [
+            Step(
+                f"evaluate {table or 'references'}", (*self.module("evaluate"), *options, "--table", str(table)), guess
+            )
+            for table, guess in zip(tables(), (60, 900, 800, 550, 500, 300), strict=True)
+        ]
+        searches = self.searches()
+        rows = [replace(row, after=tuple(step.name for step in searches)) for row in rows]
+        few = ("--questions=16", "--repeats=1") if self.trial else ()
+        timing = Step("prefill times", (*self.module("prefill"), *options, *few), 300)
+        timing = replace(timing, after=tuple(row.name for row in rows))  # alone, for times that can be compared
+        report = (*self.module("report"), *options, f"--out={self.out}", f"--command={command}")
+        return [Step("questions", ask, 20), *searches, *rows, timing, Step("report", report, 10, after=(timing.name,))]
+
+    def searches(self) -> list[Step]:
+        """G-Search once, P-Sigmoid for each budget that a pruner alone can meet."""
+        places = self.places
+        shared = ("--model", str(places.model("full")), "--questions", str(places.calibration))
+        shared += ("--images", "playground/pocket/data/images", "--batch-size=32")
+        shared += ("--samples=8",) if self.trial else ()
+        search = (sys.executable, "-m")
+        trials = "--trials=2" if self.trial else "--trials=40"
+        found = [
+            Step(
+                f"p_sigmoid {budget}",
+                (*search, "llava_prumerge.search.p_sigmoid", *shared, f"--budget={budget}", trials)
+                + (f"--out={places.found}/p_sigmoid_{budget}.yaml",),
+                120,
+                after=("questions",),
+            )
+            for budget in TRAINED
+        ]
+        g_search = (*search, "llava_prumerge.search.g_search", *shared, f"--out={places.found}/g_search.yaml")
+        return [Step("g_search", g_search, 120, after=("questions",)), *found]
+
+    @staticmethod
+    def module(name: str) -> tuple[str, ...]:
+        """A part of this comparison, as a command."""
+        return (sys.executable, "-m", f"playground.pocket.family.{name}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="show the steps and stop")
+    parser.add_argument("--only", default="", help="run the steps whose name contains this word")
+    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, which share the cores")
+    parser.add_argument("--scale", type=float, help=f"size of the benchmarks (default {SCALE:g})")
+    parser.add_argument("--trial", action="store_true", help="tiny, in runs/trial")
+    given = parser.parse_args()
+    if given.scale is not None and not given.scale > 0:
+        parser.error(f"--scale {given.scale:g} is not above 0")
+    os.chdir(ROOT)
+    scale = given.scale or (TRIAL_SCALE if given.trial else SCALE)
+    plan = Plan(scale, given.trial)
+    command = " ".join(["python", "playground/pocket/reproduce_methods.py", *sys.argv[1:]])
+    state = plan.places.runs / "pocket" / "steps.json" if plan.trial else reproduce.STATE
+    parts = [(plan.trainings(), state), (plan.steps(command), plan.places.root / "steps.json")]
+    parts = [([step for step in steps if given.only in step.name], state) for steps, state in parts]
+    if given.list:
+        print("\n".join(f"{step.name:34} {step.line}" for steps, _ in parts for step in steps))
+        return
+    begun = time.monotonic()
+    for steps, state in parts:
+        lanes = Lanes(steps, state, plan.places.root / "logs", ROOT, given.lanes, reproduce.CPU_MANNERS)
+        lanes.state.pop("report", None)  # cheap, and the one step that reads what others may have changed
+        lanes.run()
+    print(f"\nall steps done, {minutes(time.monotonic() - begun)} in this run; the tables are in {plan.out}/")
+
+
+if __name__ == "__main__":
+    main()
