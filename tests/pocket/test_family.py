@@ -269,5 +269,5 @@ def test_plan_is_whole_and_in_order(trial: bool) -> None:
 def test_text_only_and_settings_are_told() -> None:
     rows = {row.label: row for row in all_rows(NOWHERE)}
     assert rows[TEXT_ONLY].images == "off" and rows[REFERENCE].block == {}
-    assert rows["PruMerge+ with FastV, K = 1 36"].settings == "share 0.4, budget 56; layer 1"
+    assert rows["PruMerge+ with FastV, K = 1 36"].settings == "share 0.4, neighbours 8, budget 56; layer 1"
     assert yaml.safe_load(yaml.safe_dump(dict(rows["grid 36"].block))) == {"vision": {"name": "grid", "budget": 36}}

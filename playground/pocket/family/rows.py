@@ -23,7 +23,9 @@ SEEDS = (0, 1, 2)
 SHAPE = "pocket"
 WITHIN = 0.5
 """A budget is met where whole tokens allow for no better: half a token."""
-PLUS = {"share": 0.4}
+MERGE = {"neighbours": 8}
+"""As in `make reproduce`: the share of 144 patches that the released 32 are of 576."""
+PLUS = {"share": 0.4, **MERGE}
 """PruMerge+ as `make reproduce` trains it: 40% of its tokens by attention, the rest an even sample."""
 PRUMERGE, PRUMERGE_PLUS, G_SEARCH, P_SIGMOID, ATP = "PruMerge", "PruMerge+", "G-Search", "P-Sigmoid", "ATP-LLaVA"
 REFERENCE, TEXT_ONLY, OWN_RULE = "full tokens", "text only", "own rule"
@@ -42,7 +44,8 @@ VISION: dict[str, dict[str, Any]] = {
     "VisionZip": {"name": "visionzip"},
     "ToMe": {"name": "tome"},
     "DivPrune": {"name": "divprune"},
-    PRUMERGE: {"name": "prumerge"},
+    PRUMERGE: {"name": "prumerge", **MERGE},
+    f"{PRUMERGE}, k = 32": {"name": "prumerge"},  # the release's number, whatever the grid
     PRUMERGE_PLUS: {"name": "prumerge_plus", **PLUS},
     "TRSM": {"name": "trsm"},
     "PAR": {"name": "par"},
