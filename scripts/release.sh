@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=python
 [[ -x .venv/bin/python ]] && python=.venv/bin/python
+export HF_HUB_DISABLE_TELEMETRY="${HF_HUB_DISABLE_TELEMETRY:-1}"
 exec "$python" -m llava_prumerge.hub "$@"

@@ -21,6 +21,8 @@ from llava_prumerge.hub.export import check_out, export, stored_dtype
 from llava_prumerge.hub.source import BASE_KEYS, ReleaseError, Source, find_source
 from llava_prumerge.hub.upload import check_login, upload
 
+logger = logging.getLogger("llava_prumerge.hub")
+
 RELEASES = Path("runs/release")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -115,7 +117,7 @@ def release(given: argparse.Namespace) -> str:
         check_login()
     card = write_card(source, given)
     numbers = ", ".join(item.result["task"] for item in card.evaluations) or "none"
-    logging.getLogger("llava_prumerge.hub").info("evaluation results in the card: %s", numbers)
+    logger.info("evaluation results in the card: %s", numbers)
     export(source, card, out)
     seen = check_release(source, out, given.image, given.question)
     print(
@@ -129,7 +131,8 @@ def release(given: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. -> exit status: 0 done, 2 what was asked for cannot be released"""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)  # ours; the HTTP client's lines are of no interest here
     try:
         print(release(parse(arguments)))
     except ReleaseError as error:

@@ -59,7 +59,7 @@ def explain(error: BaseException) -> str:
     while error.__cause__ is not None and getattr(error, "response", None) is None:
         error = error.__cause__
     response = getattr(error, "response", None)
-    words = " ".join(str(getattr(error, "server_message", None) or error).split())
+    words = " ".join(str(getattr(error, "server_message", None) or error).split()).rstrip(".")
     if response is None:
         return f"{type(error).__name__}: {words[:300]}"
     advice = {401: " (is the token valid?)", 403: " (may the token write there?)"}.get(response.status_code, "")
