@@ -55,8 +55,8 @@ def upload(folder: Path, repository: str, private: bool) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """The reason in one line: the Hub's status and words, or those of the innermost error."""
-    while error.__cause__ is not None and getattr(error, "response", None) is None:
+    """The reason in one line: the Hub's status and words, or the error's own."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # wrapped once per file that is sent
         error = error.__cause__
     response = getattr(error, "response", None)
     words = " ".join(str(getattr(error, "server_message", None) or error).split()).rstrip(".")
