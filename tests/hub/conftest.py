@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -119,6 +120,14 @@ def write_result() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> dict[str, str]:
+    """An environment without anything of the real user's Hub account, and on the network."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return clean | quiet | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
