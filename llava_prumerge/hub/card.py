@@ -190,7 +190,8 @@ class Card:
         commands = dict.fromkeys(
             show_command(item.result["command"]) for item in self.evaluations if "command" in item.result
         )
-        notes = ["Greedy answers, scored by `llava_prumerge`'s `eval`."]
+        dtypes = ", ".join(sorted({str(item.result["generation"].get("dtype")) for item in self.evaluations}))
+        notes = [f"Greedy answers, weights in {dtypes}, scored by `llava_prumerge`'s `eval`."]
         if any(item.official is None for item in self.evaluations):
             notes.append("Rows that are not of the official set cannot be compared with published numbers.")
         block = "\n\n```bash\n" + "\n".join(commands) + "\n```" if commands else ""

@@ -40,9 +40,9 @@ def check_release(source: Source, folder: Path, image: Path | None, question: st
     Raises:
         ReleaseError: it does not load, or does not answer.
     """
-    environment = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("TOKEN")}
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]  # the code that wrote it, wherever we are
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         place = with_local_base(source, folder, Path(scratch)) if (folder / BASE_FILE).is_file() else folder
         command = [sys.executable, "-m", "llava_prumerge.hub.check", str(place.resolve()), "--question", question]

@@ -14,6 +14,7 @@ from eval.records import EvaluationError
 from eval.results import read_results
 from llava_prumerge.hub.source import ReleaseError, Source
 
+RESULT_FIELDS = ("row", "title", "value", "questions", "reduction", "generation")
 RESULTS = Path("runs/results")  # where scripts/eval/*.sh write to
 
 
@@ -107,7 +108,8 @@ def find_evaluations(source: Source, folders: Sequence[Path] | None) -> list[Eva
 
 def is_about(source: Source, result: dict[str, Any]) -> bool:
     """Whether a result claims to be of this checkpoint, by its folder or by its content."""
-    same_content = result.get("generation", {}).get("model") in source.fingerprints.values()
+    generation = result.get("generation")
+    same_content = isinstance(generation, dict) and generation.get("model") in source.fingerprints.values()
     places = {Path(folder).resolve() for folder in source.fingerprints}
     return same_content or Path(str(result.get("model"))).resolve() in places
 
@@ -115,8 +117,10 @@ def is_about(source: Source, result: dict[str, Any]) -> bool:
 def check_result(source: Source, path: Path, result: dict[str, Any]) -> None:
     """Refuse a result that is not of this checkpoint, its own method, with images."""
     generation = result.get("generation")
-    if not isinstance(generation, dict) or "reduction" not in result:
-        raise ReleaseError(f"{path} does not say what made it; evaluate again, or leave it out with --results")
+    lacks = [name for name in RESULT_FIELDS if name not in result]
+    if lacks or not isinstance(generation, dict) or not isinstance(result["row"], dict):
+        told = f"lacks {', '.join(lacks)}" if lacks else "does not say what made it"
+        raise ReleaseError(f"{path} {told}; evaluate again, or leave it out with --results")
     if generation.get("model") not in source.fingerprints.values():
         raise ReleaseError(
             f"{path} is of another revision: it was measured on {result.get('model')} with fingerprint "

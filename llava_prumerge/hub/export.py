@@ -28,7 +28,7 @@ from llava_prumerge.hub.source import (
 
 logger = logging.getLogger("llava_prumerge.hub")
 
-MANIFEST, CARD, METHOD_FILE = "release.json", "README.md", "method.yaml"
+MANIFEST, CARD, BLOCK_FILE = "release.json", "README.md", "method.yaml"
 # What transformers writes beside weights. A name that is not here (optimizer states, logs) is never released.
 PROCESSOR_FILES = (
     *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"),
@@ -64,7 +64,7 @@ def export(source: Source, card: Card, out: Path) -> None:
             copy_files(source, unfinished)
         if source.form == PARTS:
             write_hub_base(source, unfinished)
-        (unfinished / METHOD_FILE).write_text(yaml.safe_dump(source.reduction, sort_keys=False), "utf-8")
+        (unfinished / BLOCK_FILE).write_text(yaml.safe_dump(source.reduction, sort_keys=False), "utf-8")
         (unfinished / CARD).write_text(text, "utf-8")
         check_files(source, unfinished)
         manifest = {**made_from, "files": describe_files(unfinished)}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from llava_prumerge.hub.export import MANIFEST
-from llava_prumerge.hub.source import ReleaseError
+from llava_prumerge.hub.export import MANIFEST, MODEL_FILES, PROCESSOR_FILES
+from llava_prumerge.hub.source import BASE_FILE, ReleaseError
 
 logger = logging.getLogger("llava_prumerge.hub")
 
-# Files of an earlier release that would be read instead of, or beside, those of this one.
-REPLACED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".bin")
+# What a release can hold: of an earlier one they would be read instead of, or beside, the files of this one.
+RELEASE_FILES = (*MODEL_FILES, *PROCESSOR_FILES, BASE_FILE)
 
 
 def check_login() -> None:
@@ -40,7 +40,9 @@ def upload(folder: Path, repository: str, private: bool) -> str:
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
         there = [name for name in api.list_repo_files(repository) if "/" not in name]
-        stale = [name for name in there if name.endswith(REPLACED_SUFFIXES) and name not in names]
+        stale = [
+            name for name in there if name not in names and (name in RELEASE_FILES or name.endswith(".safetensors"))
+        ]
         operations = [CommitOperationAdd(name, folder / name) for name in names]
         operations += [CommitOperationDelete(name) for name in stale]
         if stale:

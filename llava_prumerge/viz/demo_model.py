@@ -117,7 +117,9 @@ class DemoModel:
             trace.pruned[layer] = layout.origin[stays].tolist()
 
         hooks = [
-            module.register_forward_hook(hook) for module, hook in ((reducer, saw_images), (pruner, pruned)) if module
+            module.register_forward_hook(hook)
+            for module, hook in ((reducer, saw_images), (pruner, pruned))
+            if module is not None
         ]
         inner.reducer, inner.language_model.pruner = methods
         try:

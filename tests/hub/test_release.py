@@ -248,6 +248,7 @@ RESULT_FAULTS = {
     "row": ({"row__method": "prumerge"}, "is of another method"),
     "no images": ({"row__images": "off"}, "asked without their images"),
     "no maker": ({"generation": None}, "does not say what made it"),
+    "no row": ({"row": "pope"}, "does not say what made it"),
     "other answers": ({"generation__dtype": "float16"}, "are of different runs"),
 }
 

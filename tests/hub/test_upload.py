@@ -60,11 +60,12 @@ def test_everything_arrives_in_one_commit_and_replaces_what_it_must(
         "adapter_config.json": b"{}",
         "model-00001-of-00002.safetensors": b"x",
         "photo.png": b"p",
+        "mine.json": b"{}",
     }
     (folder / "config.json").write_text('{"a": 1}')
     hub.requests.clear()
     assert run_upload(folder, hub, user).returncode == 0
-    assert set(hub.repositories["me/pocket"]) == {".gitattributes", "photo.png", *contents(folder)}
+    assert set(hub.repositories["me/pocket"]) == {".gitattributes", "photo.png", "mine.json", *contents(folder)}
     assert hub.repositories["me/pocket"]["config.json"] == b'{"a": 1}'
     assert "PUT store" not in hub.requests, "what lies there already is not sent again"
     download = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download('me/pocket'))"
