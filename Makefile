@@ -42,8 +42,9 @@ lint: $(READY)  ## ruff: rules and format
 bench: $(READY)  ## cost of the reduction step as a share of the vision tower
 	$(PY) -m llava_prumerge.efficiency.reducer
 
-demo: MODEL ?= runs/pocket-lora-prumerge_plus
+demo: MODEL ?= $(wildcard runs/pocket-lora-prumerge_plus)
 demo: $(READY)  ## a page on this machine: ask a model about an image, see what a method keeps (MODEL=folder)
+	@[[ -n "$(MODEL)" ]] || { echo "make demo MODEL=FOLDER: a run or a checkpoint; make reproduce trains one" >&2; exit 2; }
 	$(PY) -m llava_prumerge.viz.demo $(MODEL)
 
 clean:  ## remove generated data and runs, keep the environment
