@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench clean
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -45,6 +45,11 @@ lint: $(READY)  ## ruff: rules and format
 bench: $(READY)  ## cost of a reducer as a share of the vision tower, of a pruner as a share of a decoder layer
 	$(PY) -m llava_prumerge.efficiency.reducer
 	$(PY) -m llava_prumerge.efficiency.pruner
+
+demo: MODEL ?= $(wildcard runs/pocket-lora-prumerge_plus)
+demo: $(READY)  ## a page on this machine: ask a model about an image, see what a method keeps (MODEL=folder)
+	@[[ -n "$(MODEL)" ]] || { echo "make demo MODEL=FOLDER: a run or a checkpoint; make reproduce trains one" >&2; exit 2; }
+	$(PY) -m llava_prumerge.viz.demo $(MODEL)
 
 clean:  ## remove generated data and runs, keep the environment
 	rm -rf runs playground/pocket/data playground/pocket/work

@@ -43,14 +43,16 @@ def fingerprint(model: str) -> str:
 
 
 def base_folders(folder: Path) -> list[str]:
-    """The folders that an adapter's base.json names."""
+    """The folders that an adapter's base.json names; each entry holds a path and the same path seen from the adapter."""
     path = folder / "base.json"
     if not path.is_file():
         return []
-    content = json.loads(path.read_text("utf-8"))
-    return [
-        value for value in content.values() if isinstance(value, str) and Path(value).is_dir() and Path(value) != folder
-    ]
+    found = []
+    for entry in json.loads(path.read_text("utf-8")).values():
+        if isinstance(entry, dict) and "path" in entry:
+            places = (folder / entry.get("from_here", entry["path"]), Path(entry["path"]))
+            found += [str(place) for place in places if place.is_dir() and place != folder][:1]
+    return found
 
 
 def sample_blocks(path: Path) -> bytes:

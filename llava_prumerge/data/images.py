@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
@@ -55,24 +55,35 @@ def load_image(
     Raises:
         ImageError: naming the path and what is wrong.
     """
-    path = contained_path(root, relative, trusted)
+    return decode_image(contained_path(root, relative, trusted), repr(relative), max_pixels)
+
+
+def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image to RGB under the limits of `load_image`, from a file whose path was checked, or from memory.
+
+    Args:
+        source: the file, by path or opened.
+        name: what errors call it.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        ImageError: naming the image and what is wrong.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(
-                    f"too large: {relative!r} is {image.width} x {image.height}, limit {max_pixels} pixels"
-                )
+                raise ImageError(f"too large: {name} is {image.width} x {image.height}, limit {max_pixels} pixels")
             if image.mode.startswith(("I", "F")):  # Pillow's conversion would clip nearly all of it to white
-                raise ImageError(f"unsupported depth: {relative!r} has more than 8 bits per channel ({image.mode})")
+                raise ImageError(f"unsupported depth: {name} has more than 8 bits per channel ({image.mode})")
             return image.convert("RGB")
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: {relative!r}: {error}") from error
+        raise ImageError(f"too large: {name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"not an image: {relative!r} is none of {', '.join(FORMATS)}") from error
+        raise ImageError(f"not an image: {name} is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders let out whatever a broken file makes them meet
-        raise ImageError(f"broken: {relative!r} cannot be decoded ({type(error).__name__}: {error})") from error
+        raise ImageError(f"broken: {name} cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def contained_path(root: str | os.PathLike[str], relative: str, trusted: Sequence[str | os.PathLike[str]] = ()) -> Path:

@@ -119,6 +119,22 @@ def save_adapter(
     write_base(base, folder)
 
 
+def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | None, processor: LlavaProcessor) -> None:
+    """Write a whole model so that AutoModelForImageTextToText and `load_model` read it.
+
+    Args:
+        state: the weights where the model's own are shards.
+    """
+    config = model.config
+    try:
+        model.config = inference_config(model)
+        # Keys as the modules are named, whatever a loading path or ZeRO stage has made of the model's renaming rules.
+        model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    finally:
+        model.config = config
+    processor.save_pretrained(folder)
+
+
 def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLlavaConfig:
     """The configuration as it should be stored: training switches the key-value cache off, users want it on."""
     config = copy.deepcopy(model.config)
@@ -137,7 +153,7 @@ def write_base(base: Base, folder: Path) -> None:
 
 
 def read_base(folder: str | Path) -> Base:
-    """Read base.json and find the folders it names.
+    """Read base.json and find the folders it names; a released one names repositories on the Hub instead.
 
     Raises:
         LoadingError: the file or a folder it names is missing.
@@ -150,6 +166,9 @@ def read_base(folder: str | Path) -> Base:
     for key in ("model", "language_model", "vision_tower"):
         entry = values.get(key)
         if entry is None:
+            continue
+        if "hub" in entry:  # a released folder: its base is a name on the Hub
+            values[key] = entry["hub"]
             continue
         places = (folder / entry["from_here"], Path(entry["path"]))
         found = next((place for place in places if place.is_dir()), None)

@@ -18,13 +18,13 @@ from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.methods.base import ReductionError
-from llava_prumerge.model.adapters import load_adapter
+from llava_prumerge.model.adapters import load_adapter, save_complete
 from llava_prumerge.model.loading import LoadingError
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.settings import start_process_group, training_arguments
-from llava_prumerge.train.stages import load_start, prepare_stage, save_complete, start_base, weights_dtype
+from llava_prumerge.train.stages import load_start, prepare_stage, start_base, weights_dtype
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:

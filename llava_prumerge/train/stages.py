@@ -14,7 +14,6 @@ from llava_prumerge.model.adapters import (
     METHOD_PREFIXES,
     PROJECTOR_PREFIX,
     Base,
-    inference_config,
     load_method,
     plain_model,
     plain_name,
@@ -145,22 +144,6 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         missing = [key for key in result.missing_keys if "lora_" in key]
         if missing or result.unexpected_keys:
             raise ValueError(f"{folder / ADAPTER_FILE}: missing {missing}, unexpected {result.unexpected_keys}")
-
-
-def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | None, processor: LlavaProcessor) -> None:
-    """Write a whole model so that AutoModelForImageTextToText and `load_model` read it.
-
-    Args:
-        state: the weights where the model's own are shards.
-    """
-    config = model.config
-    try:
-        model.config = inference_config(model)
-        # Keys as the modules are named, whatever a loading path or ZeRO stage has made of the model's renaming rules.
-        model.save_pretrained(folder, state_dict=state, save_original_format=False)
-    finally:
-        model.config = config
-    processor.save_pretrained(folder)
 
 
 def count_parameters(parameters: list[Tensor]) -> int:

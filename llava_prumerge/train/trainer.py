@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from llava_prumerge.data.sampler import GroupedSampler
-from llava_prumerge.model.adapters import Base, plain_model, save_adapter
+from llava_prumerge.model.adapters import Base, plain_model, save_adapter, save_complete
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.quarantine import QuarantineLedger
-from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, save_complete, set_modes
+from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, set_modes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,24 @@ OUTLINE = (214, 39, 40)
 
 def paint_kept(selection: Selection, side: int = SIDE) -> Image:
     """The image with dropped patches faded and kept ones outlined."""
+    return paint_patches(selection.image, selection.grid, selection.patches, side)
+
+
+def paint_patches(image: Image, grid: tuple[int, int], patches: Iterable[int], side: int = SIDE) -> Image:
+    """An image, padded to a square, with some patches outlined and the others faded.
+
+    Args:
+        image: as the tower sees it.
+        grid: (rows, columns) of patches.
+        patches: raster indices of those to outline.
+        side: pixels of the drawing.
+    """
     from PIL import Image, ImageDraw, ImageOps
 
-    rows, columns = selection.grid
-    picture = selection.image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    rows, columns = grid
+    picture = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     faded = Image.blend(ImageOps.grayscale(picture).convert("RGB"), Image.new("RGB", picture.size, "white"), DIMMED)
-    kept = set(selection.patches)
+    kept = set(patches)
     mask = Image.new("L", (columns, rows))
     mask.putdata([255 * (index in kept) for index in range(rows * columns)])
     painted = Image.composite(picture, faded, mask.resize(picture.size, Image.Resampling.NEAREST))

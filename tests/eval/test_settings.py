@@ -88,7 +88,8 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     changed[-1] = 1
     assert fingerprint(base) != fingerprint(model("c", bytes(changed), config="{}"))
     assert fingerprint(base) != fingerprint(model("d", weights, config='{"reduction": null}'))
-    adapter = model("e", b"x", base=json.dumps({"model": base, "language_model": None, "seed": 0}))
+    entry = {"path": "/moved/away", "from_here": "../a"}
+    adapter = model("e", b"x", base=json.dumps({"model": entry, "language_model": None, "seed": 0}))
     before = fingerprint(adapter)
     (Path(base) / "config.json").write_text('{"a": 1}')
     assert fingerprint(adapter) != before

@@ -1,0 +1,154 @@
+"""Load a release as its users will, ask it one question, and print what happened.
+
+    python -m llava_prumerge.hub.check FOLDER [--image FILE] [--question TEXT]
+
+A process of its own: nothing that wrote the release can help to read it. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_prumerge.hub.source import BASE_FILE, ReleaseError, Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+QUESTION = "What is in this picture?"
+NEW_TOKENS = 32
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = {
+    "missing_keys": "lacks weights",
+    "unexpected_keys": "has unknown weights",
+    "mismatched_keys": "has weights of other shapes",
+}
+
+
+def check_release(source: Source, folder: Path, image: Path | None, question: str) -> dict[str, Any]:
+    """Check a release folder in a fresh process, which sees no token and no network.
+
+    Returns:
+        class, dtype, question, answer, and how many visual tokens the method kept.
+
+    Raises:
+        ReleaseError: it does not load, or does not answer.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("TOKEN")}
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]  # the code that wrote it, wherever we are
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = with_local_base(source, folder, Path(scratch)) if (folder / BASE_FILE).is_file() else folder
+        command = [sys.executable, "-m", "llava_prumerge.hub.check", str(place.resolve()), "--question", question]
+        command += ["--image", str(image.resolve())] if image else []
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ReleaseError(f"{folder} does not work when it is loaded back: {reason}")
+    return json.loads(lines[-1])
+
+
+def with_local_base(source: Source, folder: Path, scratch: Path) -> Path:
+    """The released parts by links, with the base.json that names folders of this machine: no network is asked for."""
+    from llava_prumerge.model.adapters import read_base, write_base
+
+    for path in folder.iterdir():
+        if path.name != BASE_FILE:
+            (scratch / path.name).symlink_to(path.resolve())
+    write_base(read_base(source.weights), scratch)
+    return scratch
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Model and processor: by transformers' Auto classes, or, of parts, by our loader."""
+    import llava_prumerge  # noqa: F401  (all that a user of the Auto classes adds)
+
+    if (folder / BASE_FILE).is_file():
+        from llava_prumerge.model.loading import load_model
+
+        return load_model(folder, dtype=json.loads((folder / "config.json").read_text("utf-8")).get("dtype", "float32"))
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    for kind, words in FAULTS.items():
+        if report[kind]:
+            raise ReleaseError(f"{folder} {words}: {', '.join(sorted(map(str, report[kind]))[:5])}")
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def drawn_image() -> Image:
+    """A red disc and a blue square on grey, where no image is given."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (320, 240), (200, 200, 200))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((30, 60, 140, 170), fill=(210, 30, 30))
+    pen.rectangle((190, 80, 280, 170), fill=(30, 60, 200))
+    return picture
+
+
+def ask(model: Any, processor: Any, image: Image, question: str) -> dict[str, Any]:
+    """One greedy answer.
+
+    Raises:
+        ReleaseError: the logits are not finite.
+    """
+    import torch
+
+    from llava_prumerge.data.conversation import prompt
+
+    inputs = processor(images=image, text=prompt("vicuna_v1", question, images=1), return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+    if not all(torch.isfinite(logits).all() for logits in output.logits):
+        raise ReleaseError("the logits are not finite")
+    new = output.sequences[0, inputs["input_ids"].shape[1] :]
+    statistics = model.reduction_stats()
+    return {
+        "class": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "question": question,
+        "answer": processor.decode(new, skip_special_tokens=True).strip(),
+        "visual_tokens": model.config.image_seq_length,
+        "kept": round(statistics["kept_mean"], 2),
+        "kept_over_layers": round(statistics["equivalent_tokens"], 2),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the check. -> exit status"""
+    parser = argparse.ArgumentParser(prog="python -m llava_prumerge.hub.check", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--question", default=QUESTION)
+    given = parser.parse_args(arguments)
+    from transformers.utils.logging import disable_progress_bar
+
+    from llava_prumerge.data.images import load_image
+
+    disable_progress_bar()
+    model, processor = load(given.folder)
+    image = drawn_image() if given.image is None else load_image(given.image.parent, given.image.name)
+    sys.stdout.write(json.dumps(ask(model, processor, image, given.question)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The release folder: written whole under another name, then renamed, with a manifest of what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.fingerprint import PACKAGES, revision
+from llava_prumerge.hub.card import Card
+from llava_prumerge.hub.source import (
+    BASE_FILE,
+    COMPLETE,
+    PARTS,
+    UNMERGED,
+    ReleaseError,
+    Source,
+    read_object,
+    weight_files,
+)
+
+logger = logging.getLogger("llava_prumerge.hub")
+
+MANIFEST, CARD, BLOCK_FILE = "release.json", "README.md", "method.yaml"
+# What transformers writes beside weights. A name that is not here (optimizer states, logs) is never released.
+PROCESSOR_FILES = (
+    *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json")
+BLOCK = 1 << 20
+
+
+def stored_dtype(source: Source) -> str:
+    """What the weights are stored in, as config.json says."""
+    return str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
+
+
+def export(source: Source, card: Card, out: Path) -> None:
+    """Write the release to `out`, or leave the same release that lies there already.
+
+    Raises:
+        ReleaseError: `out` holds something else than an earlier release, or a file cannot be read or written.
+    """
+    text = card.text()
+    made_from = describe(source, card, text)
+    if is_same_release(out, made_from):
+        logger.info("%s holds this release already", out)
+        return
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        if source.form == UNMERGED or (source.form == COMPLETE and card.dtype != stored_dtype(source)):
+            save_model(source, card.dtype, unfinished)
+        else:
+            copy_files(source, unfinished)
+        if source.form == PARTS:
+            write_hub_base(source, unfinished)
+        (unfinished / BLOCK_FILE).write_text(yaml.safe_dump(source.reduction, sort_keys=False), "utf-8")
+        (unfinished / CARD).write_text(text, "utf-8")
+        check_files(source, unfinished)
+        manifest = {**made_from, "files": describe_files(unfinished)}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        shutil.rmtree(out, ignore_errors=True)  # an earlier release: `check_out` has looked
+        unfinished.rename(out)
+    except OSError as error:
+        raise ReleaseError(f"{out} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    logger.info("release written: %s", out)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that this command did not write, before any work is done."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ReleaseError(
+            f"{out} exists and is no earlier release (it has no {MANIFEST}); give another folder with --out"
+        )
+
+
+def describe(source: Source, card: Card, text: str) -> dict[str, Any]:
+    """Everything that decides what a release holds; equal descriptions make equal releases."""
+    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, "safetensors")}
+    return {
+        "repository": card.repository,
+        "form": source.form,
+        "dtype": card.dtype,
+        "fingerprint": source.fingerprints[str(source.weights)],
+        "evaluations": {item.result["task"]: digest(item.path) for item in card.evaluations},
+        "card": hashlib.sha256(text.encode()).hexdigest(),
+        "code": revision(Path(__file__).resolve().parent),
+        "versions": versions,
+    }
+
+
+def is_same_release(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether `out` holds a release made from the same, with every file as it was written."""
+    if not (out / MANIFEST).is_file():
+        return False
+    manifest = read_object(out / MANIFEST)
+    files = manifest.pop("files", None)
+    return manifest == made_from and files == describe_files(out)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file but the manifest, the hash that the Hub shows for large files."""
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    return {path.name: {"size": path.stat().st_size, "sha256": digest(path)} for path in paths}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def copy_files(source: Source, folder: Path) -> None:
+    """Copy the weights and what belongs to them, byte for byte: what was evaluated is what is released."""
+    wanted = [*weight_files(source), *MODEL_FILES, *PROCESSOR_FILES]
+    inside = source.weights.resolve()
+    for name in wanted:
+        path = source.weights / name
+        if not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(inside):
+            raise ReleaseError(f"{path} is a link out of its folder; put the file itself there")
+        shutil.copyfile(path, folder / name)
+
+
+def save_model(source: Source, dtype: str, folder: Path) -> None:
+    """Load the model, adapters merged, and write it as a whole."""
+    from llava_prumerge.model.adapters import save_complete
+    from llava_prumerge.model.loading import LoadingError, load_model
+
+    logger.info("loading %s in %s", source.weights, dtype)
+    try:
+        model, processor = load_model(source.weights, dtype=dtype, device="cpu")
+    except LoadingError as error:
+        raise ReleaseError(str(error)) from error
+    save_complete(model, folder, None, processor)
+
+
+def write_hub_base(source: Source, folder: Path) -> None:
+    """Let base.json name repositories that anyone can get, in place of folders of this machine."""
+    values = read_object(source.weights / BASE_FILE)
+    named = {key: {"hub": source.hub_name(key)} if key in source.base_paths else value for key, value in values.items()}
+    (folder / BASE_FILE).write_text(json.dumps(named, indent=2) + "\n", "utf-8")
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        settings = read_object(file)
+        settings["base_model_name_or_path"] = source.hub_name("model") or source.hub_name("language_model")
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def check_files(source: Source, folder: Path) -> None:
+    """Refuse a release that lacks what makes it usable."""
+    needed = ["config.json", "tokenizer_config.json"]
+    if source.form != PARTS:
+        needed.append("generation_config.json")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        missing.append("processor_config.json")
+    if missing:
+        raise ReleaseError(f"{source.weights} lacks {', '.join(missing)}")
+    for path in folder.iterdir():
+        os.chmod(path, 0o644)

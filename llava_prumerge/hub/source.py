@@ -1,0 +1,193 @@
+"""What is released: the folder that holds the weights, the run they come from, and what they were trained on top of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.fingerprint import fingerprint
+
+BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
+MERGED = "merged"
+COMPLETE, PARTS, UNMERGED = "complete", "parts", "unmerged"
+BASE_KEYS = ("model", "language_model", "vision_tower")
+
+
+@dataclass(frozen=True)
+class KnownBase:
+    """A published model: its name on the Hub and the licence it binds what is made of it to, where that is stated."""
+
+    hub: str
+    licence: str | None
+
+
+# By the folder names that docs/training.md tells people to download to.
+KNOWN_BASES = {
+    "vicuna-7b-v1.5": KnownBase("lmsys/vicuna-7b-v1.5", "llama2"),
+    "vicuna-13b-v1.5": KnownBase("lmsys/vicuna-13b-v1.5", "llama2"),
+    "llava-1.5-7b-hf": KnownBase("llava-hf/llava-1.5-7b-hf", "llama2"),
+    "llava-1.5-13b-hf": KnownBase("llava-hf/llava-1.5-13b-hf", "llama2"),
+    "clip-vit-large-patch14-336": KnownBase("openai/clip-vit-large-patch14-336", None),
+}
+
+
+class ReleaseError(ValueError):
+    """Why something is not released; the message is enough for the person who asked for it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to release.
+
+    Attributes:
+        weights: the folder whose files are released, or whose parts are merged first.
+        form: "complete" (a whole model), "parts" (adapters and projector, released as they are), or "unmerged" (parts
+            that become a whole model in the release).
+        run: the folder with config.yaml and environment.json of the training; None for a checkpoint without one.
+        hub_bases: names on the Hub by base key, as told on the command line.
+    """
+
+    weights: Path
+    form: str
+    run: Path | None
+    hub_bases: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the checkpoint."""
+        return read_object(self.weights / "config.json")
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """The method block; {} for none."""
+        return self.config.get("reduction") or {}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of what an evaluation may have loaded: the released folder, and the parts or the merged model beside it."""
+        folders = [self.weights]
+        if self.run is not None:
+            folders += [folder for folder in (self.run, self.run / MERGED) if (folder / "config.json").is_file()]
+        return {str(folder): fingerprint(str(folder)) for folder in dict.fromkeys(folders)}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The run's resolved settings; {} without a run."""
+        if self.run is None:
+            return {}
+        return yaml.safe_load((self.run / "config.yaml").read_text("utf-8")) or {}
+
+    @cached_property
+    def starts(self) -> list[dict[str, Any]]:
+        """One entry per start of the training: command, code and versions; [] where none is recorded."""
+        file = self.run / "environment.json" if self.run is not None else None
+        return json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else []
+
+    @cached_property
+    def base_paths(self) -> dict[str, str]:
+        """The folders that training started from, by key: model, or language_model and vision_tower."""
+        file = self.weights / BASE_FILE
+        if file.is_file():
+            return {key: entry["path"] for key, entry in read_object(file).items() if key in BASE_KEYS and entry}
+        return {key: str(self.settings[key]) for key in BASE_KEYS if self.settings.get(key)}
+
+    def hub_name(self, key: str) -> str | None:
+        """A base's name on the Hub: told, or known by its folder's name."""
+        known = KNOWN_BASES.get(Path(self.base_paths.get(key, "")).name)
+        return self.hub_bases.get(key) or (known and known.hub)
+
+    def licence(self) -> str | None:
+        """The licence that a known base binds the model to; None where none is known to."""
+        known = {base.hub: base.licence for base in KNOWN_BASES.values()}
+        found = [known.get(name) for key in BASE_KEYS if (name := self.hub_name(key))]
+        return next((licence for licence in found if licence), None)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or an error that names the file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ReleaseError(f"{path} holds no JSON object")
+    return content
+
+
+def find_source(folder: Path, merge: bool, hub_bases: Mapping[str, str] | None = None) -> Source:
+    """What a folder offers for release.
+
+    Args:
+        folder: a finished run, its merged/ folder, or a checkpoint without a run.
+        merge: of trained parts make a complete model; the one that training left in merged/ is taken.
+        hub_bases: names on the Hub by base key, for bases that are not known.
+
+    Raises:
+        ReleaseError: the folder is missing, unfinished, no checkpoint of this project, or lacks weights.
+    """
+    if not folder.is_dir():
+        raise ReleaseError(f"{folder}: no such folder; give what training left, such as runs/NAME")
+    if folder.name.startswith("checkpoint-"):
+        raise ReleaseError(f"{folder} is for resuming a run; give the run's own folder, {folder.parent}")
+    run = next((place for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None)
+    if run == folder.parent and folder.name != MERGED:
+        run = None
+    if run is not None and not (run / "finished.json").is_file():
+        raise ReleaseError(f"{run} holds a run that is not finished; repeat its command to finish it")
+    if not (folder / "config.json").is_file():
+        raise ReleaseError(f"{folder} has no config.json, so it is no checkpoint")
+    weights, form = folder, COMPLETE
+    if (folder / BASE_FILE).is_file():
+        form = UNMERGED if merge else PARTS
+        if merge and (folder / MERGED / "config.json").is_file():
+            weights, form = folder / MERGED, COMPLETE
+    source = Source(weights, form, run, dict(hub_bases or {}))
+    check_weights(source)
+    return source
+
+
+def check_weights(source: Source) -> None:
+    """Refuse what is no checkpoint of ours, or lacks a weight file."""
+    kind = source.config.get("model_type")
+    if kind != "llava_prumerge":
+        raise ReleaseError(
+            f"{source.weights} is a {kind!r} checkpoint; only models trained here (llava_prumerge) are released"
+        )
+    unknown = sorted(set(source.hub_bases) - set(source.base_paths))
+    if unknown:
+        has = ", ".join(source.base_paths) or "none on record"
+        raise ReleaseError(f"--base {unknown[0]}: this model has no such base; its bases: {has}")
+    names = weight_files(source)
+    missing = [name for name in names if not (source.weights / name).is_file()]
+    if missing:
+        raise ReleaseError(f"{source.weights} lacks {', '.join(missing)}")
+    if source.form == PARTS:
+        nameless = [key for key in source.base_paths if source.hub_name(key) is None]
+        if nameless:
+            told = " ".join(f"--base {key}=NAMESPACE/NAME" for key in nameless)
+            raise ReleaseError(
+                f"trained parts are of use to others only with bases they can get: name them with {told}, or release a "
+                "complete model with --merge"
+            )
+
+
+def weight_files(source: Source) -> list[str]:
+    """Names of the safetensors files that make the checkpoint; those of a complete one by its index, where it has one."""
+    if source.form != COMPLETE:
+        adapter = ["adapter_model.safetensors"] if (source.weights / "adapter_config.json").is_file() else []
+        method = ["method.safetensors"] if (source.weights / "method.safetensors").is_file() else []
+        return [*adapter, "mm_projector.safetensors", *method]
+    index = source.weights / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    shards = sorted(set(read_object(index).get("weight_map", {}).values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside or not shards:
+        raise ReleaseError(f"{index} names {outside[0] if outside else 'no shards'}; shards lie beside their index")
+    return shards

@@ -1,0 +1,284 @@
+"""A local page to ask a model about an image, with any method, and to see what the method keeps.
+
+    python -m llava_prumerge.viz.demo MODEL [--method NAME|FILE] [--methods FILE|DIR ...] [--port N]
+
+Serves this machine alone (127.0.0.1). Methods are the shipped method files, those of --methods (as the searches write
+them), and the checkpoint's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import logging
+import secrets
+import socketserver
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.images import decode_image
+from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.viz.demo_model import Answer, DemoModel
+from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
+
+logger = logging.getLogger("llava_prumerge.viz.demo")
+
+PAGE = Path(__file__).with_name("demo.html")
+HOST = "127.0.0.1"
+MAX_BYTES = 20 * 1024 * 1024
+DISCARDED = 4 * MAX_BYTES
+MAX_QUESTION = 2000  # characters
+MAX_NEW_TOKENS = 512
+SOCKET_SECONDS = 30  # a client that stops sending is let go
+FIELDS = ("question", "method", "budget", "new_tokens")
+
+
+class RequestError(ValueError):
+    """A request that is refused, with its status."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class DemoServer(ThreadingHTTPServer):
+    """The page and its one action, on loopback.
+
+    Args:
+        port: 0 takes a free one.
+        model: answers.
+        methods: what can be chosen.
+        chosen: the name the page begins with.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int, model: DemoModel, methods: MethodList, chosen: str) -> None:
+        self.model, self.methods, self.chosen = model, methods, chosen
+        super().__init__((HOST, port), DemoHandler)
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of this host's name, which can take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """What a browser that means this page calls it."""
+        return tuple(f"{name}:{self.server_port}" for name in (HOST, "localhost"))
+
+
+class DemoHandler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: DemoServer
+    unread = 0  # bytes of a refused body to read and forget
+    timeout = SOCKET_SECONDS
+    server_version, sys_version = "llava_prumerge", ""
+
+    def do_GET(self) -> None:
+        """The page, and the methods it offers."""
+        self.respond({"/": self.page, "/methods": self.list_methods})
+
+    def do_POST(self) -> None:
+        """A question: the image is the body, the rest stands in the address."""
+        self.respond({"/ask": self.ask})
+
+    def respond(self, routes: dict[str, Any]) -> None:
+        """Check who asks, run the route, and turn every error into a status and a line."""
+        try:
+            self.check_origin()
+            path = urlsplit(self.path).path
+            if path not in routes:
+                raise RequestError(HTTPStatus.NOT_FOUND, f"no {self.command} {path[:80]} here")
+            routes[path]()
+        except RequestError as error:
+            self.send_json({"error": str(error)}, error.status)
+        except (SampleError, ReductionError, ValueError) as error:
+            self.send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        except (ConnectionError, TimeoutError) as error:
+            logger.info("the client went away: %s", error)
+        except Exception:  # the page must say that something broke, and the console what
+            logger.exception("%s failed", self.path)
+            self.send_json({"error": "this failed; the console shows why"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def check_origin(self) -> None:
+        """Refuse requests that other sites make a browser send: a name of theirs that leads here, or a form of theirs."""
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if host not in self.server.hosts:
+            raise RequestError(
+                HTTPStatus.FORBIDDEN, f"host {host[:80]!r} is not this page; open http://{self.server.hosts[0]}"
+            )
+        if origin is not None and origin not in [f"http://{name}" for name in self.server.hosts]:
+            raise RequestError(HTTPStatus.FORBIDDEN, f"requests from {origin[:80]!r} are not answered")
+
+    def page(self) -> None:
+        """The page; its own script and style may run, nothing else."""
+        nonce = secrets.token_urlsafe(16)
+        body = PAGE.read_text("utf-8").replace("{nonce}", nonce).encode()
+        policy = f"default-src 'none'; connect-src 'self'; img-src data: blob:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+        policy += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        self.send_body(body, "text/html; charset=utf-8", HTTPStatus.OK, {"Content-Security-Policy": policy})
+
+    def list_methods(self) -> None:
+        """Names with their settings, and which one to begin with."""
+        methods = {name: json.dumps(block) for name, block in self.server.methods.read().items()}
+        self.send_json({"methods": methods, "chosen": self.server.chosen, "max_bytes": MAX_BYTES})
+
+    def ask(self) -> None:
+        """Answer a question about the image in the body."""
+        asked = self.read_fields()
+        image = decode_image(io.BytesIO(self.read_image_bytes()), "the uploaded file")
+        block = self.server.methods.find(asked["method"])
+        if asked["budget"]:
+            block = with_budget(
+                block, whole_number("budget", asked["budget"], self.server.model.model.config.image_seq_length)
+            )
+        new_tokens = whole_number("new_tokens", asked["new_tokens"] or "64", MAX_NEW_TOKENS)
+        answer = self.server.model.answer(image, asked["question"], block, new_tokens)
+        self.send_json(describe(answer, block))
+
+    def read_fields(self) -> dict[str, str]:
+        """The form's fields, each at most once."""
+        given = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        unknown = sorted(set(given) - set(FIELDS))
+        if unknown or any(len(values) > 1 for values in given.values()):
+            raise RequestError(
+                HTTPStatus.BAD_REQUEST, f"fields are {', '.join(FIELDS)}, each once; not {', '.join(given)[:80]}"
+            )
+        fields = {name: given.get(name, [""])[0].strip() for name in FIELDS}
+        if not fields["question"] or len(fields["question"]) > MAX_QUESTION:
+            raise RequestError(HTTPStatus.BAD_REQUEST, f"a question has 1 to {MAX_QUESTION} characters")
+        fields["method"] = fields["method"] or self.server.chosen
+        return fields
+
+    def read_image_bytes(self) -> bytes:
+        """The body, whose size is known, and small enough, before any of it is read."""
+        kind = self.headers.get_content_type()
+        if not kind.startswith("image/"):  # a type that another site's form cannot send
+            raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is {kind}; send an image as image/...")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "the size of the image has to be said (Content-Length)")
+        if int(length) > MAX_BYTES:
+            self.unread = min(int(length), DISCARDED)
+            raise RequestError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the image has {length[:20]} bytes; at most {MAX_BYTES} are accepted",
+            )
+        body = self.rfile.read(int(length))
+        if len(body) != int(length):
+            raise RequestError(HTTPStatus.BAD_REQUEST, f"the image was cut off after {len(body)} of {length} bytes")
+        return body
+
+    def send_json(self, content: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
+        """One JSON object."""
+        self.send_body(json.dumps(content).encode(), "application/json", status, {})
+
+    def send_body(self, body: bytes, kind: str, status: HTTPStatus, headers: dict[str, str]) -> None:
+        """A response that is not stored, sniffed or framed; the connection ends with it, read body or not."""
+        self.close_connection = True
+        self.send_response(status)
+        common = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **common, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        while self.unread > 0:  # a client that is still sending would not see the answer if the connection broke now
+            block = self.rfile.read(min(self.unread, 1 << 16))
+            self.unread = self.unread - len(block) if block else 0
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """To our logger; questions stand in addresses and stay out of it."""
+        logger.debug("%s %s", self.command, urlsplit(self.path).path[:80])
+
+
+def whole_number(name: str, text: str, most: int) -> int:
+    """A field between 1 and a limit."""
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"{name} is a whole number from 1 to {most}, not {text[:20]!r}")
+    return int(text)
+
+
+def describe(answer: Answer, block: dict[str, Any]) -> dict[str, Any]:
+    """An answer as JSON, its pictures as data addresses."""
+    pictures = []
+    for title, picture in answer.pictures:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        pictures.append(
+            {"title": title, "source": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"}
+        )
+    mean = sum(answer.layers) / len(answer.layers) if answer.layers else float(answer.kept)
+    return {
+        "answer": answer.text,
+        "reduction": block,
+        "tokens": {"full": answer.full, "kept": answer.kept, "layers": answer.layers, "mean": round(mean, 2)},
+        "seconds": round(answer.seconds, 3),
+        "new_tokens": answer.new_tokens,
+        "pictures": pictures,
+        "untrained": answer.untrained,
+    }
+
+
+def serve(arguments: list[str] | None = None) -> DemoServer:
+    """Load what the command line names, and give a server that is bound but not yet running."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava_prumerge.viz.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="a run, a checkpoint, or a name on the Hub")
+    parser.add_argument(
+        "--method", help="the method to begin with: a listed name or a file (default: the checkpoint's own)"
+    )
+    parser.add_argument("--methods", type=Path, nargs="+", default=[], metavar="FILE|DIR", help="more method files")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
+    parser.add_argument("--dtype", help="of the weights (default: float16 on a GPU, float32 without)")
+    parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
+    given = parser.parse_args(arguments)
+
+    import torch
+
+    from llava_prumerge.model.loading import load_model
+
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = given.dtype or ("float16" if device.startswith("cuda") else "float32")
+    file = Path(given.method) if given.method and Path(given.method).is_file() else None
+    MethodList(None, [*given.methods, *([file] if file else [])])  # a wrong file is said before the model is loaded
+    model = DemoModel(*load_model(given.model, dtype=dtype, device=device))
+    methods = MethodList(model.own_block, [*([file] if file else []), *given.methods])
+    first = OWN if model.own_block else "none"
+    chosen = first if given.method is None else (file.stem if file else given.method)
+    methods.find(chosen)
+    return DemoServer(given.port, model, methods, chosen)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the page until it is interrupted. -> exit status"""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        server = serve(arguments)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    sys.stdout.write(f"open http://{server.hosts[0]} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+    finally:
+        server.server_close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""The demo over HTTP on loopback, with a tiny model: good and bad requests, and methods exchanged between questions."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_llava import IMAGE, tiny_model
+
+from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.search.method_file import write_method
+from llava_prumerge.viz.demo import HOST, MAX_BYTES, DemoServer, main, serve
+from llava_prumerge.viz.demo_model import DemoModel
+from llava_prumerge.viz.method_list import OWN, MethodList, read_method_file, with_budget
+from llava_prumerge.viz.overlay import OUTLINE
+
+OWN_BLOCK = {"vision": {"name": "prumerge", "budget": 5}}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA that has a method of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+
+    from llava_prumerge.model.loading import make_processor
+
+    path = tmp_path_factory.mktemp("llava")
+    model = tiny_model(OWN_BLOCK)
+    words = {**{f"w{index}": index for index in range(IMAGE)}, "<image>": IMAGE}
+    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0", additional_special_tokens=["<image>"])
+    pil = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    model.save_pretrained(path)
+    make_processor(fast, pil, model.config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a method file as the searches write it, and one that is none."""
+    folder = tmp_path_factory.mktemp("searched")
+    rates = [1.0, 0.75, 0.5, 0.25]
+    write_method(folder / "found.yaml", {"name": "rank_schedule", "rates": rates}, None, "found by a search")
+    (folder / "notes.yaml").write_text("- not a method\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, searched: Path) -> Iterator[DemoServer]:
+    made = serve([str(checkpoint), "--methods", str(searched), "--port", "0", "--device", "cpu"])
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+def photo(kind: str = "PNG") -> bytes:
+    """Wider than high, so that it is padded; the left half is noise."""
+    pixels = np.zeros((40, 64, 3), dtype=np.uint8)
+    pixels[:, :32] = np.random.default_rng(0).integers(0, 255, (40, 32, 3))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def request(
+    server: DemoServer, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One request with exactly these headers (underscores stand for dashes), Host and Content-Length apart."""
+    connection = http.client.HTTPConnection(HOST, server.server_port, timeout=120)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, dict(response.getheaders()), content
+
+
+def ask(
+    server: DemoServer, body: bytes | None = None, headers: dict[str, str] | None = None, **fields: object
+) -> tuple[int, dict]:
+    given = {"question": "w3 w4 w5", "new_tokens": 4, **fields}
+    sent = {"Content_Type": "image/png", **(headers or {})}
+    status, _, content = request(server, "POST", f"/ask?{urlencode(given)}", photo() if body is None else body, **sent)
+    return status, json.loads(content)
+
+
+def outlined(source: str, grid: int = 4) -> int:
+    """How many patches of a drawn overlay have the outline's colour in their upper left corner."""
+    picture = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
+    side = picture.width
+    corners = [(round(c * side / grid), round(r * side / grid)) for r in range(grid) for c in range(grid)]
+    return sum(picture.getpixel(corner) == OUTLINE for corner in corners)
+
+
+def test_it_listens_on_loopback_alone(server: DemoServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_the_page_runs_its_own_script_and_nothing_else(server: DemoServer) -> None:
+    status, headers, content = request(server, "GET", "/")
+    page = content.decode()
+    assert status == 200 and headers["Content-Type"].startswith("text/html")
+    nonce = page.split('<script nonce="')[1].split('"')[0]
+    policy = headers["Content-Security-Policy"]
+    assert len(nonce) > 16 and f"script-src 'nonce-{nonce}'" in policy and "default-src 'none'" in policy
+    assert "{nonce}" not in page and "http://" not in page and "https://" not in page, "nothing comes from elsewhere"
+    assert request(server, "GET", "/")[2] != content, "each page has a nonce of its own"
+
+
+def test_methods_are_those_of_files_searches_and_the_checkpoint(server: DemoServer) -> None:
+    status, _, content = request(server, "GET", "/methods")
+    offer = json.loads(content)
+    assert status == 200 and offer["chosen"] == OWN
+    assert {OWN, "none", "prumerge_plus", "fastv", "found"} <= set(offer["methods"]) and "notes" not in offer["methods"]
+    assert json.loads(offer["methods"][OWN]) == OWN_BLOCK
+
+
+def test_an_answer_with_the_checkpoints_own_method(server: DemoServer, checkpoint: Path) -> None:
+    """The same as by the Auto classes and the processor, without any of the demo's code."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    status, result = ask(server)
+    assert status == 200
+    assert result["tokens"] == {"full": 16, "kept": 5, "layers": [5.0] * 4, "mean": 5.0}
+    assert result["seconds"] > 0 and result["new_tokens"] == 4 and result["reduction"] == OWN_BLOCK
+    assert [picture["title"] for picture in result["pictures"]] == ["into the decoder: 5 tokens"]
+    assert outlined(result["pictures"][0]["source"]) == 4, "four patches; the fifth token stands for the rest"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    system = "A chat between a curious user and an artificial intelligence assistant. "
+    system += "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    text = f"{system} USER: <image>\nw3 w4 w5 ASSISTANT:"
+    inputs = processor(images=Image.open(io.BytesIO(photo())).convert("RGB"), text=text, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert result["answer"] == processor.decode(ids, skip_special_tokens=True).strip() != ""
+
+
+@pytest.mark.parametrize(
+    "method, budget, kept, layers",
+    [
+        ("none", "", 16, [16.0] * 4),
+        ("prumerge_plus", 7, 7, [7.0] * 4),
+        ("grid", 9, 9, [9.0] * 4),
+        ("fastv", "", 16, [16.0, 16.0, 8.0, 8.0]),
+        ("found", "", 16, [16.0, 12.0, 8.0, 4.0]),
+    ],
+)
+def test_methods_are_exchanged_between_questions(
+    method: str, budget: object, kept: int, layers: list[float], server: DemoServer
+) -> None:
+    status, result = ask(server, method=method, budget=budget)
+    assert status == 200, result
+    assert (result["tokens"]["kept"], result["tokens"]["layers"]) == (kept, layers)
+    pictures = result["pictures"]
+    if layers[-1] < kept:  # a pruner: what its last step left is drawn too
+        assert len(pictures) == 2 and pictures[1]["title"].endswith(f": {layers[-1]:g} tokens")
+        assert outlined(pictures[1]["source"]) == layers[-1]
+    assert ask(server)[1]["tokens"]["kept"] == 5, "the checkpoint's own method is back"
+
+
+def test_questions_at_once_do_not_mix_their_methods(server: DemoServer) -> None:
+    wanted = {"none": 16, OWN: 5, "found": 16} | {"uniform": 3}
+    found: dict[str, list[int]] = {name: [] for name in wanted}
+
+    def several(name: str) -> None:
+        for _ in range(3):
+            found[name].append(ask(server, method=name, budget=3 if name == "uniform" else "")[1]["tokens"]["kept"])
+
+    threads = [threading.Thread(target=several, args=(name,)) for name in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {name: [kept] * 3 for name, kept in wanted.items()}
+
+
+BAD: dict[str, tuple[dict, int, str]] = {
+    "not an image": ({"body": b"GIF87a but not really"}, 400, "the uploaded file"),
+    "text": ({"body": b"hello"}, 400, "not an image"),
+    "truncated": ({"body": photo()[:200]}, 400, "broken: the uploaded file"),
+    "svg": (
+        {"body": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "headers": {"Content_Type": "image/svg+xml"}},
+        400,
+        "not an image",
+    ),
+    "unknown method": ({"method": "magic"}, 400, "method 'magic' is not known; there are: "),
+    "a path for a method": ({"method": "../../etc/passwd"}, 400, "is not known"),
+    "wrong budget": ({"budget": "many"}, 400, "budget is a whole number from 1 to 16"),
+    "large budget": ({"budget": 17}, 400, "budget is a whole number from 1 to 16"),
+    "no budget to give": ({"method": "none", "budget": 4}, 400, "none takes no budget"),
+    "no question": ({"question": " "}, 400, "a question has 1 to 2000 characters"),
+    "long question": ({"question": "w" * 2001}, 400, "a question has 1 to 2000 characters"),
+    "image mark": ({"question": "<image> w3"}, 400, "the question holds '<image>' itself"),
+    "endless answer": ({"new_tokens": 100000}, 400, "new_tokens is a whole number from 1 to 512"),
+    "unknown field": ({"model": "other"}, 400, "fields are question, method, budget, new_tokens"),
+    "a form of another site": ({"headers": {"Content_Type": "text/plain"}}, 415, "the body is text/plain"),
+    "another site's script": (
+        {"headers": {"Origin": "http://evil.example"}},
+        403,
+        "'http://evil.example' are not answered",
+    ),
+    "a name that leads here": ({"headers": {"Host": "evil.example"}}, 403, "host 'evil.example' is not this page"),
+    "the right name, another port": ({"headers": {"Host": "127.0.0.1:1"}}, 403, "is not this page"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_and_the_next_is_answered(name: str, server: DemoServer) -> None:
+    arguments, status, words = BAD[name]
+    found, result = ask(server, **arguments)
+    assert found == status and words in result["error"] and "\n" not in result["error"]
+    assert set(result) == {"error"}
+
+
+def test_the_page_is_refused_to_other_names_too(server: DemoServer) -> None:
+    for path in ("/", "/methods"):
+        assert request(server, "GET", path, Host=f"attacker.example:{server.server_port}")[0] == 403
+        assert request(server, "GET", path, Host=f"localhost:{server.server_port}")[0] == 200
+
+
+def test_uploads_are_bounded_before_they_are_read(server: DemoServer) -> None:
+    status, result = ask(server, body=b"x" * (MAX_BYTES + 1))
+    assert status == 413 and f"at most {MAX_BYTES} are accepted" in result["error"]
+    status, _, content = request(server, "POST", "/ask?question=w3", b"", Content_Length="-5", Content_Type="image/png")
+    assert status == 411 and "Content-Length" in json.loads(content)["error"]
+
+
+def test_pixels_are_bounded_before_they_are_decoded(server: DemoServer) -> None:
+    """A hundred bytes that would become 2.7 GB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+    status, result = ask(server, body=bomb)
+    assert status == 400 and "too large: the uploaded file" in result["error"]
+
+
+def test_what_is_not_there_is_said(server: DemoServer) -> None:
+    assert request(server, "GET", "/../../etc/passwd")[0] == 404
+    assert request(server, "POST", "/", b"")[0] == 404
+    assert request(server, "DELETE", "/")[0] == 501
+
+
+def test_a_failure_inside_is_no_traceback_for_the_page(
+    server: DemoServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory at 0x7f")
+
+    monkeypatch.setattr(PruMergeLlavaForConditionalGeneration, "generate", broken)
+    status, result = ask(server, method="none")
+    assert status == 500 and result == {"error": "this failed; the console shows why"}
+    assert "out of memory at 0x7f" in caplog.text
+    monkeypatch.undo()
+    assert ask(server)[1]["tokens"]["kept"] == 5, "the checkpoint's own method is back"
+
+
+def test_untrained_parameters_are_told(checkpoint: Path) -> None:
+    from llava_prumerge.model.loading import load_model
+
+    model = DemoModel(*load_model(checkpoint, device="cpu"))
+    image = Image.open(io.BytesIO(photo())).convert("RGB")
+    answer = model.answer(image, "w3", {"decoder": {"name": "atp_llava"}}, 2)
+    assert answer.untrained == ["atp_llava"]
+    assert model.answer(image, "w3", OWN_BLOCK, 2).untrained == []
+    assert all(torch.isfinite(parameter).all() for parameter in model.model.parameters())
+
+
+def test_method_files(tmp_path: Path) -> None:
+    """Both forms are read; what is none is named; a new file appears without a restart."""
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"reduction": OWN_BLOCK}))
+    (tmp_path / "prumerge.yaml").write_text(yaml.safe_dump(OWN_BLOCK))
+    methods = MethodList(None, [tmp_path])
+    assert methods.find("a") == OWN_BLOCK == methods.find(str(tmp_path / "prumerge.yaml"))
+    assert methods.find("prumerge") == {"vision": {"name": "prumerge"}}, "the shipped one keeps its short name"
+    (tmp_path / "later.yaml").write_text("decoder: {name: fastv}\n")
+    assert methods.find("later") == {"decoder": {"name": "fastv"}}
+    assert MethodList(None, [tmp_path / "prumerge.yaml"]).find("prumerge") == OWN_BLOCK, "a named file comes first"
+    for text in ("- a\n", "vision: {budget: 3}\n", "other: {name: fastv}\n", "a: [", "\0"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ReductionError, match="bad.yaml is no method file"):
+            read_method_file(tmp_path / "bad.yaml")
+        with pytest.raises(ReductionError, match="bad.yaml is no method file"):
+            MethodList(None, [tmp_path / "bad.yaml"])
+
+
+def test_a_budget_goes_to_the_first_method_that_takes_one() -> None:
+    pair = {"vision": {"name": "prumerge_plus"}, "decoder": {"name": "pyramiddrop"}}
+    assert with_budget(pair, 9) == {**pair, "vision": {"name": "prumerge_plus", "budget": 9}}
+    alone = {"vision": {"name": "none"}, "decoder": {"name": "pyramiddrop"}}
+    assert with_budget(alone, 9) == {**alone, "decoder": {"name": "pyramiddrop", "budget": 9}}
+    with pytest.raises(ReductionError, match="none takes no budget"):
+        with_budget({"vision": {"name": "none"}}, 9)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{gone}"], "does not exist"),
+        (["{checkpoint}", "--method", "magic"], "method 'magic' is not known"),
+        (["{checkpoint}", "--methods", "/nowhere/methods"], "no such method file or folder"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    arguments: list[str], words: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(gone=tmp_path / "gone", checkpoint=checkpoint) for word in arguments]
+    assert main([*filled, "--port", "0"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
