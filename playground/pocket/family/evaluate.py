@@ -2,19 +2,22 @@
 
     python -m playground.pocket.family.evaluate --runs DIR --root DIR --table 72
 
-Each row is what `python -m eval.run run` does with its method file; a row whose result files exist is done.
+Each row is what `python -m eval.run run` does with its method file; complete answers are only scored
+again, after a check that they are this model's.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import yaml
 
 from eval.answers import write_atomically
 from eval.execution import execute, prepare
+from eval.records import EvaluationError
 from playground.pocket.family.places import TASKS, Places
 from playground.pocket.family.rows import Row, all_rows, tables
 
@@ -39,15 +42,12 @@ def evaluate(row: Row, places: Places) -> None:
     if method is not None:
         values["method"] = method
     runs = prepare(str(places.model(row.model)), ",".join(TASKS), places.data, places.results, values)
-    if all((run.out / f"{run.task.name}.json").is_file() for run in runs):
-        logger.info("%s: done before", row.label)
-        return
     execute(runs, scored=True)
     logger.info("%s: done", row.label)
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line. -> exit status: 2 for files or settings that cannot be used"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
@@ -56,10 +56,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = Places(given.runs, given.root)
     rows = [row for row in all_rows(places.found) if str(row.table) == given.table and not row.why]
-    for number, row in enumerate(rows, start=1):
-        logger.info("row %d of %d: %s", number, len(rows), row.label)
-        evaluate(row, places)
+    try:
+        for number, row in enumerate(rows, start=1):
+            logger.info("row %d of %d: %s", number, len(rows), row.label)
+            evaluate(row, places)
+    except EvaluationError as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

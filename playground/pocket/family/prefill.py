@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eval.answers import write_atomically
-from llava_prumerge.model.loading import load_model
-from llava_prumerge.search.calibration import make_batches, read_pairs
+from llava_prumerge.model.loading import LoadingError, load_model
+from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
 from playground.pocket.family.places import Places
 from playground.pocket.family.rows import REFERENCE, Row, all_rows
 
@@ -64,19 +65,10 @@ def measure(model: nn.Module, full: nn.Module, batches: list[dict[str, Tensor]],
     }
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--questions", type=int, default=64, help="images whose tokens are counted")
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(1)
-    places = Places(given.runs, given.root)
+def measure_rows(places: Places, questions: int, repeats: int) -> None:
+    """Write the files of all rows that have none yet."""
     folder = places.data / "vqav2"
-    pairs = read_pairs(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", given.questions)
+    pairs = read_pairs(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions)
     reference = cache(lambda: load(Row(REFERENCE, "", {}), places))
     todo = [row for row in all_rows(places.found) if not row.why and row.images == "on" and not row.seed]
     for number, row in enumerate(todo, start=1):
@@ -86,10 +78,28 @@ def main() -> None:
         full, processor = reference()
         model, _ = load(row, places)
         batches = make_batches(pairs, folder / "images", processor, model.config, BATCH)
-        measured = measure(model, full, batches, given.repeats)
+        measured = measure(model, full, batches, repeats)
         write_atomically(path, json.dumps({"label": row.label, **measured}) + "\n")
         logger.info("row %d of %d: %s %.1f%%", number, len(todo), row.label, 100 * measured["share_of_full"])
 
 
+def main() -> int:
+    """The command line. -> exit status: 2 for files that cannot be used"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=64, help="images whose tokens are counted")
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    try:
+        measure_rows(Places(given.runs, given.root), given.questions, given.repeats)
+    except (LoadingError, SearchError) as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
