@@ -151,7 +151,10 @@ def write_shards(folder: Path, state: dict[str, Tensor], suffix: str = ".bin", s
     folder.mkdir(parents=True, exist_ok=True)
     stem, keys, places = "pytorch_model" if suffix == ".bin" else "model", list(state), {}
     for number in range(shards):
-        part = {key: state[key].contiguous() for key in keys[number * len(keys) // shards : (number + 1) * len(keys) // shards]}
+        part = {
+            key: state[key].contiguous()
+            for key in keys[number * len(keys) // shards : (number + 1) * len(keys) // shards]
+        }
         name = f"{stem}-{number + 1:05d}-of-{shards:05d}{suffix}"
         if suffix == ".bin":
             torch.save(part, folder / name)
@@ -169,7 +172,9 @@ def original_config(model_type: str = "llava") -> dict:
     return values | dict(torch_dtype="float16", max_length=4096, pretraining_tp=1, transformers_version="4.31.0")
 
 
-def write_original(folder: Path, model: Published, tokenizer: bytes, suffix: str = ".bin", model_type: str = "llava") -> Path:
+def write_original(
+    folder: Path, model: Published, tokenizer: bytes, suffix: str = ".bin", model_type: str = "llava"
+) -> Path:
     """liuhaotian/llava-v1.5-7b."""
     write_shards(folder, model.original(), suffix)
     write_json(folder / "config.json", original_config(model_type))
@@ -193,7 +198,10 @@ def write_clip(folder: Path, model: Published) -> Path:
     state = {f"vision_model.{key}": value for key, value in model.clip.vision_model.state_dict().items()}
     state |= {f"text_model.{key}": value for key, value in model.clip.text_model.state_dict().items()}
     state |= {f"{part}_model.embeddings.position_ids": torch.arange(17)[None] for part in ("vision", "text")}
-    state |= {"logit_scale": torch.tensor(1.0), "visual_projection.weight": model.clip.visual_projection.weight.detach()}
+    state |= {
+        "logit_scale": torch.tensor(1.0),
+        "visual_projection.weight": model.clip.visual_projection.weight.detach(),
+    }
     state |= {"text_projection.weight": model.clip.text_projection.weight.detach()}
     torch.save(state, folder / "pytorch_model.bin")
     model.clip.config.save_pretrained(folder)

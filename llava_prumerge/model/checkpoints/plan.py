@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ def with_dtype(found: Named, dtype: torch.dtype | None) -> Named:
 def with_keys(found: Named, layout: str) -> list[Entry]:
     """The result's entries under a layout's keys, in the order they lie in their files (so each file is opened once)."""
     entries = [replace(entry, key=key_of(layout, name)) for name, entry in found.items()]
-    files: dict[object, int] = {}
+    files: dict[Path, int] = {}
     for entry in entries:
         files.setdefault(entry.sources[0].file, len(files))
     return sorted(entries, key=lambda entry: files[entry.sources[0].file])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, LlavaConfig
 
+from llava_prumerge.model.adapters import METHOD_PREFIXES
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import (
     CLIP_NAME,
@@ -33,7 +34,7 @@ def plan_whole(whole: Whole, request: Request) -> list[Entry]:
     """
     found = whole.found
     if request.to != "ours":
-        method = [name for name in found if name.startswith((layouts.REDUCER, layouts.PRUNER))]
+        method = [name for name in found if name.startswith(METHOD_PREFIXES)]
         if method:
             raise CheckpointError(
                 f"the {request.to} layout has no place for the method's {first_few(method)}; --reduction none leaves them out"

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
@@ -34,8 +35,7 @@ def read_tower(request: Request) -> tuple[CLIPVisionConfig, dict[str, Tensor], d
             raise CheckpointError(f"{source} has none of {', '.join(folder.WEIGHTS)}")
     else:
         settings, preprocess, file = architecture(request), {}, source
-    tensors = list_tensors(file) if file.suffix == SAFETENSORS else []
-    weights = read_weights(file) if tensors else _unwrapped(file)
+    weights = _mapped(file)
     try:
         config, converted = convert_open_clip(
             weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
@@ -44,13 +44,34 @@ def read_tower(request: Request) -> tuple[CLIPVisionConfig, dict[str, Tensor], d
         raise CheckpointError(f"{file} lacks visual.{error.args[0]}") from error
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    _check_shapes(config, converted, weights, file)
     side = {"shortest_edge": config.image_size}, {"height": config.image_size, "width": config.image_size}
     pixels: dict[str, Any] = {"size": side[0], "crop_size": side[1]}
     pixels |= {f"image_{key}": preprocess[key] for key in ("mean", "std") if key in preprocess}
     return config, converted, pixels
 
 
-def _unwrapped(file: Path) -> dict[str, Tensor]:
+def _check_shapes(
+    config: CLIPVisionConfig, converted: dict[str, Tensor], weights: dict[str, Tensor], file: Path
+) -> None:
+    with torch.device("meta"):
+        tower = CLIPVisionModel(config)
+    needed = {name.removeprefix(KEY_PREFIX): tuple(value.shape) for name, value in tower.state_dict().items()}
+    for name, value in converted.items():
+        if tuple(value.shape) != needed.get(name):
+            raise CheckpointError(
+                f"{file}: {name} is {tuple(value.shape)}, the configuration makes it {needed.get(name)}"
+            )
+    deeper = [key for key in weights if f"resblocks.{config.num_hidden_layers}." in key and "visual." in key]
+    if deeper:
+        raise CheckpointError(f"{file} holds {deeper[0]}, but the configuration has {config.num_hidden_layers} layers")
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """The checkpoint's tensors; open_clip's training wraps them in a dictionary with the epoch."""
+    if file.suffix == SAFETENSORS:
+        list_tensors(file)  # refuses a damaged one by name
+        return read_weights(file)
     loaded = open_pickled(file)
     return loaded.get("state_dict", loaded)
 

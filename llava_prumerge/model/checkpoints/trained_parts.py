@@ -13,6 +13,7 @@ from llava_prumerge.model.adapters import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     METHOD_FILE,
+    METHOD_PREFIXES,
     Base,
     read_base,
 )
@@ -23,7 +24,6 @@ from llava_prumerge.model.checkpoints.plan import Named, match
 from llava_prumerge.model.checkpoints.request import Parts, Record, Request, Whole
 from llava_prumerge.model.checkpoints.weights import Stored, has_weights, list_model, list_tensors, read_json
 from llava_prumerge.model.checkpoints.whole import (
-    METHOD_NAMES,
     PROJECTOR_BIN,
     Given,
     earlier_record,
@@ -124,7 +124,7 @@ def base_of_parts(
                 f"{request.source}: {key} is {values[key]} in config.json, but {getattr(text, key)} in {base}"
             )
     needed = request.merge and not request.dry_run
-    tensors = list_model(base) if needed or has_weights(base) else planned_llama(text)
+    tensors = list_model(base) if needed or has_weights(base) else planned_llama(text, base / "config.json")
     layout = layouts.recognise(tensors, ("llama",))
     record.original_config, record.vision_tower = values or None, values.get("mm_vision_tower")
     tower, folders = _tower(request, values), [*tokenizers, base]
@@ -137,7 +137,7 @@ def _tower(request: Request, values: dict[str, Any]) -> Path:
 
 def _parts(whole: Whole, adapter: dict[str, Stored], settings: dict[str, Any], base: Base, record: Record) -> Parts:
     projector = {name: whole.found[name] for name in PROJECTOR_NAMES}
-    method = {name: entry for name, entry in whole.found.items() if name.startswith(METHOD_NAMES)}
+    method = {name: entry for name, entry in whole.found.items() if name.startswith(METHOD_PREFIXES)}
     return Parts(adapter, settings, projector, method, base, whole, record)
 
 
@@ -228,7 +228,7 @@ def read_our_parts(request: Request) -> Parts:
     base = read_base(source)
     own = read_json(source / "config.json").get("reduction")
     block = own if request.reduction is None else request.reduction
-    record = earlier_record(source) or Record(str(source), "ours-parts")
+    record = dataclasses.replace(earlier_record(source) or Record(str(source), "ours-parts"), taken={})
     method = source / METHOD_FILE
 
     def given(shapes: Shapes) -> Named:

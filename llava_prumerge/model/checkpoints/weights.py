@@ -41,16 +41,16 @@ class Stored:
     """A tensor that has not been read.
 
     Attributes:
-        file: None where it is known from a configuration alone (a dry run without weights).
+        file: a config.json where nothing but that is there, in a dry run.
     """
 
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    file: Path | None = None
+    file: Path
 
     def __str__(self) -> str:
-        return f"{self.file or 'config.json'}: {self.key}"
+        return f"{self.file}: {self.key}"
 
 
 def check_weight_file(file: Path) -> None:
@@ -136,8 +136,8 @@ class Reader:
 
     def read(self, stored: Stored) -> Tensor:
         """The tensor, mapped from its file where the format allows it."""
-        if stored.file is None:
-            raise CheckpointError(f"{stored.key} is known from a configuration alone; there are no weights to read")
+        if stored.file.suffix == ".json":
+            raise CheckpointError(f"{stored} is known from the configuration alone; there are no weights to read")
         if stored.file not in self._open:
             while len(self._open) >= self.limit:
                 self._open.popitem(last=False)

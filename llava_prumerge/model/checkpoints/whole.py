@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM, LlavaConfig, PreTrainedConfig
 
+from llava_prumerge.model.adapters import METHOD_PREFIXES
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import (
     UnreadTokenizer,
@@ -32,7 +34,6 @@ from llava_prumerge.model.parts import load_image_processor, read_tower_config
 LOGGER = logging.getLogger(__name__)
 PROJECTOR_BIN = "mm_projector.bin"
 Given = Callable[[dict[str, tuple[int, ...]]], Named]
-METHOD_NAMES = (layouts.REDUCER, layouts.PRUNER)
 
 
 def read_whole(request: Request) -> Whole:
@@ -59,7 +60,7 @@ def read_original(request: Request, values: dict[str, Any]) -> Whole:
         if layout != "original":
             raise CheckpointError(f"{file} says original layout, but {tensors[0]} is of the {layout} layout")
     else:
-        tensors = planned_llama(text) + planned_projector(text.hidden_size, read_tower_config(tower).hidden_size, text)
+        tensors = planned_llama(text, file) + planned_projector(text, read_tower_config(tower), file)
     record = Record(str(source), "original", values.get("mm_vision_tower") or str(tower), original_config=values)
     return put_together(request, text, tensors, "original", tower, [source], values, record)
 
@@ -135,22 +136,23 @@ def list_tower(folder: Path, config: PreTrainedConfig, weights_needed: bool) -> 
         return list_model(folder)
     with torch.device("meta"):
         tower = AutoModel.from_config(config)
-    return [Stored(f"vision_model.{key}", tuple(t.shape), torch.float32) for key, t in tower.state_dict().items()]
+    file, kind = folder / "config.json", config.dtype or torch.float32
+    return [Stored(f"vision_model.{key}", tuple(t.shape), kind, file) for key, t in tower.state_dict().items()]
 
 
-def planned_llama(config: PreTrainedConfig) -> list[Stored]:
+def planned_llama(config: PreTrainedConfig, file: Path) -> list[Stored]:
     """What a language model's folder holds, from its configuration alone: the stock class's own keys and shapes."""
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     kind = config.dtype or torch.float32
-    return [Stored(key, tuple(value.shape), kind) for key, value in model.state_dict().items()]
+    return [Stored(key, tuple(value.shape), kind, file) for key, value in model.state_dict().items()]
 
 
-def planned_projector(text: int, vision: int, config: PreTrainedConfig) -> list[Stored]:
+def planned_projector(text: PreTrainedConfig, vision: PreTrainedConfig, file: Path) -> list[Stored]:
     """LLaVA-1.5's projector: two linear layers with a GELU between them."""
-    kind = config.dtype or torch.float32
-    shapes = {"0.weight": (text, vision), "0.bias": (text,), "2.weight": (text, text), "2.bias": (text,)}
-    return [Stored(f"model.mm_projector.{key}", shape, kind) for key, shape in shapes.items()]
+    kind, wide, narrow = text.dtype or torch.float32, text.hidden_size, vision.hidden_size
+    shapes = {"0.weight": (wide, narrow), "0.bias": (wide,), "2.weight": (wide, wide), "2.bias": (wide,)}
+    return [Stored(f"model.mm_projector.{key}", shape, kind, file) for key, shape in shapes.items()]
 
 
 def read_transformers(request: Request, source: Path, given: Given | None = None) -> Whole:
@@ -179,13 +181,14 @@ def read_transformers(request: Request, source: Path, given: Given | None = None
         layout = layouts.recognise(tensors, layouts.OUR_LAYOUTS if own is not None else layouts.HF_LAYOUTS)
     else:
         layout = "ours"
-        tensors = [Stored(layouts.key_of(layout, n), shape, dtype or torch.float32) for n, shape in shapes.items()]
-    dropped = METHOD_NAMES if block != own else ()
+        kind, file = dtype or torch.float32, source / "config.json"
+        tensors = [Stored(layouts.key_of(layout, name), shape, kind, file) for name, shape in shapes.items()]
+    dropped = METHOD_PREFIXES if block != own else ()
     tensors = [item for item in tensors if not any(n.startswith(dropped) for n in layouts.names_of(layout, item.key))]
     found = match(tensors, layout, shapes) | (given(shapes) if given else {})
     check_complete(found, shapes, str(source))
     _check_rows(found, config, source)
-    record = earlier_record(source) or Record(str(source), layout)
+    record = dataclasses.replace(earlier_record(source) or Record(str(source), layout), taken={})
     where = find_tokenizer([source])
     if where is None and not request.dry_run:
         raise CheckpointError(f"{source} has no tokenizer.json and no tokenizer.model")
