@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,6 +227,28 @@ def write_lora(folder: Path, model: Published, suffix: str = ".bin") -> dict[str
     write_json(folder / "adapter_config.json", settings | dict(target_modules=[*ATTENTION, *MLP]))
     write_json(folder / "config.json", original_config())
     return state
+
+
+OLDER = [
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+]
+NEWER = [("model.vision_tower.", "model.vision_tower.vision_model.")]
+
+
+def write_llava_hf(folder: Path, model: Published, ours: Path, prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """llava-hf/llava-1.5-7b-hf under the keys of one of its generations. -> its tensors"""
+    stock, renamed = model.stock().half(), {}
+    for key, value in stock.state_dict().items():
+        new = next((b + key.removeprefix(a) for a, b in prefixes if key.startswith(a)), key)
+        renamed[new] = value.contiguous()
+    write_shards(folder, renamed, ".safetensors", shards=3)
+    stock.config.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copyfile(ours / name, folder / name)
+    return renamed
 
 
 def inputs() -> dict[str, Tensor]:

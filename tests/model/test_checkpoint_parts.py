@@ -192,7 +192,7 @@ def test_a_projector_with_its_base_is_a_model(
 def test_a_methods_parameters_are_merged_and_have_no_place_elsewhere(
     ours: Path, convert: Convert, tmp_path: Path
 ) -> None:
-    block = {"decoder": {"name": "atp_llava", "layers": [1], "target": 0.9}}
+    block = {"decoder": {"name": "atp_llava", "layers": [1], "target": "15/16"}}
     model, processor = load_model(ours, block, device="cpu")
     names = [name for name, _ in model.named_parameters() if ".pruner." in name]
     state = {n: p.detach() for n, p in model.named_parameters() if ".pruner." in n or "multi_modal_projector" in n}

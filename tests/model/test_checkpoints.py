@@ -131,33 +131,11 @@ def test_ours_to_llava_hf_and_back_is_exact_and_stock_code_reads_it(
     assert same(tensors_of(tmp_path / "again"), tensors_of(ours))
 
 
-OLDER = [
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-    ("model.vision_tower.", "vision_tower.vision_model."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-]
-NEWER = [("model.vision_tower.", "model.vision_tower.vision_model.")]
-
-
-def write_llava_hf(folder: Path, model: Published, ours: Path, prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """llava-hf/llava-1.5-7b-hf under the keys of one of its generations. -> its tensors"""
-    stock, renamed = model.stock().half(), {}
-    for key, value in stock.state_dict().items():
-        new = next((b + key.removeprefix(a) for a, b in prefixes if key.startswith(a)), key)
-        renamed[new] = value.contiguous()
-    layouts.write_shards(folder, renamed, ".safetensors", shards=3)
-    stock.config.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
-        shutil.copyfile(ours / name, folder / name)
-    return renamed
-
-
-@pytest.mark.parametrize("prefixes", [OLDER, NEWER], ids=["older", "newer"])
+@pytest.mark.parametrize("prefixes", [layouts.OLDER, layouts.NEWER], ids=["older", "newer"])
 def test_both_layouts_of_llava_hf_come_in_and_go_out_as_original(
     model: Published, ours: Path, convert: Convert, tmp_path: Path, prefixes: list[tuple[str, str]]
 ) -> None:
-    renamed = write_llava_hf(tmp_path / "hf", model, ours, prefixes)
+    renamed = layouts.write_llava_hf(tmp_path / "hf", model, ours, prefixes)
     convert(tmp_path / "hf", tmp_path / "ours", "--reduction", "prumerge_plus")
     got = tensors_of(tmp_path / "ours")
     assert len(got) == len(renamed)
