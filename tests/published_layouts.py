@@ -245,7 +245,13 @@ def write_llava_hf(folder: Path, model: Published, ours: Path, prefixes: list[tu
         new = next((b + key.removeprefix(a) for a, b in prefixes if key.startswith(a)), key)
         renamed[new] = value.contiguous()
     write_shards(folder, renamed, ".safetensors", shards=3)
-    stock.config.save_pretrained(folder)
+    text = {key: value for key, value in TEXT.items() if not key.endswith("token_id")} | {"vocab_size": ROWS}
+    config = dict(architectures=["LlavaForConditionalGeneration"], ignore_index=-100, image_token_index=IMAGE)
+    config |= dict(model_type="llava", pad_token_id=PAD, projector_hidden_act="gelu", torch_dtype="float16")
+    config |= dict(tie_word_embeddings=False, vision_feature_layer=-2, vision_feature_select_strategy="default")
+    config |= dict(text_config=text | dict(model_type="llama", torch_dtype="float16"), vocab_size=ROWS)
+    config |= dict(vision_config=VISION | dict(model_type="clip_vision_model", vocab_size=32000))
+    write_json(folder / "config.json", config | dict(image_seq_length=PATCHES))
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copyfile(ours / name, folder / name)
     return renamed

@@ -166,6 +166,26 @@ def test_every_key_of_the_real_sizes_is_mapped_without_weights(convert: Convert,
         assert line["how"] == ("rows 32000 -> 32064, new ones their mean" if grown else "as it is")
 
 
+def test_llava_hf_at_real_size_goes_out_as_the_original(convert: Convert, tmp_path: Path) -> None:
+    """From the config.json on the Hub, which says the least it can and has the padding token one level up."""
+    vision = dict(hidden_size=1024, image_size=336, intermediate_size=4096, model_type="clip_vision_model")
+    vision |= dict(num_attention_heads=16, num_hidden_layers=24, patch_size=14, projection_dim=768, vocab_size=32000)
+    text = dict(_name_or_path="lmsys/vicuna-7b-v1.5", architectures=["LlamaForCausalLM"], model_type="llama")
+    text |= dict(max_position_embeddings=4096, rms_norm_eps=1e-05, torch_dtype="float16", vocab_size=32064)
+    config = dict(architectures=["LlavaForConditionalGeneration"], ignore_index=-100, image_token_index=32000)
+    config |= dict(model_type="llava", pad_token_id=32001, projector_hidden_act="gelu", tie_word_embeddings=False)
+    config |= dict(torch_dtype="float16", vision_feature_layer=-2, vision_feature_select_strategy="default")
+    layouts.write_json(
+        tmp_path / "config.json", config | dict(text_config=text, vision_config=vision, vocab_size=32064)
+    )
+    lines = [LINE.match(line) for line in convert(tmp_path, "--to", "original", "--dry-run")]
+    assert len(lines) == 291 + 4
+    changed = {line["key"]: (line["shape"], line["how"]) for line in lines if line["how"] != "as it is"}
+    assert changed == dict.fromkeys(
+        ("model.embed_tokens.weight", "lm_head.weight"), ("32000, 4096", "rows 32064 -> 32000")
+    )
+
+
 def test_a_dry_run_writes_nothing_and_needs_weights_only_in_earnest(
     sources: Path, convert: Convert, tmp_path: Path
 ) -> None:

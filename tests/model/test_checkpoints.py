@@ -149,9 +149,8 @@ def test_both_layouts_of_llava_hf_come_in_and_go_out_as_original(
         for parameter in stock.parameters():  # not the rotary table, which no checkpoint holds
             parameter.copy_(parameter.half())
     torch.testing.assert_close(logits(loaded), logits(stock), atol=2e-5, rtol=1e-5)
-    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").config.reduction == {
-        "vision": {"name": "prumerge_plus"}
-    }
+    config = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").config
+    assert config.reduction == {"vision": {"name": "prumerge_plus"}} and config.text_config.pad_token_id == PAD
     convert(tmp_path / "hf", tmp_path / "original", "--to", "original", "--vision-tower", "some/clip")
     original = tensors_of(tmp_path / "original")
     assert set(original) == {key for key in model.original() if not key.endswith("inv_freq")}
@@ -188,6 +187,20 @@ def test_a_projector_beside_the_shards_is_taken_where_they_lack_it(
     assert {key for key in tensors_of(tmp_path / "back") if "mm_projector" in key} == {
         key for key in model.original() if "mm_projector" in key
     }
+
+
+def test_a_trained_tower_can_stay_in_the_original_layout(
+    ours: Path, sources: Path, convert: Convert, tmp_path: Path
+) -> None:
+    """Then the way back does not take the CLIP folder's weights."""
+    shutil.copytree(ours, tmp_path / "tuned")
+    state = {k: v + 1 if k.startswith("vision_tower.") else v for k, v in tensors_of(ours).items()}
+    save_file(state, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    convert(tmp_path / "tuned", tmp_path / "original", "--to", "original", "--with-vision")
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    assert config["unfreeze_mm_vision_tower"] is True
+    convert(tmp_path / "original", tmp_path / "again", "--vision-tower", sources / "clip")
+    assert same(tensors_of(tmp_path / "again"), state) and not same(state, tensors_of(ours))
 
 
 TEXTS = ["the fox", "USER: the quick\nbrown fox ASSISTANT: lazy", "é日 jumps", "1 + 1 =  2"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> Request:
         metavar="METHOD|FILE",
         help="a method's name or YAML for config.json; `none` drops what SOURCE says",
     )
+    command.add_argument("--with-vision", action="store_true", help="keep a trained tower's weights in --to original")
     command.add_argument(
         "--merge", action="store_true", help="put adapters or projector into their base: a whole model"
     )
@@ -99,6 +101,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("transformers", "httpx", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))  # so that what was begun is removed
     try:
         print("\n".join(main()))
     except (LoadingError, ReductionError, ValueError, OSError) as error:

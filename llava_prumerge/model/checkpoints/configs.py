@@ -152,7 +152,7 @@ def rows_without_ours(config: PruMergeLlavaConfig, tokenizer: PreTrainedTokenize
     stays as it is.
     """
     words = len(tokenizer)
-    while words - 1 in (config.image_token_index, config.text_config.pad_token_id):
+    while words - 1 in (config.image_token_index, tokenizer.pad_token_id):
         words -= 1
     return words if words < len(tokenizer) else config.text_config.vocab_size
 
@@ -168,9 +168,15 @@ def original_config(
         raise CheckpointError(f"rope_parameters {rope} have no place in the original layout")
     if rope.get("rope_theta", 10000.0) != 10000.0:
         values["rope_theta"] = rope["rope_theta"]
+    if text.get("head_dim") not in (None, text["hidden_size"] // text["num_attention_heads"]):
+        raise CheckpointError(f"head_dim {text['head_dim']} has no place in the original layout")
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     values |= {"vocab_size": rows, "pad_token_id": 0, "use_cache": True, "torch_dtype": dtype}
-    values |= {"mm_hidden_size": vision.hidden_size, "mm_vision_select_layer": config.vision_feature_layer}
+    values |= {
+        "mm_vision_tower": tower,
+        "mm_hidden_size": vision.hidden_size,
+        "mm_vision_select_layer": config.vision_feature_layer,
+    }
     defaults: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": ORIGINAL_TYPES[-1],
@@ -179,7 +185,6 @@ def original_config(
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
-        "mm_vision_tower": tower,
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
     }

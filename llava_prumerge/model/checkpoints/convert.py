@@ -64,6 +64,10 @@ def convert(request: Request) -> list[str]:
         made = merge(made)
     elif request.merge:
         raise CheckpointError(f"{request.source} is a whole model: there is nothing to merge")
+    if request.with_vision and (request.to != "original" or isinstance(made, Parts)):
+        raise CheckpointError(
+            "--with-vision is for whole models that go --to original; the other layouts have the tower"
+        )
     if isinstance(made, Whole):
         lines = [str(entry) for entry in plan_whole(made, request)]
     else:
@@ -95,7 +99,9 @@ def kind_of(source: Path) -> str:
     if source.is_file():
         return _kind_of_file(source)
     if not source.is_dir():
-        raise CheckpointError(f"{source} does not exist")
+        raise CheckpointError(
+            f"{source} does not exist; `hf download NAME --local-dir FOLDER` fetches a name of the Hub"
+        )
     holds = {file.name for file in source.iterdir()}
     if OpenClipFolder.is_one(source):
         return "open_clip"

@@ -28,6 +28,7 @@ class Request:
         language_model: folder of the base of adapters or of a projector.
         missing_from: a folder in the source's layout whose files stand in for those the source lacks.
         reduction: the block for config.json, {} for none; None keeps what the source says.
+        with_vision: the original layout gets the tower's weights too.
         merge: put adapters and projector into their base and write a whole model.
         dtype: of all weights; None leaves each as it is stored.
         open_clip_model: an architecture's name or the file of its configuration, for an open_clip checkpoint without one.
@@ -42,6 +43,7 @@ class Request:
     language_model: Path | None = None
     missing_from: Path | None = None
     reduction: dict[str, Any] | None = None
+    with_vision: bool = False
     merge: bool = False
     dtype: torch.dtype | None = None
     open_clip_model: str | None = None

@@ -40,7 +40,8 @@ def plan_whole(whole: Whole, request: Request) -> list[Entry]:
                 f"the {request.to} layout has no place for the method's {first_few(method)}; --reduction none leaves them out"
             )
     if request.to == "original":
-        found = {name: entry for name, entry in found.items() if not name.startswith(layouts.TOWER)}
+        if not request.with_vision:
+            found = {name: entry for name, entry in found.items() if not name.startswith(layouts.TOWER)}
         found = with_vocabulary(found, rows_without_ours(whole.config, whole.tokenizer))
     return with_keys(with_dtype(found, request.dtype), KEYS[request.to])
 
@@ -85,6 +86,10 @@ def write_original_sides(whole: Whole, request: Request, folder: Path) -> None:
     """What LLaVA's own code needs beside the weights."""
     rows = rows_without_ours(whole.config, whole.tokenizer)
     values = original_config(whole.config, rows, tower_name(whole, request), whole.record.original_config)
+    if request.with_vision:
+        values["unfreeze_mm_vision_tower"] = (
+            True  # LLaVA's code then loads the tower before the checkpoint, not after it
+        )
     write_json(folder / "config.json", values)
     ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
     write_json(folder / "generation_config.json", ids)

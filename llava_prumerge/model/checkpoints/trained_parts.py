@@ -126,8 +126,8 @@ def base_of_parts(
     needed = request.merge and not request.dry_run
     tensors = list_model(base) if needed or has_weights(base) else planned_llama(text, base / "config.json")
     layout = layouts.recognise(tensors, ("llama",))
-    record.original_config, record.vision_tower = values or None, values.get("mm_vision_tower")
     tower, folders = _tower(request, values), [*tokenizers, base]
+    record.original_config, record.vision_tower = values or None, values.get("mm_vision_tower") or str(tower)
     return put_together(request, text, tensors, layout, tower, folders, values, record, given, needed)
 
 

@@ -195,6 +195,8 @@ def read_transformers(request: Request, source: Path, given: Given | None = None
     if where is None:
         return Whole(found, config, UnreadTokenizer(config.image_token_index), None, None, record)
     processor = load_processor(source, config)
+    if config.text_config.pad_token_id is None:  # llava-hf says it one level up
+        config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     return Whole(found, config, processor.tokenizer, processor.image_processor, where, record)
 
 
