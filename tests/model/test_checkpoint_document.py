@@ -88,20 +88,36 @@ def test_every_command_runs_and_gives_what_the_text_says(world: Path) -> None:
     assert not [name for name in made if name.startswith(".")]
 
 
-TWICE = """
-import runpy, sys
-for _ in range(2):
-    runpy.run_module("llava_prumerge.model.checkpoints", run_name="__main__", alter_sys=True)
+THRICE = """
+import os, runpy, signal, sys
+from llava_prumerge.model.checkpoints import writing
+
+def run(*words):
+    sys.argv[1:] = words
+    try:
+        runpy.run_module("llava_prumerge.model.checkpoints", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print(end.code)
+
+words = sys.argv[1:]
+run(*words)
+run(*words)
+writing.write_tensors = lambda file, *_: (file.write_bytes(b"begun"), os.kill(os.getpid(), signal.SIGTERM))
+words[2] += "-2"
+run(*words)
 """
 
 
 def test_the_command_line_itself(world: Path) -> None:
-    """As a user types it, twice in one process: a line for what was made, then one for why not, and a code."""
+    """As a user types it: a line for what was made; one for why not; and nothing is left when it is terminated."""
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", TWICE, *shlex.split(COMMANDS[0])[3:]]
+    words = [sys.executable, "-c", THRICE, *shlex.split(COMMANDS[0])[3:]]
+    before = set((world / "checkpoints").iterdir())
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     target = "checkpoints/llava-7b"
     assert done.stdout.splitlines() == [
-        f"{target}: 80 tensors from checkpoints/llava-v1.5-7b, vision tower from checkpoints/clip-vit-large-patch14-336"
-    ]
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: {target} exists already")
+        f"{target}: 80 tensors from checkpoints/llava-v1.5-7b, vision tower from checkpoints/clip-vit-large-patch14-336",
+        f"error: {target} exists already; name a new folder or remove it first",
+        "error: terminated",
+    ], done.stderr
+    assert set((world / "checkpoints").iterdir()) - before == {world / target}

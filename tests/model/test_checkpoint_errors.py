@@ -227,6 +227,7 @@ def test_what_is_missing_on_the_command_line_is_named(
         ([sources / "original", tmp_path / "t", "--vision-tower", tmp_path / "no"], "no has no config.json"),
         ([sources / "lora", tmp_path / "t"], "--language-model names the folder of lmsys/vicuna-7b-v1.5"),
         ([ours, tmp_path / "t", "--to", "original", "--merge"], "nothing to merge"),
+        ([ours, tmp_path / "t", "--to", "llava-hf", "--keep-rows"], "are for whole models that go --to original"),
         ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "prumerg"], "prumerg is no method"),
         ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "no.yaml"], "no.yaml does not exist"),
     ):
@@ -248,7 +249,7 @@ LORA = {
     "truncated": (lambda f: truncate(f / "adapter_model.bin"), r"adapter_model.bin is truncated"),
     "a matrix lost": (
         lambda f: change_adapter(f, lambda v: v.pop(A0)),
-        r"adapter_model.bin lacks model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        r"adapter_model.bin lacks base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
     ),
     "both lost": (
         lambda f: change_adapter(f, lambda v: [v.pop(A0), v.pop(A0.replace("_A", "_B"))]),
@@ -282,7 +283,7 @@ LORA = {
         lambda f: edit_shard(
             f / "non_lora_trainables.bin", lambda v: v.pop("base_model.model.model.mm_projector.2.bias")
         ),
-        r"non_lora_trainables.bin lacks model.multi_modal_projector.linear_2.bias",
+        r"non_lora_trainables.bin lacks model.mm_projector.2.bias",
     ),
     "another projector": (
         lambda f: edit_shard(

@@ -105,7 +105,9 @@ def test_original_to_ours_to_original_is_exact(
     before = json.loads((sources / name / "config.json").read_text())
     after = json.loads((tmp_path / "back" / "config.json").read_text())
     assert {key: after.get(key) for key in before} == before
-    assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (sources / name / "tokenizer.model").read_bytes()
+    for file in ("tokenizer.model", "tokenizer_config.json"):
+        left, right = ((folder / file).read_bytes() for folder in (tmp_path / "back", sources / name))
+        assert left == right if file == "tokenizer.model" else json.loads(left) == json.loads(right)
 
 
 def test_ours_to_original_to_ours_is_exact(ours: Path, sources: Path, convert: Convert, tmp_path: Path) -> None:
@@ -187,6 +189,22 @@ def test_a_projector_beside_the_shards_is_taken_where_they_lack_it(
     assert {key for key in tensors_of(tmp_path / "back") if "mm_projector" in key} == {
         key for key in model.original() if "mm_projector" in key
     }
+
+
+def test_rows_that_were_trained_stay_where_that_is_asked_for(
+    ours: Path, sources: Path, convert: Convert, tmp_path: Path
+) -> None:
+    """Full fine-tuning moves the output rows of the image and padding tokens: without --keep-rows they are lost."""
+    shutil.copytree(ours, tmp_path / "tuned")
+    state = {key: value + 1 for key, value in tensors_of(ours).items()}
+    state |= {key: value for key, value in tensors_of(ours).items() if key.startswith("vision_tower.")}
+    state["language_model.lm_head.weight"][WORDS:] += 3
+    save_file(state, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    for name, options in (("kept", ["--keep-rows"]), ("cut", [])):
+        convert(tmp_path / "tuned", tmp_path / name, "--to", "original", *options)
+        convert(tmp_path / name, tmp_path / f"{name}-again", "--vision-tower", sources / "clip")
+        assert same(tensors_of(tmp_path / f"{name}-again"), state) == (name == "kept")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "kept")) == WORDS
 
 
 def test_a_trained_tower_can_stay_in_the_original_layout(

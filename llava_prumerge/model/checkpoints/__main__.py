@@ -24,6 +24,7 @@ from llava_prumerge.methods.registry import discover
 from llava_prumerge.model.checkpoints.convert import TARGETS, convert
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
+from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.loading import DTYPES, LoadingError
 from llava_prumerge.ops.errors import ReductionError
@@ -55,6 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> Request:
         metavar="METHOD|FILE",
         help="a method's name or YAML for config.json; `none` drops what SOURCE says",
     )
+    command.add_argument("--keep-rows", action="store_true", help="keep every row of the vocabulary in --to original")
     command.add_argument("--with-vision", action="store_true", help="keep a trained tower's weights in --to original")
     command.add_argument(
         "--merge", action="store_true", help="put adapters or projector into their base: a whole model"
@@ -62,7 +64,11 @@ def parse(arguments: Sequence[str] | None = None) -> Request:
     command.add_argument("--dtype", choices=tuple(DTYPES), help="of all weights; by default each keeps its own")
     command.add_argument("--open-clip-model", metavar="NAME|JSON", help="architecture of an open_clip checkpoint")
     command.add_argument(
-        "--shard-size", type=float, default=5.0, metavar="GB", help="of the result's files, at most (5)"
+        "--shard-size",
+        type=float,
+        default=SHARD_BYTES / GIGABYTE,
+        metavar="GB",
+        help="of the result's files, at most (5)",
     )
     command.add_argument("--dry-run", action="store_true", help="list the result's tensors; write nothing")
     given = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.weights import read_json
 from llava_prumerge.model.checkpoints.writing import write_json
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.parts import IMAGE_TOKEN, add_special_tokens, assembled_config
+from llava_prumerge.model.parts import IMAGE_TOKEN, PAD_TOKEN, add_special_tokens, assembled_config
 
 LOGGER = logging.getLogger(__name__)
 ORIGINAL_TYPES = ("llava", "llava_llama")  # LLaVA to 1.1, from 1.2 on
@@ -46,6 +46,17 @@ _TEXT_KEYS = (
     "eos_token_id",
     "tie_word_embeddings",
     "attention_bias",
+)
+_TOKENIZER_KEYS = (  # of tokenizer_config.json; transformers' later ones would stop the releases that LLaVA's code runs on
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "model_max_length",
+    "padding_side",
+    "add_bos_token",
+    "add_eos_token",
+    "clean_up_tokenization_spaces",
 )
 
 
@@ -195,24 +206,34 @@ def original_config(
     return result
 
 
-def write_original_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: Path, words: int) -> None:
-    """The tokenizer without the tokens from `words` on; LLaVA's own code needs tokenizer.model, which is copied where there is one."""
-    plain = source / "tokenizer.model"
-    if plain.is_file():
-        shutil.copyfile(plain, folder / plain.name)
-    else:
-        LOGGER.warning("%s has no tokenizer.model, which LLaVA's own code reads; tokenizer.json goes out alone", source)
+def write_original_tokenizer(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Path,
+    words: int,
+    remembered: dict[str, Any] | None,
+) -> None:
+    """The tokenizer without the tokens from `words` on; LLaVA's own code needs tokenizer.model, which is copied where there is one.
+
+    Args:
+        remembered: tokenizer_config.json as it was before the model was converted.
+    """
     tokenizer.save_pretrained(folder)
+    for name in ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
     file = folder / "tokenizer.json"
     values = json.loads(file.read_text(encoding="utf-8"))
     values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < words]
     write_json(file, values)
-    file = folder / "tokenizer_config.json"
-    settings = read_json(file)
-    for key in ("added_tokens_decoder", "extra_special_tokens", "image_token", "processor_class", "chat_template"):
-        settings.pop(key, None)
-    unknown = settings.get("unk_token", "<unk>")
-    settings["pad_token"] = unknown if settings.get("pad_token") == "<pad>" else settings.get("pad_token", unknown)
-    write_json(file, settings)
-    for name in ("special_tokens_map.json", "added_tokens.json"):
-        (folder / name).unlink(missing_ok=True)
+    saved = read_json(folder / "tokenizer_config.json")
+    settings = {key: saved[key] for key in _TOKENIZER_KEYS if saved.get(key) is not None}
+    if settings.get("pad_token") == PAD_TOKEN:
+        settings["pad_token"] = settings.get("unk_token", "<unk>")
+    plain = source / "tokenizer.model"
+    if plain.is_file():
+        shutil.copyfile(plain, folder / plain.name)
+        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    else:
+        LOGGER.warning("%s has no tokenizer.model, which LLaVA's own code reads; tokenizer.json goes out alone", source)
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(folder / "tokenizer_config.json", remembered or settings)

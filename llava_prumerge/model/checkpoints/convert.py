@@ -64,10 +64,8 @@ def convert(request: Request) -> list[str]:
         made = merge(made)
     elif request.merge:
         raise CheckpointError(f"{request.source} is a whole model: there is nothing to merge")
-    if request.with_vision and (request.to != "original" or isinstance(made, Parts)):
-        raise CheckpointError(
-            "--with-vision is for whole models that go --to original; the other layouts have the tower"
-        )
+    if (request.with_vision or request.keep_rows) and (request.to != "original" or isinstance(made, Parts)):
+        raise CheckpointError("--with-vision and --keep-rows are for whole models that go --to original")
     if isinstance(made, Whole):
         lines = [str(entry) for entry in plan_whole(made, request)]
     else:

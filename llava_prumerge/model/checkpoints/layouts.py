@@ -76,6 +76,14 @@ def key_of(layout: str, name: str) -> str:
     return theirs + name.removeprefix(ours)
 
 
+def called(name: str, candidates: Iterable[str]) -> str:
+    """What the first of some layouts that has a place for a parameter calls it; its own name where none has."""
+    for layout in candidates:
+        if any(name.startswith(ours) for _, ours in LAYOUTS[layout]):
+            return key_of(layout, name)
+    return name
+
+
 def is_unused(key: str, layout: str) -> bool:
     """Whether a key may lie in a checkpoint although no parameter of the model comes from it."""
     return bool(UNUSED.search(key)) or (layout == "tower" and key.startswith(CLIP_TEXT))

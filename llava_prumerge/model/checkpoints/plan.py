@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
-from llava_prumerge.model.checkpoints.layouts import VOCABULARY, is_unused, key_of, names_of
+from llava_prumerge.model.checkpoints.layouts import VOCABULARY, called, is_unused, key_of, names_of
 from llava_prumerge.model.checkpoints.weights import Reader, Stored
 
 ROWS_AT_ONCE = 4096  # rows that are raised to float64 together, for the mean row
@@ -104,15 +104,18 @@ def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int
     return found
 
 
-def check_complete(found: Named, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_complete(found: Named, shapes: Mapping[str, tuple[int, ...]], where: str, layouts: tuple[str, ...]) -> None:
     """Refuse a result that lacks parameters.
+
+    Args:
+        layouts: of the sources, to name what is missing as its files would.
 
     Raises:
         CheckpointError: with the first names that are missing and where they should have come from.
     """
     missing = [name for name in shapes if name not in found]
     if missing:
-        raise CheckpointError(f"{where} lacks {first_few(missing)}")
+        raise CheckpointError(f"{where} lacks {first_few([called(name, layouts) for name in missing])}")
 
 
 def with_rows(entry: Entry, rows: int) -> Entry:

@@ -11,6 +11,7 @@ import torch
 from llava_prumerge.model.adapters import Base
 from llava_prumerge.model.checkpoints.plan import Entry, Named
 from llava_prumerge.model.checkpoints.weights import Stored
+from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
 RECORD_FILE = "conversion.json"
@@ -29,6 +30,7 @@ class Request:
         missing_from: a folder in the source's layout whose files stand in for those the source lacks.
         reduction: the block for config.json, {} for none; None keeps what the source says.
         with_vision: the original layout gets the tower's weights too.
+        keep_rows: the original layout keeps the vocabulary's rows beyond its own tokens.
         merge: put adapters and projector into their base and write a whole model.
         dtype: of all weights; None leaves each as it is stored.
         open_clip_model: an architecture's name or the file of its configuration, for an open_clip checkpoint without one.
@@ -44,10 +46,11 @@ class Request:
     missing_from: Path | None = None
     reduction: dict[str, Any] | None = None
     with_vision: bool = False
+    keep_rows: bool = False
     merge: bool = False
     dtype: torch.dtype | None = None
     open_clip_model: str | None = None
-    shard_bytes: int = 5 * 10**9
+    shard_bytes: int = SHARD_BYTES
     dry_run: bool = False
 
 
@@ -58,6 +61,7 @@ class Record:
     Attributes:
         taken: what the source lacks -> where it was taken from.
         original_config: config.json of the original layout, so that the way back gives it again.
+        original_tokenizer: likewise tokenizer_config.json, beside a tokenizer.model.
     """
 
     source: str
@@ -65,6 +69,7 @@ class Record:
     vision_tower: str | None = None
     taken: dict[str, str] = field(default_factory=dict)
     original_config: dict[str, Any] | None = None
+    original_tokenizer: dict[str, Any] | None = None
 
 
 @dataclass

@@ -42,7 +42,7 @@ def plan_whole(whole: Whole, request: Request) -> list[Entry]:
     if request.to == "original":
         if not request.with_vision:
             found = {name: entry for name, entry in found.items() if not name.startswith(layouts.TOWER)}
-        found = with_vocabulary(found, rows_without_ours(whole.config, whole.tokenizer))
+        found = with_vocabulary(found, original_rows(whole, request))
     return with_keys(with_dtype(found, request.dtype), KEYS[request.to])
 
 
@@ -84,7 +84,7 @@ def write_our_sides(whole: Whole, request: Request, folder: Path) -> None:
 
 def write_original_sides(whole: Whole, request: Request, folder: Path) -> None:
     """What LLaVA's own code needs beside the weights."""
-    rows = rows_without_ours(whole.config, whole.tokenizer)
+    words, rows = rows_without_ours(whole.config, whole.tokenizer), original_rows(whole, request)
     values = original_config(whole.config, rows, tower_name(whole, request), whole.record.original_config)
     if request.with_vision:
         values["unfreeze_mm_vision_tower"] = (
@@ -93,7 +93,15 @@ def write_original_sides(whole: Whole, request: Request, folder: Path) -> None:
     write_json(folder / "config.json", values)
     ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
     write_json(folder / "generation_config.json", ids)
-    write_original_tokenizer(folder, whole.tokenizer, whole.tokenizer_folder, rows)
+    settings = whole.record.original_tokenizer
+    write_original_tokenizer(folder, whole.tokenizer, whole.tokenizer_folder, words, settings)
+
+
+def original_rows(whole: Whole, request: Request) -> int:
+    """Rows of the vocabulary in the original layout."""
+    return (
+        whole.config.text_config.vocab_size if request.keep_rows else rows_without_ours(whole.config, whole.tokenizer)
+    )
 
 
 def tower_name(whole: Whole, request: Request) -> str:

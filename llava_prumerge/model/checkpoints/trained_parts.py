@@ -174,7 +174,8 @@ def match_projector(tensors: list[Stored], shapes: Shapes, whole: bool = False) 
         raise CheckpointError(f"{others[0].sources[0]} is not of the projector; --merge takes it into a whole model")
     missing = [name for name in PROJECTOR_NAMES if name not in found]
     if missing:
-        raise CheckpointError(f"{tensors[0].file if tensors else 'the projector'} lacks {first_few(missing)}")
+        keys = [layouts.called(name, (layout,)) for name in missing]
+        raise CheckpointError(f"{tensors[0].file if tensors else 'the projector'} lacks {first_few(keys)}")
     return found
 
 
@@ -205,11 +206,11 @@ def match_adapter(
         if item.shape != needed:
             raise CheckpointError(f"{item} is {item.shape}; rank {rank} on {module} {wide} makes it {needed}")
         found[f"{module.removesuffix('.weight')}.lora_{parts['side']}.weight"] = item
-    _check_pairs(found, tensors[0].file if tensors else None)
+    _check_pairs(found, tensors[0].file if tensors else None, layout)
     return found
 
 
-def _check_pairs(found: dict[str, Stored], file: Path | None) -> None:
+def _check_pairs(found: dict[str, Stored], file: Path | None, layout: str) -> None:
     """Every adapted module has both matrices, and every layer the same modules: peft starts what is missing at random."""
     places = {re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in found}
     layers = {layer for name in found for layer in re.findall(r"\.layers\.\d+\.", name)}
@@ -217,7 +218,7 @@ def _check_pairs(found: dict[str, Stored], file: Path | None) -> None:
     needed |= {name.replace("lora_A", "lora_B") for name in needed} | {
         name.replace("lora_B", "lora_A") for name in needed
     }
-    missing = sorted(needed - set(found))
+    missing = [PEFT + layouts.called(name, (layout,)) for name in sorted(needed - set(found))]
     if missing or not found:
         raise CheckpointError(f"{file} lacks {first_few(missing) or 'all LoRA matrices'}")
 

@@ -62,6 +62,9 @@ def read_original(request: Request, values: dict[str, Any]) -> Whole:
     else:
         tensors = planned_llama(text, file) + planned_projector(text, read_tower_config(tower), file)
     record = Record(str(source), "original", values.get("mm_vision_tower") or str(tower), original_config=values)
+    settings = source / "tokenizer_config.json"
+    if (source / "tokenizer.model").is_file() and settings.is_file():
+        record.original_tokenizer = read_json(settings)
     return put_together(request, text, tensors, "original", tower, [source], values, record)
 
 
@@ -104,7 +107,7 @@ def put_together(
     else:
         record.taken["vision tower"] = str(tower)
         found |= match(list_tower(tower, vision, weights_needed and not request.dry_run), "tower", shapes)
-    check_complete(found, shapes, f"{request.source} with {tower}")
+    check_complete(found, shapes, f"{request.source} with {tower}", (layout, "tower", "original"))
     found = with_vocabulary(found, config.text_config.vocab_size)
     has_pixels = (tower / "preprocessor_config.json").is_file()
     if not has_pixels and not request.dry_run:
@@ -186,7 +189,7 @@ def read_transformers(request: Request, source: Path, given: Given | None = None
     dropped = METHOD_PREFIXES if block != own else ()
     tensors = [item for item in tensors if not any(n.startswith(dropped) for n in layouts.names_of(layout, item.key))]
     found = match(tensors, layout, shapes) | (given(shapes) if given else {})
-    check_complete(found, shapes, str(source))
+    check_complete(found, shapes, str(source), (layout,))
     _check_rows(found, config, source)
     record = dataclasses.replace(earlier_record(source) or Record(str(source), layout), taken={})
     where = find_tokenizer([source])
