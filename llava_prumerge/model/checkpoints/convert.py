@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import is_original
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.parts_targets import plan_parts, write_parts
@@ -22,7 +21,7 @@ from llava_prumerge.model.checkpoints.trained_parts import (
     read_our_parts,
     read_projector,
 )
-from llava_prumerge.model.checkpoints.weights import has_weights, list_tensors, read_json
+from llava_prumerge.model.checkpoints.weights import SAFETENSORS, has_weights, list_tensors, open_pickled, read_json
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN, read_whole
 from llava_prumerge.model.checkpoints.writing import check_free
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
@@ -120,8 +119,7 @@ def kind_of(source: Path) -> str:
 
 
 def _kind_of_file(file: Path) -> str:
-    tensors = list_tensors(file) if file.name in (PROJECTOR_BIN, PROJECTOR_FILE) else None
-    if tensors is None:
-        return "open_clip"
-    layout = layouts.recognise(tensors, ("original", "hf-older", "hf-newer"))
-    return "projector-original" if layout == "original" else "projector-ours"
+    keys = [item.key for item in list_tensors(file)] if file.suffix == SAFETENSORS else list(open_pickled(file))
+    if any("mm_projector." in str(key) for key in keys):
+        return "projector-original"
+    return "projector-ours" if any("multi_modal_projector." in str(key) for key in keys) else "open_clip"

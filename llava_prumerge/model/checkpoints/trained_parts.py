@@ -18,7 +18,7 @@ from llava_prumerge.model.adapters import (
     read_base,
 )
 from llava_prumerge.model.checkpoints import layouts
-from llava_prumerge.model.checkpoints.configs import check_original, text_config
+from llava_prumerge.model.checkpoints.configs import check_original, is_original, text_config
 from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.plan import Named, match
 from llava_prumerge.model.checkpoints.request import Parts, Record, Request, Whole
@@ -267,7 +267,8 @@ def read_projector(request: Request) -> Parts:
         source if source.is_file() else next(f for n in (PROJECTOR_BIN, PROJECTOR_FILE) if (f := source / n).is_file())
     )
     config_file = file.parent / "config.json"
-    values = read_json(config_file) if config_file.is_file() and file.name == PROJECTOR_BIN else {}
+    values = read_json(config_file) if config_file.is_file() else {}
+    values = values if is_original(values) else {}
     record = Record(str(source), "projector", values.get("mm_vision_tower"), original_config=values or None)
     if values:
         check_original(values, config_file)
