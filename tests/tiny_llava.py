@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from llava_prumerge.methods.base import DecoderPruner
 from llava_prumerge.methods.registry import method_names
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.loading import make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 IMAGE, PATCHES = 99, 16
@@ -101,3 +104,14 @@ def sample_rows() -> list[list[int]]:
 def pixels(count: int, seed: int = 3) -> torch.Tensor:
     """Random images, [count, 3, 28, 28]."""
     return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def write_processor(folder: Path) -> None:
+    """Tokenizer of the words w3 to w98, and image processor, as they lie beside a checkpoint."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 99)} | {"<image>": IMAGE}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.add_tokens(["<image>"], special_tokens=True)
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    make_processor(fast, image_processor, tiny_config()).save_pretrained(folder)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.fit import LoadingError
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
 
@@ -28,10 +29,6 @@ PROJECTOR_FILE = "mm_projector.safetensors"
 BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class LoadingError(ValueError):
-    """A folder or setting that no model can be made from; the message names it."""
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -86,17 +83,9 @@ def _load_whole(
         raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; llava and llava_prumerge can be loaded")
     current = getattr(config, "reduction", None)
     config = PruMergeLlavaConfig.from_llava(config, current if reduction is None else reduction)
-    model, report = PruMergeLlavaForConditionalGeneration.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attn, output_loading_info=True
+    model = PruMergeLlavaForConditionalGeneration.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=attn
     )
-    methods = ("model.reducer.", "model.language_model.pruner.")
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(methods))
-    unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(methods))
-    for word, keys in (("lacks", missing), ("has unknown", unexpected)):
-        if keys:
-            raise LoadingError(
-                f"{path} {word} weights: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''} ({len(keys)} in all)"
-            )
     return model, load_processor(path, config)
 
 

@@ -22,6 +22,7 @@ from llava_prumerge.methods.base import DecoderShape, VisionTokens
 from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
+from llava_prumerge.model.fit import FitsItsCheckpoint
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
@@ -235,7 +236,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         return 0.0 * self.reduce_images(blank, lambda: prompt).features.sum()
 
 
-class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditionalGeneration):
+class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethods, LlavaForConditionalGeneration):
     """LLaVA-1.5 with a language-modelling head. Without a reduction it equals transformers' Llava.
 
     `forward` takes what Llava's takes: input_ids [B, L] with image_seq_length placeholders per image, pixel_values [N, 3, h, w] in order

@@ -11,7 +11,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_llava import IMAGE, PATCHES, REDUCTIONS, pixels, rows_of, sample_rows, stock_twin, tiny_config, tiny_model
+from tiny_llava import (
+    IMAGE,
+    PATCHES,
+    REDUCTIONS,
+    pixels,
+    rows_of,
+    sample_rows,
+    stock_twin,
+    tiny_config,
+    tiny_model,
+    write_processor,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -29,18 +40,8 @@ from transformers import (
 
 from llava_prumerge.methods import base, registry
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
-from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector, make_processor
+from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-
-
-def write_processor(folder: Path) -> None:
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 99)} | {"<image>": IMAGE}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    fast.add_tokens(["<image>"], special_tokens=True)
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    make_processor(fast, image_processor, tiny_config()).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Trained parts, LoRA adapters and projectors: written in our layout or the original one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, write_base
+from llava_prumerge.model.checkpoints import layouts
+from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours
+from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
+from llava_prumerge.model.checkpoints.plan import Entry
+from llava_prumerge.model.checkpoints.request import RECORD_FILE, Parts, Request, Whole
+from llava_prumerge.model.checkpoints.targets import tower_name
+from llava_prumerge.model.checkpoints.trained_parts import NON_LORA, PEFT
+from llava_prumerge.model.checkpoints.weights import Reader
+from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN
+from llava_prumerge.model.checkpoints.writing import new_folder, write_json, write_tensors
+from llava_prumerge.model.loading import PROJECTOR_FILE, make_processor
+
+
+def plan_parts(parts: Parts, request: Request) -> dict[str, list[Entry]]:
+    """The tensors of each file of the result.
+
+    Raises:
+        CheckpointError: the target's layout has no place for a parameter.
+    """
+    original = request.to == "original"
+    if request.to == "llava-hf":
+        raise CheckpointError("llava-hf has no layout for adapters or projectors alone; --merge makes a whole model")
+    if original and parts.method:
+        raise CheckpointError(
+            f"the original layout has no place for the method's {first_few(sorted(parts.method))}; --reduction none leaves them out"
+        )
+    adapter, projector = [], []
+    for name, item in parts.adapter.items():
+        key = PEFT + (layouts.key_of("original", name) if original else name)
+        adapter.append(Entry(key, item.shape, item.dtype, (item,)))
+    for name, entry in parts.projector.items():
+        if original:
+            key = (PEFT if adapter else "") + layouts.key_of("original", name)
+        else:
+            key = name.removeprefix("model.")
+        projector.append(dataclasses.replace(entry, key=key))
+    method = [dataclasses.replace(entry, key=name.removeprefix("model.")) for name, entry in parts.method.items()]
+    if original:
+        files = {ADAPTER_FILE: adapter, NON_LORA if adapter else PROJECTOR_BIN: projector}
+    else:
+        files = {ADAPTER_FILE: adapter, PROJECTOR_FILE: projector, METHOD_FILE: method}
+    return {name: entries for name, entries in files.items() if entries}
+
+
+def write_parts(parts: Parts, request: Request) -> None:
+    """Write the result."""
+    files = plan_parts(parts, request)
+    with new_folder(request.target) as folder:
+        for name, entries in files.items():
+            if name.endswith(".bin"):  # LLaVA's own code reads these two files and no other
+                torch.save({entry.key: entry.tensor(Reader()).clone() for entry in entries}, folder / name)
+            else:
+                write_tensors(folder / name, entries, Reader())
+        if parts.adapter:
+            write_json(folder / ADAPTER_CONFIG_FILE, adapter_config(parts, request))
+        if request.to == "ours":
+            _write_our_sides(parts, folder)
+        elif parts.whole is not None:
+            write_json(folder / "config.json", _original_sides(parts.whole, request))
+
+
+def adapter_config(parts: Parts, request: Request) -> dict[str, Any]:
+    """peft's settings. A list of bare names (q_proj, ...) would also hit the tower's layers in our model, so ours is a pattern.
+
+    Only settings that peft has had since LLaVA's time, so that its own code can read them.
+    """
+    modules = sorted({name.rsplit(".lora_", 1)[0].partition(".layers.")[2].partition(".")[2] for name in parts.adapter})
+    targets: Any = sorted({module.rpartition(".")[2] for module in modules})
+    if request.to == "ours":
+        targets = rf"model\.language_model\.layers\.\d+\.({'|'.join(module.replace('.', chr(92) + '.') for module in modules)})"
+    base = parts.base
+    return {
+        "base_model_name_or_path": base.model or base.language_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": parts.settings["lora_alpha"],
+        "lora_dropout": parts.settings.get("lora_dropout", 0.0),
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": parts.settings["r"],
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM" if request.to == "original" else None,
+    }
+
+
+def _write_our_sides(parts: Parts, folder: Path) -> None:
+    write_json(folder / RECORD_FILE, dataclasses.asdict(parts.record))
+    if parts.whole is None:
+        return
+    whole = parts.whole
+    whole.config.architectures = ["PruMergeLlavaForConditionalGeneration"]
+    whole.config.save_pretrained(folder)
+    make_processor(whole.tokenizer, whole.image_processor, whole.config).save_pretrained(folder)
+    write_base(parts.base, folder)
+
+
+def _original_sides(whole: Whole, request: Request) -> dict[str, Any]:
+    rows = rows_without_ours(whole.config, whole.tokenizer)
+    return original_config(whole.config, rows, tower_name(whole, request), whole.record.original_config)
