@@ -107,6 +107,8 @@ def count_visual(layers: list[Tensor]) -> Tensor:
     counts: list[Tensor] = []
     for before, mask in zip([None, *layers], layers, strict=False):
         counts.append(counts[-1] if mask is before else mask.sum(dim=1))
+    if all(mask is layers[0] for mask in layers):
+        return counts[0][:, None].expand(-1, len(layers))
     return torch.stack(counts, dim=1)
 
 

@@ -158,7 +158,10 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             past_key_values = ReducedCache(config=self.config.text_config)
         if past_key_values is not None and not isinstance(past_key_values, ReducedCache):
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; this model needs a ReducedCache")
-        layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
+        if decodes(embeddings, pixel_values, past_key_values, labels):
+            layout, start = step_layout(attention_mask, past_key_values), None
+        else:
+            layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
         given, images = layout, None
         if pixel_values is not None:
             if input_ids is None:
@@ -169,7 +172,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             embeddings = embeddings + self._touch_vision_modules(embeddings)
         if past_key_values is not None:
             past_key_values.seen += given.key_mask.shape[1]
-            past_key_values.next_position = layout.position_ids.masked_fill(~layout.key_mask, -1).amax(dim=1) + 1
+            past_key_values.next_position = layout.next_position()
         output = self.language_model(
             inputs_embeds=embeddings, layout=layout, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
@@ -230,6 +233,20 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         blank = embeddings.new_zeros(1, config.num_channels, config.image_size, config.image_size)
         prompt = (embeddings[:1], torch.ones_like(embeddings[:1, :, 0], dtype=torch.bool))
         return 0.0 * self.reduce_images(blank, lambda: prompt).features.sum()
+
+
+def decodes(embeddings: Tensor, pixel_values: Tensor | None, cache: Cache | None, labels: Tensor | None) -> bool:
+    """Whether these are the single tokens of a decoding step, [B, 1, D]: text, behind a cache that knows their position."""
+    behind = isinstance(cache, ReducedCache) and cache.next_position is not None
+    return behind and embeddings.shape[1] == 1 and pixel_values is None and labels is None
+
+
+def step_layout(attention_mask: Tensor | None, cache: ReducedCache) -> TokenLayout:
+    """The layout of a decoding step: what `_layout` would find out in a dozen small calls, each of them paid per token."""
+    position = cache.next_position[:, None]  # [B, 1]
+    blank = torch.zeros_like(position, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=position, origin=torch.full_like(position, -1))
 
 
 class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditionalGeneration):
