@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.ops.cells import Cells, cell_rows, lay_cells
+from llava_prumerge.ops.cells import Cells, best_rows, cell_rows, lay_cells
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import BlockProjections, outlier_count
@@ -226,7 +226,11 @@ class CellReducer(VisionReducer):
         """The cells of each image; costs the reducer's one host synchronisation."""
         self.fitted(*image.grid)
         counts = self.counts(image)
-        rows = cell_rows(counts, *image.grid) if self.rows is None else torch.full_like(counts, self.rows)
+        if self.budget is None:
+            rows = cell_rows(counts, *image.grid)
+        else:
+            height, width = image.grid
+            rows = torch.full_like(counts, self.rows or best_rows(min(self.budget, height * width), height, width))
         return lay_cells(counts, rows, self.width(image, counts), image.grid)
 
 
