@@ -110,10 +110,15 @@ class VisionReducer(nn.Module):
         iqr_factor: Tukey's factor of the outlier rule that counts.
         per_head: score by the mean over attention heads instead of one head of the whole width (the released PruMerge).
         positions: "contiguous" numbers what is kept as LLaVA does; "original" leaves each token the position of its patch.
+
+    Attributes:
+        site: see above.
+        needs_ids: it asks for `VisionTokens.ids`, which cost a pass over all pixels.
     """
 
     site: ClassVar[str] = "tower"
     name: ClassVar[str] = ""
+    needs_ids: ClassVar[bool] = False
 
     def __init__(
         self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"

@@ -88,7 +88,8 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             origin = torch.arange(features.shape[1], device=features.device).expand(features.shape[:2])
             valid = torch.ones_like(origin, dtype=torch.bool)
         else:
-            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, image_ids(pixel_values))
+            ids = image_ids(pixel_values) if self.reducer.needs_ids else None
+            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids)
             features, valid, origin = self.reducer(tokens)
         return ReducedImages(self.project(features) if site == "tower" else features, valid, origin)
 
