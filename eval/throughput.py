@@ -95,7 +95,7 @@ class Contestants:
         prompter = Prompter(self.processor, self.model.config, run.settings, run.images)
         return {
             question.key: answer_batch(
-                self.stock, prompter, [question], prompter.pixels([question]), run.max_new_tokens
+                self.stock, prompter, [question], prompter.pictures([question]), run.max_new_tokens
             )[0]
             for question in run.questions
         }

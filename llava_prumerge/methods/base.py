@@ -114,11 +114,13 @@ class VisionReducer(nn.Module):
     Attributes:
         site: see above.
         needs_ids: it asks for `VisionTokens.ids`, which cost a pass over all pixels.
+        reads_prompt: it asks for `VisionTokens.text` or `VisionTokens.matched`.
     """
 
     site: ClassVar[str] = "tower"
     name: ClassVar[str] = ""
     needs_ids: ClassVar[bool] = False
+    reads_prompt: ClassVar[bool] = False
 
     def __init__(
         self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"

@@ -57,7 +57,7 @@ class PAR(ShareReducer):
         Others: see `ShareReducer`.
     """
 
-    site = "projected"
+    site, reads_prompt = "projected", True
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class TRSM(ShareReducer):
         Others: see `ShareReducer`.
     """
 
-    site = "projected"
+    site, reads_prompt = "projected", True
 
     def __init__(
         self,

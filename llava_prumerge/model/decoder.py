@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, VisionReducer
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, VisionReducer
 from llava_prumerge.model.probe import LayerProbe, gate_logits
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -100,6 +100,33 @@ class ReducedCache(DynamicCache):
         raise ValueError(
             "a cache of reduced tokens cannot be cropped: assisted decoding is not available with a reduction"
         )
+
+
+def decodes(embeddings: Tensor, pixel_values: Tensor | None, cache: Cache | None, labels: Tensor | None) -> bool:
+    """Whether these are the single tokens of a decoding step, [B, 1, D]: text, behind a cache that knows their position."""
+    behind = isinstance(cache, ReducedCache) and cache.next_position is not None
+    return behind and embeddings.shape[1] == 1 and pixel_values is None and labels is None
+
+
+def step_layout(attention_mask: Tensor | None, cache: ReducedCache) -> TokenLayout:
+    """The layout of a decoding step: what `_layout` would find out in a dozen small calls, each of them paid per token."""
+    position = cache.next_position[:, None]  # [B, 1]
+    blank = torch.zeros_like(position, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=position, origin=torch.full_like(position, -1))
+
+
+def decoder_shape(config: Any) -> DecoderShape:
+    """The numbers a pruner may need."""
+    text = config.text_config
+    vision = (config.reduction or {}).get("vision")
+    return DecoderShape(
+        text.num_hidden_layers,
+        text.hidden_size,
+        text.num_attention_heads,
+        config.image_seq_length,
+        reduced=vision is not None and vision["name"] != "none",
+    )
 
 
 def count_visual(layers: list[Tensor]) -> Tensor:

@@ -18,10 +18,17 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from llava_prumerge.methods.base import DecoderShape, VisionTokens
+from llava_prumerge.methods.base import VisionTokens
 from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
+from llava_prumerge.model.decoder import (
+    InitialisesMethods,
+    PrunableLlamaModel,
+    ReducedCache,
+    decoder_shape,
+    decodes,
+    step_layout,
+)
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
@@ -78,9 +85,11 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             pixel_values = resize(pixel_values, size)
         return encode(self.vision_tower, pixel_values, self.config.vision_feature_layer)
 
-    def reduce_images(self, pixel_values: Tensor, prompt: Any = None) -> ReducedImages:
-        """Encode, reduce and project. [N, 3, h, w] -> [N, K, D]"""
+    def reduce_images(self, pixel_values: Tensor, prompt: Any = None, index: Tensor | None = None) -> ReducedImages:
+        """Encode, reduce and project. [N, 3, h, w], or fewer with an index [N] into them -> [N, K, D]"""
         tower = self.encode_images(pixel_values)
+        if index is not None:
+            tower = tower.select(index)
         features, site = tower.features, "tower" if self.reducer is None else self.reducer.site
         if site == "projected":
             features = self.project(features)
@@ -89,6 +98,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             valid = torch.ones_like(origin, dtype=torch.bool)
         else:
             ids = image_ids(pixel_values) if self.reducer.needs_ids else None
+            ids = ids if index is None or ids is None else ids[index]
             tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids)
             features, valid, origin = self.reducer(tokens)
         return ReducedImages(self.project(features) if site == "tower" else features, valid, origin)
@@ -145,6 +155,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
         """-> hidden [B, L', D], with `layout`, the final one, and `visual` [B, layers], each layer's visual tokens.
@@ -167,7 +178,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
-            images = self.reduce_images(pixel_values, lambda: self._prompts(embeddings, given))
+            images = self.reduce_images(pixel_values, lambda: self._prompts(embeddings, given), image_index)
             layout, embeddings = self.splice(embeddings, layout, images, start)
         elif self.training:
             embeddings = embeddings + self._touch_vision_modules(embeddings)
@@ -236,25 +247,12 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         return 0.0 * self.reduce_images(blank, lambda: prompt).features.sum()
 
 
-def decodes(embeddings: Tensor, pixel_values: Tensor | None, cache: Cache | None, labels: Tensor | None) -> bool:
-    """Whether these are the single tokens of a decoding step, [B, 1, D]: text, behind a cache that knows their position."""
-    behind = isinstance(cache, ReducedCache) and cache.next_position is not None
-    return behind and embeddings.shape[1] == 1 and pixel_values is None and labels is None
-
-
-def step_layout(attention_mask: Tensor | None, cache: ReducedCache) -> TokenLayout:
-    """The layout of a decoding step: what `_layout` would find out in a dozen small calls, each of them paid per token."""
-    position = cache.next_position[:, None]  # [B, 1]
-    blank = torch.zeros_like(position, dtype=torch.bool)
-    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
-    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=position, origin=torch.full_like(position, -1))
-
-
 class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditionalGeneration):
     """LLaVA-1.5 with a language-modelling head. Without a reduction it equals transformers' Llava.
 
     `forward` takes what Llava's takes: input_ids [B, L] with image_seq_length placeholders per image, pixel_values [N, 3, h, w] in order
-    of appearance, attention_mask [B, L], labels [B, L]. With a reduction the logits are [B, L', V], the rows padded on the left.
+    of appearance, attention_mask [B, L], labels [B, L]; and image_index [N] where pixel_values holds each of several
+    equal images once. With a reduction the logits are [B, L', V], the rows padded on the left.
     """
 
     config_class = PruMergeLlavaConfig
@@ -278,6 +276,7 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast | tuple:
         """See the class."""
@@ -289,6 +288,7 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
+            image_index=image_index,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -331,11 +331,18 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
         """Each row several times, and with it all of its images in their order (not each image several times)."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1:
+            index = kwargs.pop("image_index", None)
+            pixel_values = pixel_values if index is None else pixel_values[index]
             per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.image_seq_length
             rows = pixel_values.split(per_row.tolist())
             pixel_values = torch.cat([images for images in rows for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
+
+    def reads_prompt(self) -> bool:
+        """Whether a method chooses by the prompt: then no part of it may be run, and left in a cache, beforehand."""
+        reducer = self.model.reducer
+        return self.model.language_model.pruner is not None or (reducer is not None and reducer.reads_prompt)
 
     def method_loss(self) -> Tensor | None:
         """The pruner's own term for the training loss, of the last forward."""
@@ -345,19 +352,6 @@ class PruMergeLlavaForConditionalGeneration(InitialisesMethods, LlavaForConditio
     def reduction_stats(self) -> dict[str, Any]:
         """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""
         return self.model.statistics.read()
-
-
-def decoder_shape(config: PruMergeLlavaConfig) -> DecoderShape:
-    """The numbers a pruner may need."""
-    text = config.text_config
-    vision = (config.reduction or {}).get("vision")
-    return DecoderShape(
-        text.num_hidden_layers,
-        text.hidden_size,
-        text.num_attention_heads,
-        config.image_seq_length,
-        reduced=vision is not None and vision["name"] != "none",
-    )
 
 
 STOCK_NAMES = {

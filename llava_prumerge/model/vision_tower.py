@@ -8,7 +8,7 @@ are read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ class TowerOutput:
     grid: tuple[int, int]
     probe: Callable[..., tuple[Tensor, Tensor]]
     heads: int
+
+    def select(self, index: Tensor) -> TowerOutput:
+        """The same for images taken from these, some of them several times. [N'] -> features [N', P, C]"""
+
+        def probe(own: bool = False) -> tuple[Tensor, Tensor]:
+            queries, keys = self.probe(own)
+            return queries[index], keys[index]
+
+        return replace(self, features=self.features[index], probe=probe)
 
 
 def has_class_token(tower: nn.Module) -> bool:
