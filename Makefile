@@ -39,8 +39,8 @@ lint: $(READY)  ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench: $(READY)  ## cost of the reduction step as a share of the vision tower
-	$(PY) -m llava_prumerge.efficiency.reducer
+bench: $(READY)  ## latency, evaluation and training speed on CPU, into docs/results
+	bash scripts/bench_cpu.sh
 
 clean:  ## remove generated data and runs, keep the environment
 	rm -rf runs playground/pocket/data playground/pocket/work

@@ -91,15 +91,25 @@ class Prompter:
         self.tokenizer = processor.tokenizer
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
         self.config, self.template, self.images = config, settings.template, images
+        self.encoded: dict[tuple[str, str], list[int]] = {}
         self.padding = self.tokenizer.pad_token_id
         if self.padding is None:
             self.padding = self.tokenizer.eos_token_id
 
-    def encode(self, question: Question, placeholders: int | None = None) -> list[int]:
-        """Token ids of the whole prompt, with that many placeholders for an image."""
-        text = prompt(self.template, question.text, images=int(question.has_image))
-        count = self.config.image_seq_length if placeholders is None else placeholders
-        return encode(self.tokenizer, text, self.config.image_token_id, count)
+    def encode(self, question: Question) -> list[int]:
+        """Token ids of the whole prompt, with a single placeholder for an image; kept, as they are asked for twice."""
+        if question.key not in self.encoded:
+            text = prompt(self.template, question.text, images=int(question.has_image))
+            self.encoded[question.key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
+        return self.encoded[question.key]
+
+    def whole(self, question: Question) -> list[int]:
+        """The same with as many placeholders as the model expects."""
+        ids, image = self.encode(question), self.config.image_token_id
+        if not question.has_image:
+            return ids
+        at = ids.index(image)
+        return [*ids[:at], *[image] * self.config.image_seq_length, *ids[at + 1 :]]
 
     def read_image(self, question: Question) -> Image.Image:
         """The question's image, in RGB."""
@@ -211,7 +221,7 @@ def answer_batch(
         start: what all prompts begin with, where it has been run beforehand.
     """
     device = next(model.parameters()).device
-    rows = [prompter.encode(question) for question in batch]
+    rows = [prompter.whole(question) for question in batch]
     collated = prompter.collate(rows, () if start is None else start.ids)
     inputs: dict[str, Any] = {name: value.to(device) for name, value in collated.items()}
     if start is not None:
@@ -270,14 +280,13 @@ def generate(
         ranks: this process among all.
     """
     prompter = Prompter(processor, model.config, settings, images)
-    prompts = {question.key: prompter.encode(question, placeholders=1) for question in questions}
-    lengths = {key: len(ids) for key, ids in prompts.items()}
+    lengths = {question.key: len(prompter.encode(question)) for question in questions}
     # Questions are dealt before any are taken as done, so that ranks agree whatever they find on disk.
     order = sorted(range(len(questions)), key=lambda at: (not questions[at].has_image, -lengths[questions[at].key], at))
     mine = {questions[at].key for at in order[ranks.rank :: ranks.world]}
     waiting = [question for question in pending(answers, questions) if question.key in mine]
     batches = make_batches(waiting, [lengths[question.key] for question in waiting], settings.batch_size)
-    start = share_start(model, [prompts[question.key] for question in questions])
+    start = share_start(model, list(prompter.encoded.values()))
     model.reduction_stats()  # what was counted before is not ours
     done = len(mine) - len(waiting)
     progress = tqdm(total=len(mine), initial=done, desc=answers.stem, unit="q", disable=ranks.rank != 0)

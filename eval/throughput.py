@@ -214,7 +214,7 @@ def run_command(arguments: argparse.Namespace, settings: Settings) -> dict[str, 
     if files.questions is None or not files.questions.is_file():
         raise EvaluationError(f"{files.questions}: no such file; docs/evaluation.md says where a benchmark's data goes")
     asked = [question for question in task.questions(files) if question.has_image][: settings.limit]
-    methods = {"all tokens": {}} | {name: read_method(name) or {} for name in arguments.methods}
+    methods = {"all tokens": {}} | {Path(name).stem: read_method(name) or {} for name in arguments.methods}
     run = Run(asked, files.images, settings, settings.max_new_tokens or task.max_new_tokens)
     contestants = load(arguments, settings)
     result = compare(contestants, run, methods, arguments.rounds)
