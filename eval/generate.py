@@ -91,17 +91,18 @@ class Prompter:
         self.tokenizer = processor.tokenizer
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
         self.config, self.template, self.images = config, settings.template, images
-        self.encoded: dict[tuple[str, str], list[int]] = {}
+        self.encoded: dict[tuple[str, bool], list[int]] = {}
         self.padding = self.tokenizer.pad_token_id
         if self.padding is None:
             self.padding = self.tokenizer.eos_token_id
 
     def encode(self, question: Question) -> list[int]:
         """Token ids of the whole prompt, with a single placeholder for an image; kept, as they are asked for twice."""
-        if question.key not in self.encoded:
+        key = question.text, question.has_image
+        if key not in self.encoded:
             text = prompt(self.template, question.text, images=int(question.has_image))
-            self.encoded[question.key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
-        return self.encoded[question.key]
+            self.encoded[key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
+        return self.encoded[key]
 
     def whole(self, question: Question) -> list[int]:
         """The same with as many placeholders as the model expects."""
