@@ -56,7 +56,7 @@ def test_every_part_of_every_system_is_measured(result: dict) -> None:
         found = {(row["part"], row["system"]): row for row in cell["parts"]}
         for system in run["systems"]:
             for part in ("projector", "prefill", "decode", "end to end"):
-                assert found[part, system]["ms"]["n"] == 2 and found[part, system]["share_of_floor"] > 0
+                assert found[part, system]["ms"]["n"] == 2 and found[part, system]["floor_ms"] > 0
             assert ("prefill", f"{STOCK}, {system}") in found and ("decode", f"{STOCK}, {system}") in found
         assert {("tower", ALL), ("tower", STOCK), ("reducer", "grid 6"), ("end to end", STOCK)} <= set(found)
         assert "floor_ms" not in found["reducer", "grid 6"] and ("reducer", ALL) not in found
@@ -138,7 +138,9 @@ def test_floors_are_the_roofline_models_at_the_width_of_the_numbers() -> None:
     peaks = Peaks(1e12, 1e14, "made up")
     half = measurement.floors_of(shape, Setting(answer=1, attn="eager"), 576, peaks, 2)
     own = honest_seconds(shape, constant_counts(shape), peaks.hardware(2))
-    assert half["prefill"] == own["prefill"] and half["end to end"] == sum(own[p] for p in ("tower", "projector", "prefill"))
+    assert half["prefill"] == own["prefill"] and half["end to end"] == sum(
+        own[p] for p in ("tower", "projector", "prefill")
+    )
     # A decoded token is bound by memory: numbers twice as wide take twice as long.
     full = measurement.floors_of(shape, Setting(answer=1, attn="eager"), 576, peaks, 4)
     assert full["decode"] == pytest.approx(2 * half["decode"], rel=0.01)
@@ -175,7 +177,9 @@ def test_a_model_that_does_not_fit_is_told(config: str, monkeypatch: pytest.Monk
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(latency, "Subject", burst)
-    run = json.loads(main(["latency", "--model", config, "--methods", "prumerge=5", "--device", "cpu", "--json"]))["runs"][0]
+    run = json.loads(main(["latency", "--model", config, "--methods", "prumerge=5", "--device", "cpu", "--json"]))[
+        "runs"
+    ][0]
     assert "can be built here" in run["left_out"][0]["why"]
 
 
@@ -225,10 +229,14 @@ def test_boards_are_known_by_the_drivers_names_alone() -> None:
         "NVIDIA GeForce RTX 4090": "RTX-4090",
     }
     for name in (*known, "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA L40S", "NVIDIA GeForce RTX 4090 Laptop GPU"):
-        assert [key for key, pattern in NAMES.items() if re.search(pattern, name)] == [known[name] for _ in range(name in known)]
+        assert [key for key, pattern in NAMES.items() if re.search(pattern, name)] == [
+            known[name] for _ in range(name in known)
+        ]
 
 
-BLOCKED = "deepspeed peft datasets open_clip accelerate torchvision wandb tensorboard matplotlib pandas scipy sentencepiece"
+BLOCKED = (
+    "deepspeed peft datasets open_clip accelerate torchvision wandb tensorboard matplotlib pandas scipy sentencepiece"
+)
 
 
 def test_the_gpu_script_runs_through_and_needs_only_torch_and_transformers(config: str, tmp_path: Path) -> None:
@@ -245,7 +253,13 @@ def test_the_gpu_script_runs_through_and_needs_only_torch_and_transformers(confi
     )
     out = tmp_path / "gpu.json"
     matrix = {"MODELS": f"{config} pocket", "METHODS": "prumerge=5", "BATCHES": "1 2", "PROMPTS": "4", "ANSWERS": "2"}
-    matrix |= {"DTYPES": "float32 bfloat16", "ATTENTIONS": "sdpa eager", "REPEATS": "1", "DEVICE": "cpu", "LIMIT": "200"}
+    matrix |= {
+        "DTYPES": "float32 bfloat16",
+        "ATTENTIONS": "sdpa eager",
+        "REPEATS": "1",
+        "DEVICE": "cpu",
+        "LIMIT": "200",
+    }
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {**os.environ, **matrix, "PYTHON": sys.executable, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     blocked = subprocess.run([sys.executable, "-c", "import peft"], capture_output=True, text=True, env=environment)

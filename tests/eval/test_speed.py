@@ -176,7 +176,18 @@ def test_the_command_writes_what_it_prints(
     checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "result.json"
-    words = ["--task", "pope", "--data", str(data), "--model", str(checkpoint), "--rounds", "1", "--methods", "prumerge"]
+    words = [
+        "--task",
+        "pope",
+        "--data",
+        str(data),
+        "--model",
+        str(checkpoint),
+        "--rounds",
+        "1",
+        "--methods",
+        "prumerge",
+    ]
     assert throughput.main([*words, "--out", str(out), "limit=4", "max_new_tokens=3", "batch_size=2"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert json.loads(printed[-1]) == json.loads(out.read_text())
