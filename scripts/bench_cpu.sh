@@ -33,9 +33,9 @@ plus="$folder/prumerge_plus_72.yaml"
 echo 'vision: {name: prumerge_plus, budget: 72, share: 0.4}' >"$plus"
 
 if [[ -n "${QUICK:-}" ]]; then
-    rounds=1 questions=32 batches="1" repeats=1 answer=4 steps=2 padding=4 layers=1
+    rounds=1 questions=32 batches="1" repeats=1 answer=2 steps=2 padding=4 layers=1
 else
-    rounds=4 questions=256 batches="1 8" repeats=5 answer=16 steps=5 padding=100 layers=2
+    rounds=3 questions=256 batches="1 8" repeats=4 answer=8 steps=4 padding=40 layers=2
 fi
 
 "$python" $pocket/build.py data >"$folder/data.log" 2>&1

@@ -13,6 +13,7 @@ first value of each list, and every other value in its place, one at a time.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import time
@@ -108,43 +109,44 @@ def measure(
         "cells": [],
         "left_out": [],
     }
-    for at, (setting, subject) in enumerate(_subjects(shape, settings, device, result)):
+    subject: Subject | None = None
+    built: tuple[str, str] | None = None
+    for at, setting in enumerate(settings):
         left = None if seconds is None else seconds - (time.monotonic() - began)
-        share = None if left is None else 0.6 * left / (len(settings) - at)  # memory is measured after the times
         if left is not None and left <= 0:
             result["left_out"].append({**asdict(setting), "why": f"the {seconds:.0f} s were over"})
             continue
-        try:
-            result["cells"].append(measure_cell(subject, setting, systems, repeats, share))
-        except torch.OutOfMemoryError:
-            result["left_out"].append({**asdict(setting), "why": "out of memory"})
+        if built != (setting.dtype, setting.attn):
+            subject = None  # two models need not fit into memory at once
+            subject, built = build(shape, setting, device), (setting.dtype, setting.attn)
+        share = None if left is None else 0.6 * left / (len(settings) - at)  # memory is measured after the times
+        why = f"no model in {setting.dtype} with {setting.attn} can be built here"
+        if subject is not None:
+            why = ""
+            try:
+                result["cells"].append(measure_cell(subject, setting, systems, repeats, share))
+            except torch.OutOfMemoryError:
+                why = "out of memory"
+        if why:
+            result["left_out"].append({**asdict(setting), "why": why})
         result["seconds"] = round(time.monotonic() - began, 1)
         logger.info("%s: %d of %d cells, %.0f s", shape.name, at + 1, len(settings), result["seconds"])
         yield result
     yield result
 
 
-def _subjects(
-    shape: ModelShape, settings: list[Setting], device: torch.device, result: dict[str, Any]
-) -> Iterator[tuple[Setting, Subject]]:
-    """Each setting with its model, built when dtype or attention change, one at a time in memory."""
-    subject, built = None, None
-    for setting in settings:
-        kind = setting.dtype, setting.attn
-        if kind != built:
-            subject, built = None, kind
-            try:
-                subject = Subject(shape, DTYPES[setting.dtype], setting.attn, device)
-            except torch.OutOfMemoryError:
-                logger.warning("%s: out of memory", shape.name)
-            except ImportError as error:  # flash-attn is not there
-                logger.warning("%s", error)
-        if subject is None:
-            result["left_out"].append(
-                {**asdict(setting), "why": f"no model in {kind[0]} with {kind[1]} can be built here"}
-            )
-        else:
-            yield setting, subject
+def build(shape: ModelShape, setting: Setting, device: torch.device) -> Subject | None:
+    """A setting's model; None where memory or a library it needs is not there."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        return Subject(shape, DTYPES[setting.dtype], setting.attn, device)
+    except torch.OutOfMemoryError:
+        logger.warning("%s in %s: out of memory", shape.name, setting.dtype)
+    except ImportError as error:  # flash-attn is not installed
+        logger.warning("%s", error)
+    return None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

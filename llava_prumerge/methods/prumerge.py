@@ -179,9 +179,8 @@ class PruMergePlus(PruMerge):
         keep = outliers | grid
         if self.order == "raster":
             return keep, raster_priority(keep)
-        return keep, torch.where(
-            outliers, scores, raster_priority(keep, -1)
-        )  # scores are positive, the grid comes after
+        grid_last = raster_priority(keep, -1)  # scores are positive
+        return keep, torch.where(outliers, scores, grid_last)
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], the extra token last of the valid ones."""

@@ -4,8 +4,8 @@
 
 Each recipe is trained for a few optimiser steps without a method and with each one named, by the very trainer that
 `train.run` uses, on the same samples. They take turns, round by round; the first step of a turn is not counted, nor is
-the first round. All trainers are held in memory at once. Padding is measured by itself, over `--padding-batches`
-micro-batches, in the recipe's order and in a plain shuffle. The last line is one JSON object.
+the first round. All trainers of a recipe are held in memory at once. Padding is measured by itself, with the first
+recipe, over `--padding-batches` micro-batches, in the recipe's order and in a plain shuffle. The last line is one JSON object.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -242,7 +242,8 @@ def main(words: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             for recipe in recipes:
                 contenders = contenders_of(recipe, given, settings, Path(folder))
-                rows += measure(contenders, given.rounds, given.padding_batches)
+                # The recipes' samples and order are alike: padding is measured with the first.
+                rows += measure(contenders, given.rounds, 0 if rows else given.padding_batches)
                 machine = describe(contenders[0].device)
     except (RecipeError, *INPUT_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from llava_prumerge.methods.registry import build_reducer
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-METHODS = ["prumerge_plus=8", "{name: grid, rows: 2, columns: 3}"]
+METHODS = ["prumerge=8", "{name: grid, rows: 2, columns: 3}"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def result(config: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_every_part_of_every_system_is_measured(result: dict) -> None:
     (run,) = result["runs"]
-    assert run["systems"] == {ALL: 36, "prumerge_plus 8": 8, "grid 6": 6} and run["weights"] == "random"
+    assert run["systems"] == {ALL: 36, "prumerge 8": 8, "grid 6": 6} and run["weights"] == "random"
     assert [(cell["batch"], cell["prompt"], cell["answer"]) for cell in run["cells"]] == [(2, 5, 3), (1, 5, 3)]
     for cell in run["cells"]:
         found = {(row["part"], row["system"]): row for row in cell["parts"]}

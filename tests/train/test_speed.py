@@ -34,7 +34,8 @@ def test_every_stage_and_method_has_its_rates(rows: list[dict]) -> None:
 def test_reductions_act_and_grouping_pads_less(rows: list[dict]) -> None:
     whole, reduced = rows[:2]
     assert whole["grouped"]["kept_mean"] == 16 > reduced["grouped"]["kept_mean"]
-    for row in rows:
+    assert ["grouped" in row for row in rows] == [True, True, False, False]
+    for row in rows[:2]:
         assert 0 <= row["grouped"]["padding_share"] <= row["shuffled"]["padding_share"] < 1
 
 
@@ -58,7 +59,7 @@ def test_padding_is_what_a_count_by_hand_gives(rows: list[dict], world) -> None:
             lengths = [len(sample["input_ids"]) for sample in samples]
             places += 2 * max(lengths)
             padded += 2 * max(lengths) - sum(lengths)
-    assert rows[2]["grouped"]["padding_share"] == pytest.approx(padded / places, abs=1e-3)
+    assert rows[0]["grouped"]["padding_share"] == pytest.approx(padded / places, abs=1e-3)
 
 
 @pytest.mark.parametrize(
