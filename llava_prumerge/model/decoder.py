@@ -102,14 +102,21 @@ class ReducedCache(DynamicCache):
         )
 
 
-def decodes(embeddings: Tensor, pixel_values: Tensor | None, cache: Cache | None, labels: Tensor | None) -> bool:
-    """Whether these are the single tokens of a decoding step, [B, 1, D]: text, behind a cache that knows their position."""
-    behind = isinstance(cache, ReducedCache) and cache.next_position is not None
-    return behind and embeddings.shape[1] == 1 and pixel_values is None and labels is None
+def step_layout(
+    embeddings: Tensor,
+    pixel_values: Tensor | None,
+    attention_mask: Tensor | None,
+    cache: Cache | None,
+    labels: Tensor | None,
+) -> TokenLayout | None:
+    """The layout of a decoding step, [B, 1, D] of text behind a cache that knows its position; None for anything else.
 
-
-def step_layout(attention_mask: Tensor | None, cache: ReducedCache) -> TokenLayout:
-    """The layout of a decoding step: what `_layout` would find out in a dozen small calls, each of them paid per token."""
+    It is what the model's `_layout` would find out in a dozen small calls, each of them paid per token.
+    """
+    if embeddings.shape[1] != 1 or pixel_values is not None or labels is not None:
+        return None
+    if not isinstance(cache, ReducedCache) or cache.next_position is None:
+        return None
     position = cache.next_position[:, None]  # [B, 1]
     blank = torch.zeros_like(position, dtype=torch.bool)
     key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()

@@ -26,7 +26,6 @@ from llava_prumerge.model.decoder import (
     PrunableLlamaModel,
     ReducedCache,
     decoder_shape,
-    decodes,
     step_layout,
 )
 from llava_prumerge.model.statistics import ReductionStatistics
@@ -170,9 +169,8 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             past_key_values = ReducedCache(config=self.config.text_config)
         if past_key_values is not None and not isinstance(past_key_values, ReducedCache):
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; this model needs a ReducedCache")
-        if decodes(embeddings, pixel_values, past_key_values, labels):
-            layout, start = step_layout(attention_mask, past_key_values), None
-        else:
+        layout, start = step_layout(embeddings, pixel_values, attention_mask, past_key_values, labels), None
+        if layout is None:
             layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
         given, images = layout, None
         if pixel_values is not None:

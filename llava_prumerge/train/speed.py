@@ -100,15 +100,13 @@ class Contender:
         chunks = trainer.args.gradient_accumulation_steps
         order = GroupedSampler(trainer.train_dataset.lengths, size, chunks, self.arguments.seed, grouped)
         chosen = list(itertools.islice(order, batches * size))
-        model = plain_model(trainer.model)
+        model = plain_model(trainer.model).eval()
         model.reduction_stats()
         for start in range(0, len(chosen), size):
             batch = trainer.data_collator([trainer.train_dataset[at] for at in chosen[start : start + size]])
             batch.pop("ids")
-            with torch.no_grad():
-                model(
-                    **{name: value.to(self.device) for name, value in batch.items()}, logits_to_keep=1, use_cache=False
-                )
+            with torch.no_grad():  # without the head: logits are not needed
+                model.model(**{name: value.to(self.device) for name, value in batch.items()}, use_cache=False)
         stats = model.reduction_stats()
         return {key: round(float(stats[key]), 4) for key in ("padding_share", "kept_mean", "kept_min", "kept_max")}
 
@@ -144,20 +142,20 @@ def step_watch(meter: Any, device: torch.device) -> Any:
 
 def contenders_of(recipe: str, given: argparse.Namespace, settings: list[str], folder: Path) -> list[Contender]:
     """All methods of one recipe, all tokens first."""
-    found = []
+    planned = []
     projector: list[str] = []
-    for method in [ALL, *given.methods]:
+    for method in [method_file(name) for name in (ALL, *given.methods)]:
         output = folder / f"{Path(recipe).parent.name}-{Path(recipe).stem}-{Path(method).stem}"
         own = ["deepspeed=null", "save_steps=0", "report_to=none", "merge=false", "logging_steps=1"]
         own += [f"output_dir={output}", f"max_steps={given.steps}"]
-        tokens = [recipe, method_file(method), *settings, *own]
+        tokens = [recipe, method, *settings, *own]
         if given.random_projector and not projector:
             projector = [f"projector={write_random_projector(load_arguments(tokens), folder)}"]
         arguments = load_arguments([*tokens, *projector])
         check_inputs(arguments)
         output.mkdir(parents=True, exist_ok=True)
-        found.append(Contender(arguments, Path(method).stem))
-    return found
+        planned.append((arguments, Path(method).stem))
+    return [Contender(arguments, method) for arguments, method in planned]
 
 
 def measure(contenders: list[Contender], rounds: int, padding_batches: int) -> list[dict[str, Any]]:

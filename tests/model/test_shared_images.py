@@ -10,7 +10,7 @@ from tiny_llava import IMAGE, PATCHES, rows_of, tiny_model
 
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, discover
-from llava_prumerge.model.decoder import ReducedCache, decodes, step_layout
+from llava_prumerge.model.decoder import ReducedCache, step_layout
 
 REDUCTIONS: list[dict[str, Any] | None] = [
     None,
@@ -82,12 +82,17 @@ def test_a_step_is_laid_out_as_by_the_long_way() -> None:
     cache = output.past_key_values
     embeddings = torch.randn(3, 1, 32)
     mask = torch.cat([given["attention_mask"], torch.tensor([[1], [0], [1]])], dim=1)
-    assert decodes(embeddings, None, cache, None)
-    assert not decodes(embeddings, pixels, cache, None) and not decodes(embeddings.expand(-1, 2, -1), None, cache, None)
-    assert not decodes(embeddings, None, ReducedCache(config=model.config.text_config), None)
+    long, fresh = embeddings.expand(-1, 2, -1), ReducedCache(config=model.config.text_config)
+    for given in (
+        (embeddings, pixels, mask, cache, None),
+        (long, None, mask, cache, None),
+        (embeddings, None, mask, fresh, None),
+    ):
+        assert step_layout(*given) is None
     for attention in (mask, None):
-        ours = step_layout(attention, cache)
+        ours = step_layout(embeddings, None, attention, cache, None)
         theirs, _ = model.model._layout(torch.full((3, 1), 5), embeddings, attention, cache, None)
         for name in ("is_image", "key_mask", "position_ids", "origin"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
-    assert step_layout(mask, cache).next_position().tolist() == (cache.next_position + torch.tensor([1, 0, 1])).tolist()
+    ahead = step_layout(embeddings, None, mask, cache, None).next_position()
+    assert ahead.tolist() == (cache.next_position + torch.tensor([1, 0, 1])).tolist()
