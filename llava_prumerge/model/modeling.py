@@ -87,8 +87,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
     def reduce_images(self, pixel_values: Tensor, prompt: Any = None, index: Tensor | None = None) -> ReducedImages:
         """Encode, reduce and project. [N, 3, h, w], or fewer with an index [N] into them -> [N, K, D]"""
         tower = self.encode_images(pixel_values)
-        if index is not None:
-            tower = tower.select(index)
+        tower = tower if index is None else tower.select(index)
         features, site = tower.features, "tower" if self.reducer is None else self.reducer.site
         if site == "projected":
             features = self.project(features)
@@ -96,8 +95,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             origin = torch.arange(features.shape[1], device=features.device).expand(features.shape[:2])
             valid = torch.ones_like(origin, dtype=torch.bool)
         else:
-            ids = image_ids(pixel_values) if self.reducer.needs_ids else None
-            ids = ids if index is None or ids is None else ids[index]
+            ids = image_ids(pixel_values, index) if self.reducer.needs_ids else None
             tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids)
             features, valid, origin = self.reducer(tokens)
         return ReducedImages(self.project(features) if site == "tower" else features, valid, origin)
