@@ -16,11 +16,17 @@ folder="runs/bench/$revision${QUICK:+-quick}"
 mkdir -p "$folder"
 pocket=playground/pocket
 
-step() { # NAME COMMAND... with --out FILE at its end; a file that is there is a step that is done
+failed=()
+step() { # NAME COMMAND... gets --out FILE; a file that is there is a step that is done, and one that fails leaves the others alone
     local name="$1" began=$SECONDS
     shift
     if [[ -s "$folder/$name.json" ]]; then echo "$name: done before"; return; fi
-    "$@" --out "$folder/$name.partial.json" >"$folder/$name.log" 2>&1 || { tail -n 20 "$folder/$name.log" >&2; return 1; }
+    if ! "$@" --out "$folder/$name.partial.json" >"$folder/$name.log" 2>&1; then
+        tail -n 20 "$folder/$name.log" >&2
+        echo "$name: failed, see $folder/$name.log" >&2
+        failed+=("$name")
+        return
+    fi
     mv "$folder/$name.partial.json" "$folder/$name.json"
     echo "$name: $((SECONDS - began)) s"
 }
@@ -53,3 +59,7 @@ if [[ -f llava_prumerge/efficiency/pruner.py ]]; then # what pruners inside the 
     step pruner "$python" -m llava_prumerge.efficiency pruner
 fi
 "$python" -m llava_prumerge.efficiency collect "$folder" --out "$prefix"
+if (( ${#failed[@]} )); then
+    echo "failed: ${failed[*]}; run this again to repeat them alone" >&2
+    exit 1
+fi

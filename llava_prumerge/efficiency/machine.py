@@ -26,7 +26,7 @@ NAMES = {
     "RTX-4090": r"RTX 4090(?! (D|Laptop))",
 }
 """How the driver calls the machines of hardware.yaml. Boards of other speed under a similar name are not among them."""
-SIDE = {"cpu": 2048, "cuda": 8192}
+SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}
 """Size of the matrices and bytes of the copy with which peaks are measured."""
 

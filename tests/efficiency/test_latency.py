@@ -252,13 +252,13 @@ def test_the_gpu_script_runs_through_and_needs_only_torch_and_transformers(confi
         "sys.meta_path[sys.meta_path.index(PathFinder)] = Without\n"
     )
     out = tmp_path / "gpu.json"
-    matrix = {"MODELS": f"{config} pocket", "METHODS": "prumerge=5", "BATCHES": "1 2", "PROMPTS": "4", "ANSWERS": "2"}
+    matrix = {"MODELS": f"{config} {config}", "METHODS": "prumerge=5", "BATCHES": "1 2", "PROMPTS": "4", "ANSWERS": "2"}
     matrix |= {
         "DTYPES": "float32 bfloat16",
         "ATTENTIONS": "sdpa eager",
         "REPEATS": "1",
         "DEVICE": "cpu",
-        "LIMIT": "200",
+        "LIMIT": "440",
     }
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {**os.environ, **matrix, "PYTHON": sys.executable, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -269,7 +269,7 @@ def test_the_gpu_script_runs_through_and_needs_only_torch_and_transformers(confi
     )
     assert done.returncode == 0, done.stderr
     runs = json.loads(out.read_text())["runs"]
-    assert [run["model"]["name"] for run in runs] == [model_shape(config).name, "pocket"]
+    assert [run["model"]["name"] for run in runs] == [model_shape(config).name] * 2
     kinds = [(cell["batch"], cell["dtype"], cell["attn"]) for cell in runs[0]["cells"]]
     assert kinds == [(1, "float32", "sdpa"), (2, "float32", "sdpa"), (1, "bfloat16", "sdpa"), (1, "float32", "eager")]
 
