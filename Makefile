@@ -42,9 +42,8 @@ lint: $(READY)  ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench: $(READY)  ## cost of a reducer as a share of the vision tower, of a pruner as a share of a decoder layer
-	$(PY) -m llava_prumerge.efficiency.reducer
-	$(PY) -m llava_prumerge.efficiency.pruner
+bench: $(READY)  ## latency, evaluation and training speed, cost of reducers and pruners, on CPU, into docs/results
+	bash scripts/bench_cpu.sh
 
 demo: MODEL ?= $(wildcard runs/pocket-lora-prumerge_plus)
 demo: $(READY)  ## a page on this machine: ask a model about an image, see what a method keeps (MODEL=folder)

@@ -23,6 +23,7 @@ from eval.answers import AnswerWriter, answer_record, pending
 from eval.benchmark import Question
 from eval.records import EvaluationError
 from eval.settings import Settings
+from eval.shared_start import SharedStart, share_start
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import FORMATS, MAX_PIXELS, ImagePreprocessor, load_image
@@ -31,6 +32,8 @@ logger = logging.getLogger("eval")
 
 PREPARED = 3
 """Batches whose images are read ahead while the model works."""
+ALIKE = 4
+"""Prompts whose lengths differ by less than this may change places so that questions about one image come together."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,16 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question ready for the model."""
+class Pictures:
+    """The images of a batch.
 
-    question: Question
-    ids: list[int]
+    Attributes:
+        pixels: [U, 3, S, S], each different image once.
+        index: [B], which of them a question is about.
+    """
+
+    pixels: Tensor
+    index: Tensor
 
 
 class Prompter:
@@ -83,15 +91,26 @@ class Prompter:
         self.tokenizer = processor.tokenizer
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
         self.config, self.template, self.images = config, settings.template, images
+        self.encoded: dict[tuple[str, bool], list[int]] = {}
         self.padding = self.tokenizer.pad_token_id
         if self.padding is None:
             self.padding = self.tokenizer.eos_token_id
 
-    def encode(self, question: Question, placeholders: int | None = None) -> list[int]:
-        """Token ids of the whole prompt, with that many placeholders for an image."""
-        text = prompt(self.template, question.text, images=int(question.has_image))
-        count = self.config.image_seq_length if placeholders is None else placeholders
-        return encode(self.tokenizer, text, self.config.image_token_id, count)
+    def encode(self, question: Question) -> list[int]:
+        """Token ids of the whole prompt, with a single placeholder for an image; kept, as they are asked for twice."""
+        key = question.text, question.has_image
+        if key not in self.encoded:
+            text = prompt(self.template, question.text, images=int(question.has_image))
+            self.encoded[key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
+        return self.encoded[key]
+
+    def whole(self, question: Question) -> list[int]:
+        """The same with as many placeholders as the model expects."""
+        ids, image = self.encode(question), self.config.image_token_id
+        if not question.has_image:
+            return ids
+        at = ids.index(image)
+        return [*ids[:at], *[image] * self.config.image_seq_length, *ids[at + 1 :]]
 
     def read_image(self, question: Question) -> Image.Image:
         """The question's image, in RGB."""
@@ -104,18 +123,27 @@ class Prompter:
         except SampleError as error:
             raise EvaluationError(f"question {question.id!r}: {error}") from error
 
-    def pixels(self, questions: Sequence[Question]) -> Tensor | None:
-        """The images of a batch, one per question, [B, 3, S, S]; None for a batch without images."""
+    def pictures(self, questions: Sequence[Question]) -> Pictures | None:
+        """The images of a batch, one per question, equal ones read once; None for a batch without images."""
         if not questions[0].has_image:
             return None
-        return self.preprocess([self.read_image(question) for question in questions])
+        first: dict[str | None, int] = {}
+        index = [first.setdefault(picture_of(question), len(first)) for question in questions]
+        firsts = [questions[index.index(at)] for at in range(len(first))]
+        return Pictures(self.preprocess([self.read_image(question) for question in firsts]), torch.tensor(index))
 
-    def collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
-        """Left-padded ids and their mask, [B, L] each."""
-        length = max(map(len, rows))
-        ids = torch.tensor([[self.padding] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    def collate(self, rows: Sequence[list[int]], start: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Ids and their mask, [B, L] each: the start that all rows have, padding, and what follows it in each row."""
+        ahead, rests = list(start), [row[len(start) :] for row in rows]
+        length = max(map(len, rests))
+        ids = torch.tensor([ahead + [self.padding] * (length - len(rest)) + rest for rest in rests])
+        mask = torch.tensor([[1] * len(ahead) + [0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def picture_of(question: Question) -> str | None:
+    """What two questions about one image have in common: its path, or its content."""
+    return question.image if question.embedded is None else question.embedded
 
 
 def decode_image(content: str) -> Image.Image:
@@ -134,8 +162,16 @@ def decode_image(content: str) -> Image.Image:
 
 
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: int) -> list[list[Question]]:
-    """Batches of similar length, with and without images apart; the longest first, so that memory fails at once."""
-    order = sorted(range(len(questions)), key=lambda at: (not questions[at].has_image, -lengths[at], at))
+    """Batches of similar length, with and without images apart; the longest first, so that memory fails at once.
+
+    Among those of nearly the same length, questions about one image stand together: the tower then sees it once.
+    """
+
+    def place(at: int) -> tuple[bool, int, str, int, int]:
+        question = questions[at]
+        return not question.has_image, -(lengths[at] // ALIKE), picture_of(question) or "", -lengths[at], at
+
+    order = sorted(range(len(questions)), key=place)
     batches: list[list[Question]] = []
     for at in order:
         question = questions[at]
@@ -148,14 +184,14 @@ def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: in
 
 def read_ahead(
     batches: Sequence[list[Question]], prompter: Prompter, workers: int
-) -> Iterator[tuple[list[Question], Tensor | None]]:
-    """Batches with their pixels, read in threads a few batches before they are needed."""
+) -> Iterator[tuple[list[Question], Pictures | None]]:
+    """Batches with their images, read in threads a few batches before they are needed."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[tuple[list[Question], Future[Tensor | None]]] = []
+        waiting: list[tuple[list[Question], Future[Pictures | None]]] = []
         remaining = iter(batches)
         while True:
             waiting += [
-                (batch, pool.submit(prompter.pixels, batch)) for batch in islice(remaining, PREPARED - len(waiting))
+                (batch, pool.submit(prompter.pictures, batch)) for batch in islice(remaining, PREPARED - len(waiting))
             ]
             if not waiting:
                 return
@@ -168,13 +204,33 @@ def read_ahead(
 
 
 def answer_batch(
-    model: Any, prompter: Prompter, batch: Sequence[Question], pixels: Tensor | None, max_new_tokens: int
+    model: Any,
+    prompter: Prompter,
+    batch: Sequence[Question],
+    pictures: Pictures | None,
+    max_new_tokens: int,
+    start: SharedStart | None = None,
 ) -> list[str]:
-    """Greedy answers to a batch, without special tokens and surrounding space."""
+    """Greedy answers to a batch, without special tokens and surrounding space.
+
+    Args:
+        model: anything with transformers' `generate`; equal images come once where it is ours.
+        prompter: makes ids and pixels.
+        batch: the questions.
+        pictures: their images.
+        max_new_tokens: limit of an answer.
+        start: what all prompts begin with, where it has been run beforehand.
+    """
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in prompter.collate([prompter.encode(q) for q in batch]).items()}
-    if pixels is not None:
-        inputs["pixel_values"] = pixels.to(device, next(model.parameters()).dtype)
+    rows = [prompter.whole(question) for question in batch]
+    collated = prompter.collate(rows, () if start is None else start.ids)
+    inputs: dict[str, Any] = {name: value.to(device) for name, value in collated.items()}
+    if start is not None:
+        inputs["past_key_values"] = start.cache(len(batch))
+    if pictures is not None:
+        inputs["pixel_values"] = pictures.pixels.to(device, next(model.parameters()).dtype)
+        if len(pictures.pixels) < len(batch):
+            inputs["image_index"] = pictures.index.to(device)
     with torch.inference_mode():
         sequences = model.generate(
             **inputs,
@@ -225,18 +281,19 @@ def generate(
         ranks: this process among all.
     """
     prompter = Prompter(processor, model.config, settings, images)
-    lengths = {question.key: len(prompter.encode(question, placeholders=1)) for question in questions}
+    lengths = {question.key: len(prompter.encode(question)) for question in questions}
     # Questions are dealt before any are taken as done, so that ranks agree whatever they find on disk.
     order = sorted(range(len(questions)), key=lambda at: (not questions[at].has_image, -lengths[questions[at].key], at))
     mine = {questions[at].key for at in order[ranks.rank :: ranks.world]}
     waiting = [question for question in pending(answers, questions) if question.key in mine]
     batches = make_batches(waiting, [lengths[question.key] for question in waiting], settings.batch_size)
+    start = share_start(model, list(prompter.encoded.values()))
     model.reduction_stats()  # what was counted before is not ours
     done = len(mine) - len(waiting)
     progress = tqdm(total=len(mine), initial=done, desc=answers.stem, unit="q", disable=ranks.rank != 0)
     with AnswerWriter(answers, ranks.rank, ranks.world) as writer, progress:
-        for batch, pixels in read_ahead(batches, prompter, settings.workers):
-            texts = answer_batch(model, prompter, batch, pixels, max_new_tokens)
+        for batch, pictures in read_ahead(batches, prompter, settings.workers):
+            texts = answer_batch(model, prompter, batch, pictures, max_new_tokens, start)
             kept = count_kept(model, batch)
             writer.append(
                 answer_record(question, text, model_id, kept) for question, text in zip(batch, texts, strict=True)

@@ -3,6 +3,8 @@
     flops      FLOPs in every convention in use, and by part of the model
     roofline   least times on known machines; the paper's cost table, cell by cell
     memory     weights, cache, activations per GPU, for inference and training
+    latency    measured times, by part, of a model of that shape with random weights
+    collect    the results of `make bench` in one page
 
 `COMMAND --help` lists a command's options.
 """
@@ -17,7 +19,7 @@ from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.efficiency.options import Parser
 from llava_prumerge.ops.errors import ReductionError
 
-COMMANDS = ("flops", "roofline", "memory")
+COMMANDS = ("flops", "roofline", "memory", "latency", "collect")
 """Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
 
 

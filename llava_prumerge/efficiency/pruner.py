@@ -18,6 +18,7 @@ import json
 import time
 from collections import defaultdict
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ import yaml
 from torch import nn
 
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.reducer import quartiles
+from llava_prumerge.efficiency.machine import describe
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.timing import ratios, spread
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
 from llava_prumerge.methods.registry import build_pruner, method_names
 
@@ -148,8 +150,8 @@ def _row(
     shape: ModelShape, block: dict[str, Any], batch: int, own: Times, layers: Times, watch: Stopwatch
 ) -> dict[str, Any]:
     """What is printed of one method: the layer before which its work is the largest share."""
-    shares = {at: quartiles(own[at])["median"] / quartiles(layers[at])["median"] for at in own}
-    worst = max(shares, key=shares.get)
+    shares = {at: ratios(own[at], layers[at], 100) for at in own}
+    worst = max(shares, key=lambda at: shares[at]["median"])
     return {
         "model": shape.name,
         "method": block["name"],
@@ -158,9 +160,10 @@ def _row(
         "before_layer": worst,
         "drops": len(own),
         "tokens": [watch.lengths[worst - 1], watch.lengths[worst]],
-        "own_ms": quartiles(own[worst]),
-        "layer_ms": quartiles(layers[worst]),
-        "share_percent": round(100 * shares[worst], 3),
+        "own_ms": spread(own[worst], 1e3),
+        "layer_ms": spread(layers[worst], 1e3),
+        "share": shares[worst],
+        "share_percent": shares[worst]["median"],
     }
 
 
@@ -181,6 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed forward passes (of a small model ten times as many)"
     )
+    parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
     given = parser.parse_args(arguments)
     rows = []
     print(f"float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms")
@@ -200,6 +204,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     flush=True,
                 )
     result = {
+        "what": "pruner",
+        "machine": describe(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "target_percent": TARGET_PERCENT,
@@ -207,6 +213,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "rows": rows,
     }
     print(json.dumps(result))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -4,7 +4,7 @@
 
 The tower is CLIP ViT-L/14-336 with random weights, as far as LLaVA runs it (23 of 24 blocks), in float32; the reduction is everything a
 method adds to it, the projections to the class query and the keys included. The made-up class attention has about 40 outliers of 576
-patches. Both run with the same threads, in turns. The last line is one JSON object.
+patches. All run with the same threads, in turns; shares are of one and the same round. The last line is one JSON object.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from llava_prumerge.efficiency.machine import describe
+from llava_prumerge.efficiency.timing import Action, ratios, spread, take_turns
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, method_names
 
@@ -70,23 +71,6 @@ def clip_tower() -> torch.nn.Module:
     return CLIPVisionModel(config).eval()
 
 
-def seconds(action: Callable[[], object], repeats: int) -> list[float]:
-    """Time of each of `repeats` runs after one that warms up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def quartiles(times: list[float]) -> dict[str, float]:
-    """First quartile, median and third quartile in milliseconds."""
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return {"q1": round(1e3 * low, 3), "median": round(1e3 * middle, 3), "q3": round(1e3 * high, 3)}
-
-
 def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
     """Reduction blocks from names or flow mappings ("{name: pool, rows: 12, columns: 12}"); by default all that need no setting."""
     if names:
@@ -104,32 +88,44 @@ def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def measure(
-    blocks: list[dict[str, Any]], images: int, tower: torch.nn.Module, forwards: int, repeats: int
-) -> list[dict[str, Any]]:
-    """One row per method: tower and reduction in milliseconds, their ratio in percent, and tokens kept."""
+def measure(blocks: list[dict[str, Any]], images: int, tower: torch.nn.Module, repeats: int) -> list[dict[str, Any]]:
+    """One row per method: tower and reduction in milliseconds, the share of one in the other in percent, tokens kept."""
     pixels = torch.randn(images, 3, SIDE * PATCH, SIDE * PATCH)
     make = synthetic_tokens(images)
-    clip = quartiles(seconds(lambda: tower(pixel_values=pixels), forwards))
-    probe = quartiles(seconds(lambda: make().probe(), repeats))
-    rows = []
-    for block in blocks:
+    actions = {"tower": Action(lambda _: tower(pixel_values=pixels)), "projections": repeated(lambda: make().probe())}
+    kept = []
+    for at, block in enumerate(blocks):
         reducer = build_reducer(block).eval()
-        kept = float(reducer(make())[1].sum(dim=1).float().mean())
-        times = quartiles(seconds(lambda reducer=reducer: reducer(make()), repeats))
+        kept.append(float(reducer(make())[1].sum(dim=1).float().mean()))
+        actions[str(at)] = repeated(lambda reducer=reducer: reducer(make()))
+    times = take_turns(actions, torch.device("cpu"), repeats)
+    rows = []
+    for at, block in enumerate(blocks):
+        share = ratios(times[str(at)], times["tower"], 100)
         rows.append(
             {
                 "method": block["name"],
                 "settings": {key: value for key, value in block.items() if key != "name"},
                 "batch": images,
-                "kept_mean": round(kept, 2),
-                "clip_ms": clip,
-                "reduction_ms": times,
-                "projections_ms": probe["median"],
-                "share_percent": round(100 * times["median"] / clip["median"], 4),
+                "kept_mean": round(kept[at], 2),
+                "clip_ms": spread(times["tower"], 1e3),
+                "reduction_ms": spread(times[str(at)], 1e3),
+                "projections_ms": spread(times["projections"], 1e3)["median"],
+                "share": share,
+                "share_percent": share["median"],
             }
         )
     return rows
+
+
+def repeated(run: Callable[[], object], times: int = 5) -> Action:
+    """Several runs as one, beside a tower that takes a thousand times as long."""
+
+    def run_all(_: Any) -> None:
+        for _turn in range(times):
+            run()
+
+    return Action(run_all, times=times)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -139,8 +135,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "--methods", nargs="+", help='names or blocks, such as prumerge "{name: pool, rows: 12, columns: 12}"'
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--forwards", type=int, default=3, help="timed forward passes of the tower")
-    parser.add_argument("--repeats", type=int, default=15, help="timed reductions")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds: of a forward pass, and five reductions of each method"
+    )
+    parser.add_argument("--out", type=Path, help="write the JSON object there, too")
     given = parser.parse_args(arguments)
     torch.manual_seed(0)
     tower, blocks, rows = clip_tower(), blocks_of(given.methods), []
@@ -148,13 +146,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"CLIP ViT-L/14-336, {BLOCKS} blocks, float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms"
     )
     for images in given.batch:
-        for row in measure(blocks, images, tower, given.forwards, given.repeats):
+        for row in measure(blocks, images, tower, given.repeats):
             rows.append(row)
             print(
                 f"batch {images}  {row['method']:<14} kept {row['kept_mean']:6.1f}  {_spread(row['reduction_ms'])}  of tower "
                 f"{_spread(row['clip_ms'])}  = {row['share_percent']:.2f}%  (projections alone {row['projections_ms']:.1f})"
             )
     result = {
+        "what": "reducer",
+        "machine": describe(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "blocks": BLOCKS,
@@ -163,6 +163,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "rows": rows,
     }
     print(json.dumps(result))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.ops.cells import Cells, cell_rows, lay_cells
+from llava_prumerge.ops.cells import Cells, best_rows, cell_rows, lay_cells
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import BlockProjections, outlier_count
@@ -112,13 +112,15 @@ class VisionReducer(nn.Module):
         positions: "contiguous" numbers what is kept as LLaVA does; "original" leaves each token the position of its patch.
 
     Attributes:
-        later_turns: see `DecoderPruner`; "none" where the choice depends on the prompt, "images" where each image's
-            depends on that image alone.
+        site: see above.
+        needs_ids: it asks for `VisionTokens.ids`, which cost a pass over all pixels.
+        reads_prompt: it asks for `VisionTokens.text` or `VisionTokens.matched`.
     """
 
     site: ClassVar[str] = "tower"
     name: ClassVar[str] = ""
-    later_turns: ClassVar[str] = "images"
+    needs_ids: ClassVar[bool] = False
+    reads_prompt: ClassVar[bool] = False
 
     def __init__(
         self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"
@@ -135,6 +137,11 @@ class VisionReducer(nn.Module):
     def forward(self, image: VisionTokens) -> Reduced:
         """Reduce. See `Reduced` for what comes out."""
         raise NotImplementedError
+
+    @property
+    def later_turns(self) -> str:
+        """As `DecoderPruner`'s: a choice by the prompt would be another for all turns together, one by the image would not."""
+        return "none" if self.reads_prompt else "images"
 
     def repeats(self, patches: int, kept: int) -> int:
         """How often a step runs where a method's rule is sequential; 0: the number of tensor calls is fixed."""
@@ -231,7 +238,11 @@ class CellReducer(VisionReducer):
         """The cells of each image; costs the reducer's one host synchronisation."""
         self.fitted(*image.grid)
         counts = self.counts(image)
-        rows = cell_rows(counts, *image.grid) if self.rows is None else torch.full_like(counts, self.rows)
+        if self.budget is None:
+            rows = cell_rows(counts, *image.grid)
+        else:
+            height, width = image.grid
+            rows = torch.full_like(counts, self.rows or best_rows(min(self.budget, height * width), height, width))
         return lay_cells(counts, rows, self.width(image, counts), image.grid)
 
 

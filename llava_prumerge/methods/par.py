@@ -57,8 +57,7 @@ class PAR(ShareReducer):
         Others: see `ShareReducer`.
     """
 
-    site = "projected"
-    later_turns = "none"
+    site, reads_prompt = "projected", True
 
     def __init__(
         self,

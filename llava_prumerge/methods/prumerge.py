@@ -16,11 +16,10 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens, register
 from llava_prumerge.ops.merge import MERGES, leftover_weights, mix, nearest_weights
-from llava_prumerge.ops.scores import outlier_count
+from llava_prumerge.ops.scores import outlier_mask
 from llava_prumerge.ops.select import even_mask, pack, raster_priority, stride_mask, top_mask
 
 ORDERS = ("attention", "raster")
@@ -83,29 +82,28 @@ class PruMerge(VisionReducer):
         """Tokens that class attention has to select: none where the extra token alone still stands for the image."""
         return 0 if self.extra else 1
 
-    def important(self, image: VisionTokens, scores: Tensor) -> Tensor:
-        """How many tokens the class attention selects in each image. [N]"""
-        images, patches = scores.shape
+    def important(self, scores: Tensor) -> Tensor:
+        """What the class attention selects in each image. [N, P] bool"""
+        patches = scores.shape[1]
         if self.budget is not None:
-            if self.budget >= patches:
-                return scores.new_full((images,), patches, dtype=torch.long)
-            return scores.new_full((images,), self.budget - self.extra, dtype=torch.long)
+            return top_mask(scores, patches if self.budget >= patches else self.budget - self.extra)
         if self.ratio is not None:
-            return scores.new_full((images,), max(int(patches * self.ratio), self.fewest), dtype=torch.long)
-        return outlier_count(scores, self.iqr_factor).clamp(min=self.fewest)
+            return top_mask(scores, max(int(patches * self.ratio), self.fewest))
+        outliers = outlier_mask(scores, self.iqr_factor)
+        return outliers | top_mask(scores, self.fewest) if self.fewest else outliers
 
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What stays, and in which order. -> keep [N, P] bool, priority [N, P]"""
-        keep = top_mask(scores, self.important(image, scores))
+        keep = self.important(scores)
         return keep, raster_priority(keep) if self.order == "raster" else scores
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], the extra token last of the valid ones."""
         scores = image.attention(self.per_head)
         keep, priority = self.kept(image, scores)
-        size = self.width(image, keep.sum(dim=1))
-        index, valid = pack(keep, priority, size)
-        return self.merged(image, scores, index, valid, ~keep)
+        counts = keep.sum(dim=1)
+        index, valid = pack(keep, priority, self.width(image, counts) + self.extra)
+        return self.merged(image, scores, index, valid, counts, ~keep)
 
     def width(self, image: VisionTokens, counts: Tensor) -> int:
         """Without the extra token, which no count includes."""
@@ -120,19 +118,22 @@ class PruMerge(VisionReducer):
         scores: Tensor,
         index: Tensor,
         valid: Tensor,
+        counts: Tensor | int,
         dropped: Tensor,
         pool: Tensor | None = None,
     ) -> Reduced:
-        """Merge into the tokens at index [N, K] and put the extra token after the last, where anything was dropped."""
+        """Merge into the tokens at index [N, K], and put the extra token after the last of them.
+
+        An image that keeps `counts` tokens ([N] or a number) has a place for the extra one in its row of index, unless
+        nothing was dropped.
+        """
         mixing = nearest_weights(image.keys, scores, index, self.neighbours, self.merge, pool)
         origin = index.masked_fill(~valid, -1)
-        patches = scores.shape[1]
-        if self.extra and not (self.budget is not None and self.budget >= patches):
-            room = min(index.shape[1] + 1, patches) - index.shape[1]
-            valid, origin = F.pad(valid, (0, room)), F.pad(origin, (0, room), value=-1)
-            place = torch.arange(valid.shape[1], device=valid.device) == valid.sum(dim=1, keepdim=True)  # [N, K + 1]
+        if self.extra:
+            number = torch.arange(index.shape[1], device=index.device)
+            place = number == (counts if isinstance(counts, int) else counts[:, None])  # [N, K]
             rest = leftover_weights(scores, dropped, normalise=self.merge == "average")
-            mixing = torch.where(place[..., None], rest, F.pad(mixing, (0, 0, 0, room)))  # [N, K + 1, P]
+            mixing = torch.where(place[..., None], rest, mixing)  # [N, K, P]
             valid = valid | place
         return mix(mixing, image.features), valid, origin
 
@@ -162,24 +163,24 @@ class PruMergePlus(PruMerge):
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Outliers by falling attention, then the grid in raster order (or all in raster order). -> [N, P], [N, P]"""
         patches = scores.shape[1]
-        counts = self.important(image, scores)
         if self.budget is not None and self.budget < patches:
-            wanted = counts
-            counts = (wanted * self.share).round().long()
-            outliers = top_mask(scores, counts)
-            grid = even_mask(~outliers, wanted - counts)
+            wanted = self.budget - self.extra
+            count = round(wanted * self.share)
+            outliers = top_mask(scores, count)
+            grid = even_mask(~outliers, wanted - count)
         else:
-            outliers = top_mask(scores, counts)
+            outliers = self.important(scores)
+            counts = outliers.sum(dim=1)
             if self.grid == "even":
                 grid = even_mask(~outliers, 3 * counts)
             else:
                 strides = (patches // (3 * counts.clamp(min=1))).clamp(min=1)  # int(int(1/r)/3) without its rounding
-                grid = stride_mask(strides, patches - 1, patches) & ~outliers
+                grid = stride_mask(strides, patches - 1, patches)
         keep = outliers | grid
-        raster = raster_priority(keep)
         if self.order == "raster":
-            return keep, raster
-        return keep, torch.where(outliers, scores, raster - 1)  # scores are positive, the grid comes after
+            return keep, raster_priority(keep)
+        grid_last = raster_priority(keep, -1)  # scores are positive
+        return keep, torch.where(outliers, scores, grid_last)
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], the extra token last of the valid ones."""
@@ -188,21 +189,23 @@ class PruMergePlus(PruMerge):
         scores = image.attention(self.per_head)
         images, patches = scores.shape
         count, step = max(int(patches * self.ratio), self.fewest), int(1 / self.ratio)
-        self.width(image, self.important(image, scores))
         top = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
         grid = torch.arange(min(int(step / 2), patches - 1), patches - 1, step, device=scores.device).expand(images, -1)
         index = torch.cat([top, grid], dim=1)  # [N, K], with duplicates
-        if index.shape[1] > patches:
+        kept = index.shape[1]
+        if kept > patches:
             raise ReductionError(
                 f"{self.name}: ratio {self.ratio:g} and its grid make more than the {patches} tokens there are"
             )
+        self.width(image, scores.new_full((images,), kept))
         if self.order == "raster":
             index = index.sort(dim=1, stable=True).values
         rest = self._released_rest(index, patches)
-        dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(1, rest, True)
-        return self.merged(
-            image, scores, index, torch.ones_like(index, dtype=torch.bool), dropped, torch.cat([index, rest], dim=1)
-        )
+        dropped = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, rest, True)
+        pool = torch.cat([index, rest], dim=1)  # [N, P]
+        index = pool[:, : kept + self.extra]  # with a place for the extra token
+        valid = (torch.arange(index.shape[1], device=index.device) < kept).expand(images, -1)
+        return self.merged(image, scores, index, valid, kept, dropped, pool)
 
     @staticmethod
     def _released_rest(index: Tensor, patches: int) -> Tensor:

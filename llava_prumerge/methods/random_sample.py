@@ -24,6 +24,8 @@ class RandomSample(VisionReducer):
         Others: see `VisionReducer`; without a budget an image keeps as many as it has outliers.
     """
 
+    needs_ids = True
+
     def __init__(self, seed: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
         if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:

@@ -38,8 +38,7 @@ class TRSM(ShareReducer):
         Others: see `ShareReducer`.
     """
 
-    site = "projected"
-    later_turns = "none"
+    site, reads_prompt = "projected", True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderTokens, VisionReducer
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, VisionReducer
 from llava_prumerge.model.probe import LayerProbe, gate_logits
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -118,11 +118,47 @@ class ReducedCache(DynamicCache):
         )
 
 
+def step_layout(
+    embeddings: Tensor,
+    pixel_values: Tensor | None,
+    attention_mask: Tensor | None,
+    cache: Cache | None,
+    labels: Tensor | None,
+) -> TokenLayout | None:
+    """The layout of a decoding step, [B, 1, D] of text behind a cache that knows its position; None for anything else.
+
+    It is what the model's `_layout` would find out in a dozen small calls, each of them paid per token.
+    """
+    if embeddings.shape[1] != 1 or pixel_values is not None or labels is not None:
+        return None
+    if not isinstance(cache, ReducedCache) or cache.next_position is None:
+        return None
+    position = cache.next_position[:, None]  # [B, 1]
+    blank = torch.zeros_like(position, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=position, origin=torch.full_like(position, -1))
+
+
+def decoder_shape(config: Any) -> DecoderShape:
+    """The numbers a pruner may need."""
+    text = config.text_config
+    vision = (config.reduction or {}).get("vision")
+    return DecoderShape(
+        text.num_hidden_layers,
+        text.hidden_size,
+        text.num_attention_heads,
+        config.image_seq_length,
+        reduced=vision is not None and vision["name"] != "none",
+    )
+
+
 def count_visual(layers: list[Tensor]) -> Tensor:
     """Visual tokens of each sequence in each layer; neighbours share their mask [B, L]. -> [B, layers]"""
     counts: list[Tensor] = []
     for before, mask in zip([None, *layers], layers, strict=False):
         counts.append(counts[-1] if mask is before else mask.sum(dim=1))
+    if all(mask is layers[0] for mask in layers):
+        return counts[0][:, None].expand(-1, len(layers))
     return torch.stack(counts, dim=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,30 +17,21 @@ from transformers.models.llava.modeling_llava import (
     LlavaPreTrainedModel,
 )
 
-from llava_prumerge.methods.base import DecoderShape, VisionTokens
+from llava_prumerge.methods.base import VisionTokens
 from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.decoder import InitialisesMethods, PrunableLlamaModel, ReducedCache
+from llava_prumerge.model.decoder import (
+    InitialisesMethods,
+    PrunableLlamaModel,
+    ReducedCache,
+    decoder_shape,
+    step_layout,
+)
 from llava_prumerge.model.fit import FitsItsCheckpoint
+from llava_prumerge.model.splice import ReducedImages, splice
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
-from llava_prumerge.ops.merge import select
-
-
-@dataclass(frozen=True)
-class ReducedImages:
-    """Visual tokens in the language model's space.
-
-    Attributes:
-        features: [N, K, D].
-        valid: [N, K] bool.
-        origin: [N, K] raster index of the patch, -1 for none.
-    """
-
-    features: Tensor
-    valid: Tensor
-    origin: Tensor
 
 
 class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
@@ -79,9 +69,10 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             pixel_values = resize(pixel_values, size)
         return encode(self.vision_tower, pixel_values, self.config.vision_feature_layer)
 
-    def reduce_images(self, pixel_values: Tensor, prompt: Any = None) -> ReducedImages:
-        """Encode, reduce and project. [N, 3, h, w] -> [N, K, D]"""
+    def reduce_images(self, pixel_values: Tensor, prompt: Any = None, index: Tensor | None = None) -> ReducedImages:
+        """Encode, reduce and project. [N, 3, h, w], or fewer with an index [N] into them -> [N, K, D]"""
         tower = self.encode_images(pixel_values)
+        tower = tower if index is None else tower.select(index)
         features, site = tower.features, "tower" if self.reducer is None else self.reducer.site
         if site == "projected":
             features = self.project(features)
@@ -89,51 +80,15 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             origin = torch.arange(features.shape[1], device=features.device).expand(features.shape[:2])
             valid = torch.ones_like(origin, dtype=torch.bool)
         else:
-            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, image_ids(pixel_values))
+            ids = image_ids(pixel_values, index) if self.reducer.needs_ids else None
+            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids)
             features, valid, origin = self.reducer(tokens)
-        return ReducedImages(self.project(features) if site == "tower" else features, valid, origin)
+        features = self.project(features) if site == "tower" else features
+        return ReducedImages(features, valid, origin, whole=self.reducer is None)
 
     def project(self, features: Tensor) -> Tensor:
         """[N, K, C] -> [N, K, D]"""
         return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
-
-    def splice(
-        self, embeddings: Tensor, layout: TokenLayout, images: ReducedImages, start: Tensor | int
-    ) -> tuple[TokenLayout, Tensor]:
-        """Put the images' tokens at their placeholders and close the gaps.
-
-        An image has one placeholder per patch of the full tower. Its kept tokens take the last of them, the others are dropped (so the
-        last token before the text keeps the text's first word as its target); positions are then consecutive, or the patches' own.
-
-        Raises:
-            ValueError: the number of placeholders is not that of the images' patches, or an image keeps more tokens than it has.
-        """
-        places, kept = self.config.image_seq_length, images.valid.shape[1]
-        count = int(layout.is_image.sum())
-        if count != images.valid.shape[0] * places:
-            raise ValueError(
-                f"{count} image placeholders do not match {images.valid.shape[0]} images of {places} tokens each"
-            )
-        if kept > places:
-            raise ValueError(f"an image keeps {kept} tokens but has {places} placeholders")
-        order = images.valid.to(torch.uint8).argsort(dim=1, stable=True)  # [N, K], what is kept last
-        front = places - kept
-        valid = F.pad(images.valid.gather(1, order), (front, 0))  # [N, P]
-        origin = F.pad(images.origin.gather(1, order), (front, 0), value=-1)
-        features = F.pad(select(images.features, order), (0, 0, front, 0)).to(embeddings.dtype)  # [N, P, D]
-        embeddings = embeddings.masked_scatter(layout.is_image[..., None], features)
-        original = self.reducer is not None and self.reducer.positions == "original"
-        layout = replace(layout, origin=layout.origin.masked_scatter(layout.is_image, origin))
-        if original:  # each token moves to its patch's place; what stands for no patch takes the last
-            ahead = torch.arange(places, device=origin.device).expand_as(origin)
-            shift = torch.where(origin < 0, places - 1, origin) - ahead
-            moved = torch.zeros_like(layout.position_ids).masked_scatter(layout.is_image, shift)
-            layout = replace(layout, position_ids=layout.position_ids + moved)
-        if kept == places and self.reducer is None:
-            return layout, embeddings
-        keep = layout.key_mask.masked_scatter(layout.is_image, valid)
-        layout, embeddings = layout.compact(keep, embeddings)
-        return (layout if original else layout.renumbered(start)), embeddings
 
     def forward(
         self,
@@ -145,6 +100,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
         """-> hidden [B, L', D], with `layout`, the final one, and `visual` [B, layers], each layer's visual tokens.
@@ -159,7 +115,9 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             past_key_values = ReducedCache(config=self.config.text_config)
         if past_key_values is not None and not isinstance(past_key_values, ReducedCache):
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; this model needs a ReducedCache")
-        layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
+        layout, start = step_layout(embeddings, pixel_values, attention_mask, past_key_values, labels), None
+        if layout is None:
+            layout, start = self._layout(input_ids, embeddings, attention_mask, past_key_values, labels)
         given, images = layout, None
         if past_key_values is not None and self.reducer is not None and given.key_mask.shape[1] > 1:
             past_key_values.check_turn(self.reducer, past_key_values.reduced, pixel_values is not None)
@@ -167,13 +125,20 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
-            images = self.reduce_images(pixel_values, lambda: self._prompts(embeddings, given))
-            layout, embeddings = self.splice(embeddings, layout, images, start)
+            images = self.reduce_images(pixel_values, lambda: self._prompts(embeddings, given), image_index)
+            layout, embeddings = splice(
+                embeddings,
+                layout,
+                images,
+                self.config.image_seq_length,
+                start,
+                positions="contiguous" if self.reducer is None else self.reducer.positions,
+            )
         elif self.training:
             embeddings = embeddings + self._touch_vision_modules(embeddings)
         if past_key_values is not None:
             past_key_values.seen += given.key_mask.shape[1]
-            past_key_values.next_position = layout.position_ids.masked_fill(~layout.key_mask, -1).amax(dim=1) + 1
+            past_key_values.next_position = layout.next_position()
         output = self.language_model(
             inputs_embeds=embeddings, layout=layout, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
@@ -240,7 +205,8 @@ class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethod
     """LLaVA-1.5 with a language-modelling head. Without a reduction it equals transformers' Llava.
 
     `forward` takes what Llava's takes: input_ids [B, L] with image_seq_length placeholders per image, pixel_values [N, 3, h, w] in order
-    of appearance, attention_mask [B, L], labels [B, L]. With a reduction the logits are [B, L', V], the rows padded on the left.
+    of appearance, attention_mask [B, L], labels [B, L]; and image_index [N] where pixel_values holds each of several
+    equal images once. With a reduction the logits are [B, L', V], the rows padded on the left.
     """
 
     config_class = PruMergeLlavaConfig
@@ -264,6 +230,7 @@ class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethod
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        image_index: Tensor | None = None,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast | tuple:
         """See the class."""
@@ -275,6 +242,7 @@ class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethod
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
+            image_index=image_index,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -317,11 +285,18 @@ class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethod
         """Each row several times, and with it all of its images in their order (not each image several times)."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1:
+            index = kwargs.pop("image_index", None)
+            pixel_values = pixel_values if index is None else pixel_values[index]
             per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.image_seq_length
             rows = pixel_values.split(per_row.tolist())
             pixel_values = torch.cat([images for images in rows for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
+
+    def reads_prompt(self) -> bool:
+        """Whether a method chooses by the prompt: then no part of it may be run, and left in a cache, beforehand."""
+        reducer = self.model.reducer
+        return self.model.language_model.pruner is not None or (reducer is not None and reducer.reads_prompt)
 
     def method_loss(self) -> Tensor | None:
         """The pruner's own term for the training loss, of the last forward."""
@@ -331,19 +306,6 @@ class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethod
     def reduction_stats(self) -> dict[str, Any]:
         """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""
         return self.model.statistics.read()
-
-
-def decoder_shape(config: PruMergeLlavaConfig) -> DecoderShape:
-    """The numbers a pruner may need."""
-    text = config.text_config
-    vision = (config.reduction or {}).get("vision")
-    return DecoderShape(
-        text.num_hidden_layers,
-        text.hidden_size,
-        text.num_attention_heads,
-        config.image_seq_length,
-        reduced=vision is not None and vision["name"] != "none",
-    )
 
 
 STOCK_NAMES = {

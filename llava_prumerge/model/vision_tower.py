@@ -8,7 +8,7 @@ are read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ class TowerOutput:
     probe: Callable[..., tuple[Tensor, Tensor]]
     heads: int
 
+    def select(self, index: Tensor) -> TowerOutput:
+        """The same for images taken from these, some of them several times. [N'] -> features [N', P, C]"""
+
+        def probe(own: bool = False) -> tuple[Tensor, Tensor]:
+            queries, keys = self.probe(own)
+            return queries[index], keys[index]
+
+        return replace(self, features=self.features[index], probe=probe)
+
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether the first token is a class token (CLIP) or a patch (SigLIP)."""
@@ -45,13 +54,17 @@ def resize(pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixel_values.float(), size=size, mode="bicubic", antialias=True).to(pixel_values.dtype)
 
 
-def image_ids(pixel_values: Tensor) -> Tensor:
-    """A number for each image made from its pixels: the same in every batch and on every rank. [N, 3, h, w] -> [N] int64"""
+def image_ids(pixel_values: Tensor, index: Tensor | None = None) -> Tensor:
+    """A number for each image made from its pixels: the same in every batch and on every rank. [N, 3, h, w] -> [N] int64
+
+    With an index [N'] those of the images it takes from these.
+    """
     levels = (
         (pixel_values.float() * 64).round().long().flatten(1)
     )  # coarse: the same under any floating-point precision
     weights = torch.arange(1, levels.shape[1] + 1, device=levels.device) * 2654435761 % 2147483647
-    return (levels * weights).sum(dim=1)
+    ids = (levels * weights).sum(dim=1)
+    return ids if index is None else ids[index]
 
 
 def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2) -> TowerOutput:

@@ -7,6 +7,7 @@ row and down the rows they are cut as in `torch.nn.functional.adaptive_avg_pool2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,8 +38,8 @@ class Cells:
     def centres(self) -> Tensor:
         """Raster index of each cell's middle patch. [N, K]"""
         height, width = self.grid
-        across = (2 * self.column + 1) * width // (2 * self.columns)
-        return (2 * self.row + 1) * height // (2 * self.rows) * width + across
+        across = (2 * width * self.column + width) // (2 * self.columns)
+        return (2 * height * self.row + height) // (2 * self.rows) * width + across
 
     def averages(self) -> Tensor:
         """Matrix that averages the patches of each cell. [N, K, P]"""
@@ -50,34 +51,47 @@ class Cells:
 
 
 def _overlap(place: Tensor, parts: Tensor, size: int) -> Tensor:
-    """Which of `size` patches the `place`-th of `parts` parts covers; neighbours share a patch that both touch. -> [N, K, size]"""
+    """Which of `size` patches the `place`-th of `parts` parts covers; neighbours share a patch that both touch. -> [N, K, size]
+
+    A part covers [place, place + 1) * size / parts; times `parts`, that patch i begins less than `size` behind the
+    part's beginning and less than `parts` before it.
+    """
     index = torch.arange(size, device=place.device)
-    begin = place * size // parts
-    end = ((place + 1) * size + parts - 1) // parts
-    return (index >= begin[..., None]) & (index < end[..., None])
+    behind = index * parts[..., None] - (place * size)[..., None]  # [N, K, size]
+    return (behind < size) & (behind > -parts[..., None])
 
 
-def cell_rows(counts: Tensor, height: int, width: int) -> Tensor:
-    """In how many rows to lay `counts` cells: as square as can be, in a full rectangle where one comes near. [N] -> [N]
+def best_rows(count: int, height: int, width: int) -> int:
+    """In how many rows to lay `count` cells: as square as can be, in a full rectangle where one comes near.
 
     40 cells of a 24 x 24 grid lie as 5 x 8, 37 as six rows of six and one of seven among them.
     """
-    rows = torch.arange(1, height + 1, device=counts.device)
-    columns = (counts[:, None] + rows - 1) // rows  # [N, height]
-    across, down = columns * height, rows * width
-    squareness = torch.maximum(across, down) / torch.minimum(across, down)
-    cost = squareness * torch.where(rows * columns == counts[:, None], 1.0, UNEVEN_COST)
-    fits = (columns <= width) & (rows <= counts[:, None])
-    return cost.masked_fill(~fits, torch.inf).argmin(dim=1) + 1
+
+    def cost(rows: int) -> float:
+        across, down = -(-count // rows) * height, rows * width
+        return max(across, down) / min(across, down) * (1.0 if count % rows == 0 else UNEVEN_COST)
+
+    fitting = [rows for rows in range(1, min(height, count) + 1) if -(-count // rows) <= width]
+    return min(fitting, key=cost, default=1)
+
+
+@cache
+def _rows_by_count(height: int, width: int, device: torch.device) -> Tensor:
+    """`best_rows` of every number of cells there can be, so that a batch looks its numbers up in one call. [P + 1]"""
+    return torch.tensor([best_rows(count, height, width) for count in range(height * width + 1)], device=device)
+
+
+def cell_rows(counts: Tensor, height: int, width: int) -> Tensor:
+    """`best_rows` of each image's number of cells. [N] -> [N]"""
+    return _rows_by_count(height, width, counts.device)[counts]
 
 
 def lay_cells(counts: Tensor, rows: Tensor, size: int, grid: tuple[int, int]) -> Cells:
     """Lay `counts` cells in `rows` rows. [N], [N] -> Cells of K = size, at least the largest count."""
     counts, rows = counts[:, None], rows[:, None]
     number = torch.arange(size, device=counts.device)  # [K]
-    valid = number < counts
-    row = torch.minimum(number * rows // counts, rows - 1)  # [N, K]
-    begin = (row * counts + rows - 1) // rows
-    columns = ((row + 1) * counts + rows - 1) // rows - begin
-    column = torch.minimum(number - begin, columns - 1)
-    return Cells(row, column, rows, columns, valid, grid)
+    last = counts - 1
+    at = torch.minimum(number, last) * rows  # [N, K], what is not valid repeats the last cell
+    row, ahead = at // counts, at % counts
+    column = ahead // rows
+    return Cells(row, column, rows, column + (last - ahead) // rows + 1, number < counts, grid)

@@ -82,6 +82,12 @@ class TokenLayout:
         positions = self.key_mask.long().cumsum(dim=1) - 1
         return replace(self, position_ids=positions.clamp(min=0) + start)
 
+    def next_position(self) -> Tensor:
+        """The position of the token that comes next in each row. [B]"""
+        if self.key_mask.shape[1] == 1:  # a decoding step, for which every call counts
+            return (self.position_ids + self.key_mask)[:, 0]
+        return self.position_ids.masked_fill(~self.key_mask, -1).amax(dim=1) + 1
+
     def last_index(self) -> Tensor:
         """Index of each row's last real token. [B]"""
         places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)

@@ -48,7 +48,7 @@ def nearest_weights(
     if pool is not None:
         near = pool[:, None].expand(-1, centres.shape[1], -1).gather(2, near)
     share = weights.float()[:, None].expand(-1, centres.shape[1], -1).gather(2, near)  # [N, K, k]
-    own = torch.ones_like(centres, dtype=torch.float32)[..., None]
+    own: Tensor | float = 1.0
     if merge == "neighbours":
         share = share / share.sum(dim=2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     elif merge == "average":
@@ -56,7 +56,7 @@ def nearest_weights(
         total = (share.sum(dim=2, keepdim=True) + own).clamp(min=torch.finfo(torch.float32).tiny)
         share, own = share / total, own / total
     mixing = keys.new_zeros(*centres.shape, patches, dtype=torch.float32)
-    return mixing.scatter_add_(2, near, share).scatter_add_(2, centres[..., None], own)
+    return mixing.scatter_(2, centres[..., None], own).scatter_add_(2, near, share)
 
 
 def leftover_weights(weights: Tensor, dropped: Tensor, normalise: bool) -> Tensor:

@@ -25,7 +25,8 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int = 1) -> Tensor:
     queries = queries.float().view(images, rows, heads, width // heads).transpose(1, 2)  # [N, H, R, C/H]
     keys = keys.float().view(images, -1, heads, width // heads).transpose(1, 2)  # [N, H, S, C/H]
     logits = queries @ keys.transpose(2, 3) * (width // heads) ** -0.5  # [N, H, R, S]
-    return logits.softmax(dim=-1).mean(dim=(1, 2))
+    rows_of_heads = logits.softmax(dim=-1)
+    return rows_of_heads[:, 0, 0] if heads == rows == 1 else rows_of_heads.mean(dim=(1, 2))
 
 
 @dataclass
@@ -63,15 +64,21 @@ class BlockProjections:
         return self.attention[heads]
 
 
-def outlier_count(scores: Tensor, factor: float = 1.5) -> Tensor:
-    """Number of upper outliers of each row by Tukey's fence: scores above Q3 + factor * (Q3 - Q1). [N, P] -> [N]
+def outlier_mask(scores: Tensor, factor: float = 1.5) -> Tensor:
+    """Upper outliers of each row by Tukey's fence: scores above Q3 + factor * (Q3 - Q1). [N, P] -> [N, P] bool
 
     Quartiles are interpolated linearly, as `numpy.percentile` does. Written out because `Tensor.quantile` checks its argument on the host.
     """
-    ordered = scores.float().sort(dim=1).values
+    scores = scores.float()
+    ordered = scores.sort(dim=1).values
     first, third = _interpolated(ordered, 0.25), _interpolated(ordered, 0.75)
     fence = third + factor * (third - first)
-    return (ordered > fence[:, None]).sum(dim=1)
+    return scores > fence[:, None]
+
+
+def outlier_count(scores: Tensor, factor: float = 1.5) -> Tensor:
+    """Number of outliers of each row, see `outlier_mask`. [N, P] -> [N]"""
+    return outlier_mask(scores, factor).sum(dim=1)
 
 
 def _interpolated(ordered: Tensor, share: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def ranks_of(scores: Tensor) -> Tensor:
@@ -15,7 +16,10 @@ def ranks_of(scores: Tensor) -> Tensor:
 
 def top_mask(scores: Tensor, counts: Tensor | int) -> Tensor:
     """Mark each row's `counts` highest scores; ties go to the lower index. [N, P], [N] -> [N, P] bool"""
-    return ranks_of(scores) < (counts if isinstance(counts, int) else counts[:, None])
+    if isinstance(counts, int):
+        first = scores.argsort(dim=-1, descending=True, stable=True)[..., :counts]
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, first, True)
+    return ranks_of(scores) < counts[:, None]
 
 
 def even_mask(candidates: Tensor, counts: Tensor | int) -> Tensor:
@@ -28,17 +32,17 @@ def even_mask(candidates: Tensor, counts: Tensor | int) -> Tensor:
     Returns:
         [N, P] bool with exactly min(counts, candidates) marks per row.
     """
-    total = candidates.sum(dim=1, keepdim=True)  # [N, 1]
-    wanted = torch.minimum(torch.as_tensor(counts, device=candidates.device).reshape(-1, 1), total)
-    after = candidates.long().cumsum(dim=1)  # 1-based rank among the candidates
-    total = total.clamp(min=1)
-    return candidates & (after * wanted // total > (after - 1) * wanted // total)
+    after = candidates.cumsum(dim=1)  # [N, P], rank among the candidates from 1
+    total = after[:, -1:]
+    wanted = total.clamp(max=counts) if isinstance(counts, int) else torch.minimum(counts[:, None], total)
+    made = F.pad(after * wanted // total.clamp(min=1), (1, 0))  # [N, P + 1], marks made before each
+    return made[:, 1:] > made[:, :-1]
 
 
 def stride_mask(strides: Tensor, stop: int, size: int) -> Tensor:
     """Mark every `strides[n]`-th index below `stop`, from 0. [N] -> [N, size] bool"""
-    index = torch.arange(size, device=strides.device)
-    return (index % strides[:, None] == 0) & (index < stop)
+    index = torch.arange(stop, device=strides.device)
+    return F.pad(index % strides[:, None] == 0, (0, size - stop))
 
 
 def rectangle(count: int, height: int, width: int) -> tuple[int, int]:
@@ -64,14 +68,15 @@ def pack(keep: Tensor, priority: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         index [N, K] (padding repeats some dropped token) and valid [N, K] bool.
     """
-    order = torch.where(keep, priority.float(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = priority.float().masked_fill(~keep, -torch.inf).argsort(dim=1, descending=True, stable=True)
     index = order[:, :size]
     return index, keep.gather(1, index)
 
 
-def raster_priority(keep: Tensor) -> Tensor:
-    """A priority for `pack` that gives raster order. [N, P]"""
-    return -torch.arange(keep.shape[1], device=keep.device, dtype=torch.float32).expand(keep.shape)
+def raster_priority(keep: Tensor, first: int = 0) -> Tensor:
+    """A priority for `pack` that gives raster order, falling by 1 from that of the first patch. [N, P]"""
+    last = first - keep.shape[1]
+    return torch.arange(first, last, -1, device=keep.device, dtype=torch.float32).expand(keep.shape)
 
 
 def spread_index(counts: Tensor, size: int, patches: int) -> tuple[Tensor, Tensor]:

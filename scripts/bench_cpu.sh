@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# The CPU matrix behind docs/results/efficiency_cpu.*: bash scripts/bench_cpu.sh [OUT_PREFIX]. Under 15 minutes on two quiet cores.
+# Each step leaves a file in runs/bench/<revision>; a second run does what is not there yet. Environment: QUICK=1 (a trial
+# in two minutes, whose numbers mean nothing), PYTHON.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python="${PYTHON:-python}"
+[[ -z "${PYTHON:-}" && -x .venv/bin/python ]] && python=.venv/bin/python
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# glibc gives every large tensor back to the system and asks for it again: a third of a step on CPU.
+export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+
+prefix="${1:-docs/results/efficiency_cpu}"
+revision="$(git describe --always --dirty 2>/dev/null || echo unknown)"
+folder="runs/bench/$revision${QUICK:+-quick}"
+mkdir -p "$folder"
+pocket=playground/pocket
+
+failed=()
+step() { # NAME COMMAND... gets --out FILE; a file that is there is a step that is done, and one that fails leaves the others alone
+    local name="$1" began=$SECONDS
+    shift
+    if [[ -s "$folder/$name.json" ]]; then echo "$name: done before"; return; fi
+    if ! "$@" --out "$folder/$name.partial.json" >"$folder/$name.log" 2>&1; then
+        tail -n 20 "$folder/$name.log" >&2
+        echo "$name: failed, see $folder/$name.log" >&2
+        failed+=("$name")
+        return
+    fi
+    mv "$folder/$name.partial.json" "$folder/$name.json"
+    echo "$name: $((SECONDS - began)) s"
+}
+
+parts=(-m llava_prumerge.efficiency latency --device cpu --dtype float32)
+backbones=(--language-model $pocket/backbones/lm --vision-tower $pocket/backbones/clip)
+recipes=(configs/train/pocket/finetune.yaml configs/train/pocket/finetune_lora.yaml)
+# As playground/pocket/reproduce.py: where a fifth of the patches are outliers, the released stride of PruMerge+ keeps nearly all.
+plus="$folder/prumerge_plus_72.yaml"
+echo 'vision: {name: prumerge_plus, budget: 72, share: 0.4}' >"$plus"
+
+if [[ -n "${QUICK:-}" ]]; then
+    rounds=1 questions=32 batches="1" repeats=1 answer=2 steps=2 padding=4 layers=1
+else
+    rounds=3 questions=256 batches="1 8" repeats=4 answer=8 steps=4 padding=40 layers=2
+fi
+
+"$python" $pocket/build.py data >"$folder/data.log" 2>&1
+# shellcheck disable=SC2086
+step pocket "$python" "${parts[@]}" --model pocket --batch $batches --answer $answer --repeats $((2 * repeats))
+step llava "$python" "${parts[@]}" --layers $layers --blocks $layers --answer $answer --repeats $repeats
+# shellcheck disable=SC2086
+step reducer "$python" -m llava_prumerge.efficiency.reducer --batch $batches --repeats $((repeats > 3 ? 3 : 1)) \
+    --methods prumerge prumerge_plus "{name: prumerge_plus, budget: 144}" grid pool
+step throughput "$python" -m eval.throughput --task vqav2 --data $pocket/data/eval "${backbones[@]}" \
+    --methods "$plus" prumerge_plus prumerge --rounds $rounds limit=$questions batch_size=64
+step training "$python" -m llava_prumerge.train.speed "${recipes[@]}" --methods prumerge "$plus" prumerge_plus --random-projector \
+    --steps $steps --rounds $rounds --padding-batches $padding
+step pruner "$python" -m llava_prumerge.efficiency.pruner --repeats $((repeats > 2 ? 3 : 1))
+"$python" -m llava_prumerge.efficiency collect "$folder" --out "$prefix"
+if (( ${#failed[@]} )); then
+    echo "failed: ${failed[*]}; run this again to repeat them alone" >&2
+    exit 1
+fi
