@@ -86,6 +86,7 @@ class RunArguments:
     logging_steps: int = option(1, "optimiser steps between two log lines")
     save_steps: int = option(500, "optimiser steps between two checkpoints; 0: only the final model")
     save_total_limit: int | None = option(1, "checkpoints kept; null: all")
+    max_skipped_steps: int = option(5, "end the run after so many steps in a row whose loss or gradient is not finite")
     report_to: list[str] = option(["tensorboard"], "beside metrics.jsonl: any of tensorboard, wandb")
     run_name: str | None = option(None, "name shown by wandb; null: the output folder's")
 
@@ -172,6 +173,7 @@ def method_name(reduction: dict[str, Any] | None) -> str:
 def check_values(arguments: TrainArguments) -> None:
     """Refuse values that no run can use, before anything heavy is imported."""
     positive = ("global_batch", "per_device_batch", "max_length", "logging_steps", "lora_rank", "lora_alpha", "epochs")
+    positive += ("max_skipped_steps",)
     for key in (*positive, "max_steps", "save_total_limit", "learning_rate", "projector_lr", "method_lr"):
         value = getattr(arguments, key)
         if value is not None and value <= 0:

@@ -27,7 +27,9 @@ from llava_prumerge.train.stages import load_start, prepare_stage, save_complete
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from collections.abc import Sequence
+
+    from transformers import LlavaProcessor, TrainerCallback
 
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
@@ -54,8 +56,12 @@ def build_dataset(arguments: TrainArguments, config: PruMergeLlavaConfig, proces
         raise RecipeError(f"data={arguments.data}: {error}") from error
 
 
-def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
-    """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`."""
+def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback] = ()) -> LlavaTrainer:
+    """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`.
+
+    Args:
+        callbacks: beside the progress report.
+    """
     disable_progress_bar()  # of loading and saving: several per run, and they tear the log
     set_seed(arguments.seed)
     model, processor = load_start(arguments)
@@ -74,7 +80,7 @@ def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
         processor=processor,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
-        callbacks=[report],
+        callbacks=[report, *callbacks],
     )
     report.trainer = trainer
     if arguments.deepspeed is not None and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:

@@ -43,6 +43,8 @@ class ProgressReport(TrainerCallback):
         self.path = Path(args.output_dir) / METRICS_FILE
         if state.is_world_process_zero:
             drop_later_lines(self.path, state.global_step)
+        if self.trainer is not None:
+            self.trainer.guard.start(state.global_step)
         if state.global_step >= state.max_steps:  # weights and states are loaded by now
             raise NothingLeft
 
@@ -102,6 +104,8 @@ def format_line(line: dict[str, Any]) -> str:
     if "kept_mean" in line:
         parts.append(f"kept {line['kept_mean']:.1f} [{line['kept_min']:.0f}, {line['kept_max']:.0f}]")
         parts.append(f"padding {line['padding_share']:.1%}")
+    if "skipped_steps" in line:
+        parts.append(f"skipped {line['skipped_steps']}")
     parts.append(f"left {format_seconds(line['seconds_left'])}")
     return "  ".join(parts)
 

@@ -1,8 +1,10 @@
-"""transformers' Trainer with LLaVA's parameter groups and sampling order, the method's loss and our checkpoints."""
+"""transformers' Trainer with LLaVA's parameter groups and sampling order, the method's loss, guarded steps and our checkpoints."""
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,19 @@ from transformers import Trainer, TrainingArguments
 from llava_prumerge.data.sampler import GroupedSampler
 from llava_prumerge.model.adapters import Base, plain_model, save_adapter
 from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.checkpoints import PREFIX, STAGING_FOLDER, CheckpointError, check_room, publish, rotate, seal
+from llava_prumerge.train.guards import StepGuard, TrainingFault, check_finite, poison, refuse_empty
+from llava_prumerge.train.preemption import outlive_sigterm
+from llava_prumerge.train.ranks import barrier, digest_together
 from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, save_complete, set_modes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from torch.utils.data import DataLoader
     from transformers import LlavaProcessor, TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 class LlavaTrainer(Trainer):
@@ -44,6 +53,8 @@ class LlavaTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.arguments, self.base, self.processor = arguments, base, processor
+        self.guard = StepGuard(Path(str(args.output_dir)), arguments.max_skipped_steps)
+        self.staging: Path | None = None
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
@@ -70,6 +81,20 @@ class LlavaTrainer(Trainer):
         )
         return self.sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Loading processes go on when a scheduler signals the whole job."""
+        loader = super().get_train_dataloader()
+        outlive_sigterm(loader)
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of a step, and the number of tokens that carry loss, over all ranks."""
+        batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        refuse_empty(batches, supervised, self.state.global_step + 1)
+        return batches, supervised
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -78,6 +103,7 @@ class LlavaTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Loss per supervised token over the whole global batch, plus the method's own term."""
+        ids = inputs.get("ids", [])
         inputs = {name: value for name, value in inputs.items() if name != "ids"}
         set_modes(self.model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
@@ -85,12 +111,34 @@ class LlavaTrainer(Trainer):
         if extra is not None:
             # The first term is already a share of the global batch, this one is a mean of its micro-batch.
             loss = loss + extra / self.current_gradient_accumulation_steps
+        loss = poison(loss)
+        self.guard.watch(ids, loss, outputs.logits)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """The gradient norm over all ranks, just before the optimiser's step. A step that is not finite is not taken.
+
+        Weights and moments stay as they are; the schedule goes on, so that a step's rate follows from its number. DeepSpeed has
+        stepped by now, or left it for the same reason.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.item() if isinstance(norm, Tensor) else float(norm)
+        if not self.guard.judge(norm, self.state.global_step + 1):
+            if not self.is_deepspeed_enabled:
+                model.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradients
+            elif self.accelerator.optimizer_step_was_skipped:
+                self.deepspeed.lr_scheduler.step()
+            else:
+                raise TrainingFault(
+                    "DeepSpeed took a step that is not finite; its JSON must not turn check_grad_overflow off"
+                )
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the reduction did since the last line, over all ranks."""
         if "loss" in logs:
-            logs = {**logs, **self.reduction_summary()}
+            skipped = {"skipped_steps": self.guard.skipped} if self.guard.skipped else {}
+            logs = {**logs, **self.reduction_summary(), **skipped}
         super().log(logs, start_time)
 
     def reduction_summary(self) -> dict[str, float]:
@@ -131,6 +179,44 @@ class LlavaTrainer(Trainer):
             state = gather_trained(self.model)
             if self.args.should_save:
                 save_adapter(self.model, folder, state, self.base, self.processor)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where `_save_checkpoint` puts its folder: aside, until it is whole."""
+        return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, seal and rename it; a fault leaves earlier ones as they were. All ranks take part.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        run = Path(str(self.args.output_dir))
+        check_finite(self.model)
+        staging = run / STAGING_FOLDER
+        try:
+            if self.args.should_save:
+                check_room(run)
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+            barrier()
+            self.staging = staging
+            super()._save_checkpoint(model, trial)
+            barrier()
+            staged = staging / f"{PREFIX}{self.state.global_step}"
+            digests = digest_together(staged, sync=True)
+            if self.args.should_save:
+                seal(staged, digests, self.args.world_size)
+                rotate(run, publish(staged, run), self.args.save_total_limit)
+            barrier()
+        except Exception as error:  # every library that writes has its own
+            shutil.rmtree(staging, ignore_errors=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(
+                f"{PREFIX}{self.state.global_step} could not be written to {run}: {reason}; earlier checkpoints are as "
+                "they were, and the same command continues from the newest"
+            ) from error
+        finally:
+            self.staging = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The counterpart of `save_model`; DeepSpeed restores its own checkpoints without it."""
