@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from llava_prumerge.data.sampler import GroupedSampler
+from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import Base, plain_model, save_adapter
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import PREFIX, STAGING_FOLDER, CheckpointError, check_room, publish, rotate, seal
@@ -106,7 +107,12 @@ class LlavaTrainer(Trainer):
         ids = inputs.get("ids", [])
         inputs = {name: value for name, value in inputs.items() if name != "ids"}
         set_modes(self.model)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        except ReductionError as error:
+            raise ReductionError(
+                f"step {self.state.global_step + 1}, samples {', '.join(map(str, ids))}: {error}"
+            ) from error
         extra = plain_model(self.model).method_loss()
         if extra is not None:
             # The first term is already a share of the global batch, this one is a mean of its micro-batch.
