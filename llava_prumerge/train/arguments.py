@@ -35,6 +35,9 @@ class ModelArguments:
     precision: Literal["bf16", "fp32", "auto"] = option(
         "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
     )
+    quantization: Literal["none", "nf4"] = option(
+        "none", "nf4: the language model's frozen matrices in 4 bits (QLoRA; stage lora, CUDA, bitsandbytes)"
+    )
     lora_rank: int = option(128, "rank r of the adapters (stage lora)")
     lora_alpha: int = option(256, "scale numerator: the update is alpha / r times B A")
     lora_dropout: float = option(0.05, "dropout on the adapters' input")
@@ -189,6 +192,9 @@ def check_values(arguments: TrainArguments) -> None:
         raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")
     if arguments.reduction is not None and not set(arguments.reduction) <= {"vision", "decoder"}:
         raise RecipeError(f"reduction={arguments.reduction!r}: its keys must be vision and decoder")
+    if arguments.quantization != "none" and (arguments.stage != "lora" or arguments.deepspeed is not None):
+        given = f"stage={arguments.stage}, deepspeed={arguments.deepspeed}"
+        raise RecipeError(f"quantization={arguments.quantization} is for stage=lora with deepspeed=null, got {given}")
     accumulation_steps(arguments, world_size=1)
 
 

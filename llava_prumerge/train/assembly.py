@@ -22,7 +22,8 @@ from llava_prumerge.model.loading import LoadingError
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
-from llava_prumerge.train.settings import start_process_group, training_arguments
+from llava_prumerge.train.quantization import check_quantization
+from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
 from llava_prumerge.train.stages import load_start, prepare_stage, save_complete, start_base, weights_dtype
 from llava_prumerge.train.trainer import LlavaTrainer
 
@@ -63,6 +64,8 @@ def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback
         callbacks: beside the progress report.
     """
     disable_progress_bar()  # of loading and saving: several per run, and they tear the log
+    check_quantization(arguments)
+    check_attention(arguments)
     set_seed(arguments.seed)
     model, processor = load_start(arguments)
     config = model.config

@@ -48,10 +48,14 @@ def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
     return {key: getattr(arguments, key) for key in keys}
 
 
+def missing_inputs(arguments: TrainArguments) -> dict[str, str | None]:
+    """Those of them that are not there."""
+    return {k: path for k, path in required_inputs(arguments).items() if path is None or not Path(path).exists()}
+
+
 def check_inputs(arguments: TrainArguments) -> None:
     """Raise one error that lists every input this run needs and which of them are missing."""
-    inputs = required_inputs(arguments)
-    missing = [key for key, path in inputs.items() if path is None or not Path(path).exists()]
+    inputs, missing = required_inputs(arguments), missing_inputs(arguments)
     if missing:
         listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
         raise RecipeError(f"this run needs {listed}; {advice([str(inputs[key]) for key in missing])}")

@@ -2,8 +2,8 @@
 
     python -m llava_prumerge.train.run RECIPE.yaml [METHOD.yaml] [key=value ...] [--dry-run | --check]
 
-Files merge left to right, key=value comes last. --dry-run shows what would train, on what and for how many steps;
---check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
+Files merge left to right, key=value comes last. --dry-run shows what would train, on what, for how many steps
+and in how much memory, also before anything is downloaded; --check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -56,7 +56,7 @@ def main(tokens: list[str]) -> int:
         if unknown:
             raise RecipeError(f"unknown option {unknown[0]}; there are {', '.join(FLAGS)}")
         arguments = load_arguments([token for token in tokens if token not in flags])
-        check(arguments)
+        check(arguments, inputs="--dry-run" not in flags)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -92,9 +92,10 @@ def quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one on import and warns that it found none
 
 
-def check(arguments: TrainArguments) -> None:
-    """Refuse everything that can be refused without torch."""
-    check_inputs(arguments)
+def check(arguments: TrainArguments, inputs: bool = True) -> None:
+    """Refuse everything that can be refused without torch; `inputs` that are missing, too."""
+    if inputs:
+        check_inputs(arguments)
     check_output_dir(arguments)
     find_resume_point(arguments)
 
