@@ -55,6 +55,10 @@ class ProgressReport(TrainerCallback):
         if self.trainer is not None:
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer is not None:
+            self.trainer.catch_up_schedule()
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -55,6 +55,7 @@ class LlavaTrainer(Trainer):
     ) -> None:
         self.arguments, self.base, self.processor = arguments, base, processor
         self.guard = StepGuard(Path(str(args.output_dir)), arguments.max_skipped_steps)
+        self.schedule_owed = False
         self.staging: Path | None = None
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
@@ -133,16 +134,23 @@ class LlavaTrainer(Trainer):
             if not self.is_deepspeed_enabled:
                 model.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradients
             elif self.accelerator.optimizer_step_was_skipped:
-                self.deepspeed.lr_scheduler.step()
+                self.schedule_owed = True
             else:
                 raise TrainingFault(
                     "DeepSpeed took a step that is not finite; its JSON must not turn check_grad_overflow off"
                 )
         return norm
 
+    def catch_up_schedule(self) -> None:
+        """At the end of a step that DeepSpeed skipped: move the schedule on, which neither it nor Trainer has done."""
+        if self.schedule_owed:
+            (self.deepspeed.lr_scheduler or self.lr_scheduler).step()
+            self.schedule_owed = False
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the reduction did since the last line, over all ranks."""
         if "loss" in logs:
+            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves NaN in place for good
             skipped = {"skipped_steps": self.guard.skipped} if self.guard.skipped else {}
             logs = {**logs, **self.reduction_summary(), **skipped}
         super().log(logs, start_time)

@@ -24,6 +24,10 @@ def skipped_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
 
 
+def rates_of(run: Path) -> list[float]:
+    return [json.loads(line)["learning_rate"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def assert_same_weights(run: Path, reference: Path) -> None:
     for file in reference.glob("*.safetensors"):
         found = load_file(run / file.name)
@@ -42,7 +46,7 @@ def test_a_picture_that_is_nan_on_one_rank_skips_the_step_on_all(world, tmp_path
         return item | {"pixel_values": item["pixel_values"] * math.nan} if item["id"] == NAN_SAMPLE else item
 
     monkeypatch.setattr(LlavaDataset, "__getitem__", get)
-    shared = SHARED | {"max_grad_norm": 0.5}
+    shared = SHARED | {"max_grad_norm": 0.5, "save_steps": 0}
     assert main(world.recipe("lora", tmp_path / "reference", **shared)) == 0
     monkeypatch.undo()
     (expected,) = skipped_of(tmp_path / "reference")
@@ -51,8 +55,10 @@ def test_a_picture_that_is_nan_on_one_rank_skips_the_step_on_all(world, tmp_path
     said = run_on_two_ranks(runs, tmp_path, nan_picture=NAN_SAMPLE)
     assert said.count(f"step {expected['step']} skipped: loss is not finite; samples {NAN_SAMPLE}") >= len(BACKENDS)
     losses = losses_of(tmp_path / "reference")
+    assert [step for step, loss in enumerate(losses, start=1) if math.isnan(loss)] == [expected["step"]]
     for name in BACKENDS:
         assert skipped_of(tmp_path / name) == [expected]
+        assert rates_of(tmp_path / name) == rates_of(tmp_path / "reference")
         assert losses_of(tmp_path / name) == pytest.approx(losses, rel=1e-4, nan_ok=True)
         assert_same_weights(tmp_path / name, tmp_path / "reference")
 
