@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,17 +144,12 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def find_fault(checkpoint: Path, digest: Callable[[Path, list[str]], Digests] | None) -> str | None:
-    """Why a checkpoint cannot be continued from, or None.
-
-    Args:
-        digest: reads and hashes the named files; None compares sizes alone, which takes no time.
-    """
+def find_fault(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be continued from as far as names and sizes tell, which takes no time; or None."""
     try:
-        manifest = read_manifest(checkpoint)
+        files: Digests = read_manifest(checkpoint)["files"]
     except CheckpointError as error:
         return str(error)
-    files: Digests = manifest["files"]
     if STATE_FILE not in files:
         return f"its {MANIFEST_FILE} does not list {STATE_FILE}"
     for name, written in files.items():
@@ -163,22 +158,37 @@ def find_fault(checkpoint: Path, digest: Callable[[Path, list[str]], Digests] | 
             return f"{name} is missing"
         if path.stat().st_size != written.size:
             return f"{name} has {path.stat().st_size} bytes of {written.size}"
-    if digest is not None:
-        found = digest(checkpoint, list(files))
-        for name, written in files.items():
-            if found.get(name) != written:
-                return f"{name} is not what was written (SHA-256)"
     return None
 
 
-def newest_sound(run: Path, examine: Callable[[Path], str | None]) -> tuple[Path | None, list[tuple[Path, str]]]:
+def find_change(checkpoint: Path, found: Mapping[str, Digest]) -> str | None:
+    """The first file that is not what the manifest of a checkpoint without a fault says, or None.
+
+    Args:
+        found: what was read of every file.
+    """
+    for name, written in read_manifest(checkpoint)["files"].items():
+        if found.get(name) != written:
+            return f"{name} is not what was written (SHA-256)"
+    return None
+
+
+def read_fault(checkpoint: Path) -> str | None:
+    """Both, by reading every file."""
+    return find_fault(checkpoint) or find_change(checkpoint, digest_files(checkpoint, list_files(checkpoint)))
+
+
+def newest_sound(
+    checkpoints: Sequence[Path], examine: Callable[[Path], str | None]
+) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest checkpoint without a fault, and the later ones with theirs.
 
     Args:
+        checkpoints: oldest first.
         examine: a checkpoint's fault, or None.
     """
     skipped = []
-    for checkpoint in reversed(list_checkpoints(run)):
+    for checkpoint in reversed(checkpoints):
         fault = examine(checkpoint)
         if fault is None:
             return checkpoint, skipped

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from llava_prumerge.train.arguments import TrainArguments
-from llava_prumerge.train.checkpoints import Digests, find_fault, list_checkpoints, newest_sound, read_manifest
+from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
 from llava_prumerge.train.recipe import RecipeError
 
 CONFIG_FILE = "config.yaml"
@@ -109,12 +109,15 @@ def different_settings(recorded: dict[str, Any], arguments: TrainArguments) -> l
 
 
 def find_resume_point(
-    arguments: TrainArguments, digest: Callable[[Path, list[str]], Digests] | None = None
+    arguments: TrainArguments,
+    examine: Callable[[Path], str | None] = find_fault,
+    listed: Callable[[Path], list[Path]] = list_checkpoints,
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint to continue from (None: from the beginning), and later ones that cannot be, each with the reason.
 
     Args:
-        digest: see `find_fault`; None for a first look.
+        examine: a checkpoint's fault, or None; the default takes a first look, without reading the files.
+        listed: a run's checkpoints.
 
     Raises:
         RecipeError: `resume` names a folder that cannot be continued from.
@@ -122,9 +125,9 @@ def find_resume_point(
     if arguments.resume == "none":
         return None, []
     if arguments.resume == "auto":
-        return newest_sound(Path(str(arguments.output_dir)), lambda checkpoint: find_fault(checkpoint, digest))
+        return newest_sound(listed(Path(str(arguments.output_dir))), examine)
     folder = Path(arguments.resume)
-    fault = find_fault(folder, digest) if folder.is_dir() else "there is no such folder"
+    fault = examine(folder) if folder.is_dir() else "there is no such folder"
     if fault is not None:
         raise RecipeError(f"resume={folder}: {fault}; use auto, none or a checkpoint folder")
     return folder, []

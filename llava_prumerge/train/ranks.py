@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import distributed
 
-from llava_prumerge.train.checkpoints import Digests, digest_files, list_files
+from llava_prumerge.train.checkpoints import (
+    Digests,
+    digest_files,
+    find_change,
+    find_fault,
+    list_checkpoints,
+    list_files,
+)
 from llava_prumerge.train.settings import is_main_rank
 
 
@@ -46,14 +53,27 @@ def from_main_rank(value: Any) -> Any:
     return gather_objects(value if is_main_rank() else None)[0]
 
 
-def digest_together(checkpoint: Path, names: list[str] | None = None, sync: bool = False) -> Digests:
+def digest_together(checkpoint: Path, sync: bool = False) -> Digests:
     """Hash a folder's files, each rank its share: a hundred gigabytes would keep one rank busy for minutes.
 
     Args:
-        names: None takes every file there is, as rank 0 sees them.
         sync: see `digest_files`.
     """
-    names = from_main_rank(list_files(checkpoint)) if names is None else names
+    names = from_main_rank(list_files(checkpoint) if is_main_rank() else None)
     rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     shares = gather_objects(digest_files(checkpoint, names[rank::ranks], sync))
     return {name: digest for share in shares for name, digest in share.items()}
+
+
+def fault_together(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be continued from, or None. Rank 0 judges what all have read, so that no two ranks disagree."""
+    fault = from_main_rank(find_fault(checkpoint) if is_main_rank() else None)
+    if fault is not None:
+        return fault
+    found = digest_together(checkpoint)
+    return from_main_rank(find_change(checkpoint, found) if is_main_rank() else None)
+
+
+def checkpoints_together(run: Path) -> list[Path]:
+    """A run's checkpoints as rank 0 sees them."""
+    return from_main_rank(list_checkpoints(run) if is_main_rank() else None)

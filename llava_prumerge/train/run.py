@@ -142,10 +142,10 @@ def train(arguments: TrainArguments) -> int:
 
 def agree_on_resume_point(arguments: TrainArguments) -> Path | None:
     """The newest sound checkpoint, read and hashed by all ranks together, with a word on those that were passed over."""
-    from llava_prumerge.train.ranks import digest_together
+    from llava_prumerge.train.ranks import checkpoints_together, fault_together
     from llava_prumerge.train.settings import is_main_rank, world_size
 
-    resume, skipped = find_resume_point(arguments, digest_together)
+    resume, skipped = find_resume_point(arguments, fault_together, checkpoints_together)
     for checkpoint, fault in skipped if is_main_rank() else []:
         logger.warning("skipping %s: %s", checkpoint, fault)
     if resume is not None:

@@ -213,6 +213,8 @@ class LlavaTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir()
             barrier()
+            if not staging.is_dir():
+                raise CheckpointError(f"{run} is not the folder that rank 0 writes to; all hosts have to see one")
             self.staging = staging
             super()._save_checkpoint(model, trial)
             barrier()

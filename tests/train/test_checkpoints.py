@@ -24,6 +24,7 @@ from llava_prumerge.train.checkpoints import (
     list_files,
     newest_sound,
     publish,
+    read_fault,
     rotate,
     seal,
 )
@@ -40,10 +41,6 @@ def make(run: Path, step: int, size: int = 4096) -> Path:
     (folder / "model.safetensors").write_bytes(os.urandom(size))
     seal(folder, digest_files(folder, list_files(folder), sync=True), world_size=2)
     return folder
-
-
-def examine(folder: Path) -> str | None:
-    return find_fault(folder, digest_files)
 
 
 def truncate(folder: Path) -> None:
@@ -71,10 +68,10 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_checkpoint_is_passed_over_and_the_fault_named(tmp_path: Path, fault: str) -> None:
     older, newer = make(tmp_path, 9), make(tmp_path, 10)
-    assert newest_sound(tmp_path, examine) == (newer, [])
+    assert newest_sound(list_checkpoints(tmp_path), read_fault) == (newer, [])
     spoil, reason = FAULTS[fault]
     spoil(newer)
-    found, skipped = newest_sound(tmp_path, examine)
+    found, skipped = newest_sound(list_checkpoints(tmp_path), read_fault)
     assert found == older and [path for path, _ in skipped] == [newer]
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(skipped[0][1])
@@ -83,7 +80,7 @@ def test_a_faulty_checkpoint_is_passed_over_and_the_fault_named(tmp_path: Path, 
 def test_a_flipped_bit_is_found_by_reading_alone(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
     flip(folder)
-    assert find_fault(folder, None) is None and examine(folder) is not None
+    assert find_fault(folder) is None and read_fault(folder) is not None
 
 
 def test_a_name_appears_at_once_and_takes_the_place_of_a_faulty_folder(tmp_path: Path) -> None:
@@ -91,7 +88,7 @@ def test_a_name_appears_at_once_and_takes_the_place_of_a_faulty_folder(tmp_path:
     staged = make(staging, 7)
     faulty.mkdir()
     (faulty / "left over").write_text("")
-    assert publish(staged, tmp_path) == faulty and examine(faulty) is None
+    assert publish(staged, tmp_path) == faulty and read_fault(faulty) is None
     assert not staging.exists() and not (faulty / "left over").exists()
 
 
@@ -145,7 +142,7 @@ def test_a_run_leaves_sealed_checkpoints_with_all_parts_of_lora(world, straight)
     assert [folder.name for folder in folders] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     parts = {"adapter_model.safetensors", "mm_projector.safetensors", "config.json", "base.json", "optimizer.pt"}
     for folder in folders:
-        assert examine(folder) is None and parts <= set(list_files(folder))
+        assert read_fault(folder) is None and parts <= set(list_files(folder))
         assert json.loads((folder / "config.json").read_text())["reduction"]["vision"]["name"] == "prumerge_plus"
         assert sorted(json.loads((folder / "manifest.json").read_text())["files"]) == list_files(folder)
     assert not (straight / "checkpoint.unfinished").exists()
@@ -166,7 +163,7 @@ def test_resume_passes_over_a_cut_shard_and_a_half_written_folder(world, straigh
     assert any("resuming from" in line and "checkpoint-2" in line for line in told)
     assert_same_result(run, straight)
     assert (
-        all(examine(folder) is None for folder in list_checkpoints(run))
+        all(read_fault(folder) is None for folder in list_checkpoints(run))
         and not (run / "checkpoint.unfinished").exists()
     )
 
@@ -220,7 +217,7 @@ def test_a_disk_that_is_really_full(world, straight, tmp_path, capfd) -> None:
         assert "checkpoint-4 could not be written" in capfd.readouterr().err
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free // 2))
         for folder in list_checkpoints(disk / "run"):
-            assert examine(folder) is None
+            assert read_fault(folder) is None
         assert [folder.name for folder in list_checkpoints(disk / "run")] == ["checkpoint-2"]
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         assert main([*recipe, f"output_dir={disk / 'run'}"]) == 0
@@ -244,7 +241,7 @@ def test_weights_that_are_not_finite_are_not_saved(world, tmp_path, capsys, monk
     monkeypatch.setattr(module.LlavaTrainer, "_save_checkpoint", spoil)
     assert main([*world.recipe("projector", run, save_steps=2, save_total_limit=1), world.prumerge_plus]) == 1
     assert "holds values that are not finite" in capsys.readouterr().err
-    found, skipped = find_resume_point(load_arguments(tokens_of(run)), digest_files)
+    found, skipped = find_resume_point(load_arguments(tokens_of(run)), read_fault)
     assert found == run / "checkpoint-2" and not skipped
 
 
@@ -259,3 +256,13 @@ def test_an_error_names_the_disks_reason(world, tmp_path, capsys, monkeypatch) -
     assert main([*world.recipe("projector", tmp_path / "run", save_steps=2), world.prumerge_plus]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not list_checkpoints(tmp_path / "run")
+
+
+def test_a_host_that_sees_another_folder_is_refused(world, tmp_path, capsys, monkeypatch) -> None:
+    """Its shards would be in nobody's manifest. The folder is taken away where the other ranks would look for it."""
+    from llava_prumerge.train import trainer as module
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(module, "barrier", lambda: shutil.rmtree(run / "checkpoint.unfinished", ignore_errors=True))
+    assert main([*world.recipe("projector", run, save_steps=2), world.prumerge_plus]) == 1
+    assert "all hosts have to see one" in capsys.readouterr().err and not list_checkpoints(run)

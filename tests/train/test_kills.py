@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_prumerge.train.checkpoints import digest_files, find_fault, list_checkpoints
+from llava_prumerge.train.checkpoints import list_checkpoints, read_fault
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 300
@@ -111,7 +111,7 @@ def kill_and_compare(world, runs: Runs, folder: Path, kills: int, steps: int, **
         time.sleep(chance.random() * 0.15)  # in the middle of a step, or of a checkpoint being written
         os.kill(pid, signal.SIGKILL)
         assert runs.status() == -signal.SIGKILL
-        sound = [path for path in list_checkpoints(run) if find_fault(path, digest_files) is None]
+        sound = [path for path in list_checkpoints(run) if read_fault(path) is None]
         assert sound == list_checkpoints(run), "a checkpoint's name stands for a whole checkpoint"
     runs.start(recipe)
     assert runs.status() == 0
@@ -160,7 +160,7 @@ def test_sigterm_saves_at_the_next_step_and_ends_well(world, runs, tmp_path, wor
     os.killpg(pid, signal.SIGTERM)
     assert runs.status() == 0
     (checkpoint,) = list_checkpoints(run)
-    assert find_fault(checkpoint, digest_files) is None and not (run / "finished.json").exists()
+    assert read_fault(checkpoint) is None and not (run / "finished.json").exists()
     assert 2 <= int(checkpoint.name.split("-")[1]) == max(losses_of(run)) < 8
     runs.start(recipe)
     assert runs.status() == 0 and (run / "finished.json").exists()
