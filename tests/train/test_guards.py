@@ -76,8 +76,7 @@ def test_only_faults_in_a_row_count_towards_the_end(tmp_path) -> None:
     assert [entry["step"] for entry in skipped_of(tmp_path)] == [1, 3] and guard.skipped == 2
 
 
-@pytest.mark.parametrize("stage", ["lora", "full"])
-@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize(("stage", "clip"), [("lora", 0.0), ("full", 1.0)])
 def test_a_step_with_a_nan_picture_changes_nothing_but_the_schedule(world, tmp_path, spoil, stage, clip) -> None:
     """Against the same run in which the optimiser is kept from that step by hand."""
     read = spoil("sample-4", times=1)
