@@ -35,6 +35,9 @@ class ModelArguments:
     precision: Literal["bf16", "fp32", "auto"] = option(
         "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
     )
+    quantization: Literal["none", "nf4"] = option(
+        "none", "nf4: the language model's frozen matrices in 4 bits (QLoRA; stage lora, CUDA, bitsandbytes)"
+    )
     lora_rank: int = option(128, "rank r of the adapters (stage lora)")
     lora_alpha: int = option(256, "scale numerator: the update is alpha / r times B A")
     lora_dropout: float = option(0.05, "dropout on the adapters' input")
@@ -87,6 +90,7 @@ class RunArguments:
     logging_steps: int = option(1, "optimiser steps between two log lines")
     save_steps: int = option(500, "optimiser steps between two checkpoints; 0: only the final model")
     save_total_limit: int | None = option(1, "checkpoints kept; null: all")
+    max_skipped_steps: int = option(5, "end the run after so many steps in a row whose loss or gradient is not finite")
     report_to: list[str] = option(["tensorboard"], "beside metrics.jsonl: any of tensorboard, wandb")
     run_name: str | None = option(None, "name shown by wandb; null: the output folder's")
 
@@ -173,6 +177,7 @@ def method_name(reduction: dict[str, Any] | None) -> str:
 def check_values(arguments: TrainArguments) -> None:
     """Refuse values that no run can use, before anything heavy is imported."""
     positive = ("global_batch", "per_device_batch", "max_length", "logging_steps", "lora_rank", "lora_alpha", "epochs")
+    positive += ("max_skipped_steps",)
     for key in (*positive, "max_steps", "save_total_limit", "learning_rate", "projector_lr", "method_lr"):
         value = getattr(arguments, key)
         if value is not None and value <= 0:
@@ -188,6 +193,9 @@ def check_values(arguments: TrainArguments) -> None:
         raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")
     if arguments.reduction is not None and not set(arguments.reduction) <= {"vision", "decoder"}:
         raise RecipeError(f"reduction={arguments.reduction!r}: its keys must be vision and decoder")
+    if arguments.quantization != "none" and (arguments.stage != "lora" or arguments.deepspeed is not None):
+        given = f"stage={arguments.stage}, deepspeed={arguments.deepspeed}"
+        raise RecipeError(f"quantization={arguments.quantization} is for stage=lora with deepspeed=null, got {given}")
     accumulation_steps(arguments, world_size=1)
 
 

@@ -23,12 +23,15 @@ from llava_prumerge.model.loading import LoadingError
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
-from llava_prumerge.train.settings import start_process_group, training_arguments
+from llava_prumerge.train.quantization import check_quantization
+from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
 from llava_prumerge.train.stages import load_start, prepare_stage, start_base, weights_dtype
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from collections.abc import Sequence
+
+    from transformers import LlavaProcessor, TrainerCallback
 
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
@@ -58,9 +61,15 @@ def build_dataset(
     return QuarantiningDataset(dataset, arguments.seed)
 
 
-def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
-    """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`."""
+def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback] = ()) -> LlavaTrainer:
+    """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`.
+
+    Args:
+        callbacks: beside the progress report.
+    """
     disable_progress_bar()  # of loading and saving: several per run, and they tear the log
+    check_quantization(arguments)
+    check_attention(arguments)
     set_seed(arguments.seed)
     model, processor = load_start(arguments)
     config = model.config
@@ -78,7 +87,7 @@ def build_trainer(arguments: TrainArguments) -> LlavaTrainer:
         processor=processor,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
-        callbacks=[report],
+        callbacks=[report, *callbacks],
     )
     report.trainer = trainer
     if arguments.deepspeed is not None and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import yaml
 
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
 
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
 MERGED_FOLDER = "merged"
-CHECKPOINT_PREFIX = "checkpoint-"
 
 # Settings that may differ when a run is continued: they change neither the weights nor their order of updates.
 FREE_KEYS = frozenset(
@@ -25,6 +26,7 @@ FREE_KEYS = frozenset(
         "logging_steps",
         "save_steps",
         "save_total_limit",
+        "max_skipped_steps",
         "workers",
         "bad_sample_limit",
         "output_dir",
@@ -47,10 +49,14 @@ def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
     return {key: getattr(arguments, key) for key in keys}
 
 
+def missing_inputs(arguments: TrainArguments) -> dict[str, str | None]:
+    """Those of them that are not there."""
+    return {k: path for k, path in required_inputs(arguments).items() if path is None or not Path(path).exists()}
+
+
 def check_inputs(arguments: TrainArguments) -> None:
     """Raise one error that lists every input this run needs and which of them are missing."""
-    inputs = required_inputs(arguments)
-    missing = [key for key, path in inputs.items() if path is None or not Path(path).exists()]
+    inputs, missing = required_inputs(arguments), missing_inputs(arguments)
     if missing:
         listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
         raise RecipeError(f"this run needs {listed}; {advice([str(inputs[key]) for key in missing])}")
@@ -93,35 +99,55 @@ def check_output_dir(arguments: TrainArguments) -> None:
     changes = different_settings(yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}, arguments)
     if changes:
         raise RecipeError(f"output_dir={folder} holds another run ({'; '.join(changes)}); choose another output_dir")
-    if arguments.resume == "none" and find_checkpoints(folder):
+    if arguments.resume == "none" and list_checkpoints(folder):
         raise RecipeError(f"output_dir={folder} holds checkpoints; use resume=auto or another output_dir")
 
 
 def different_settings(recorded: dict[str, Any], arguments: TrainArguments) -> list[str]:
-    """Settings of a recorded run that differ from these, as `key: old -> new`."""
+    """Settings of a recorded run that differ from these, as `key: old -> new`. One it does not know had its default."""
     current = dataclasses.asdict(arguments)
+    recorded = dataclasses.asdict(TrainArguments()) | recorded
     keys = sorted((set(recorded) | set(current)) - FREE_KEYS)
     return [f"{k}: {recorded.get(k)} -> {current.get(k)}" for k in keys if recorded.get(k) != current.get(k)]
 
 
-def find_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run with a trainer state, oldest first."""
-    found = [path.parent for path in folder.glob(f"{CHECKPOINT_PREFIX}*/trainer_state.json")]
-    numbered = [path for path in found if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+def find_resume_point(
+    arguments: TrainArguments,
+    examine: Callable[[Path], str | None] = find_fault,
+    listed: Callable[[Path], list[Path]] = list_checkpoints,
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The checkpoint to continue from (None: from the beginning), and later ones that cannot be, each with the reason.
 
+    Args:
+        examine: a checkpoint's fault, or None; the default takes a first look, without reading the files.
+        listed: a run's checkpoints.
 
-def find_resume_point(arguments: TrainArguments) -> Path | None:
-    """The checkpoint to continue from, or None for a start from the beginning."""
+    Raises:
+        RecipeError: `resume` names a folder that cannot be continued from.
+    """
     if arguments.resume == "none":
-        return None
+        return None, []
     if arguments.resume == "auto":
-        checkpoints = find_checkpoints(Path(str(arguments.output_dir)))
-        return checkpoints[-1] if checkpoints else None
+        return newest_sound(listed(Path(str(arguments.output_dir))), examine)
     folder = Path(arguments.resume)
-    if not (folder / "trainer_state.json").is_file():
-        raise RecipeError(f"resume={folder}: no trainer_state.json there; use auto, none or a checkpoint folder")
-    return folder
+    fault = examine(folder) if folder.is_dir() else "there is no such folder"
+    if fault is not None:
+        raise RecipeError(f"resume={folder}: {fault}; use auto, none or a checkpoint folder")
+    return folder, []
+
+
+def check_ranks(checkpoint: Path, arguments: TrainArguments, world_size: int) -> None:
+    """Refuse to continue a DeepSpeed run on another number of ranks: each shard of its checkpoints belongs to one of them.
+
+    Raises:
+        RecipeError: with both numbers.
+    """
+    written = read_manifest(checkpoint)["world_size"]
+    if arguments.deepspeed is not None and written != world_size:
+        raise RecipeError(
+            f"{checkpoint} was written by {written} ranks under DeepSpeed, this start has {world_size}: start {written}, or "
+            "convert it (deepspeed.checkpoint.ds_to_universal)"
+        )
 
 
 def is_finished(arguments: TrainArguments) -> bool:

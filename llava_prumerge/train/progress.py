@@ -43,6 +43,8 @@ class ProgressReport(TrainerCallback):
         self.path = Path(args.output_dir) / METRICS_FILE
         if state.is_world_process_zero:
             drop_later_lines(self.path, state.global_step)
+        if self.trainer is not None:
+            self.trainer.guard.start(state.global_step)
         if state.global_step >= state.max_steps:  # weights and states are loaded by now
             raise NothingLeft
 
@@ -52,6 +54,10 @@ class ProgressReport(TrainerCallback):
         # accelerate passes the epoch on to some nestings of samplers only, a resumed run on several ranks not among them.
         if self.trainer is not None:
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer is not None:
+            self.trainer.catch_up_schedule()
 
     def on_log(
         self,
@@ -104,6 +110,8 @@ def format_line(line: dict[str, Any]) -> str:
         parts.append(f"padding {line['padding_share']:.1%}")
     if line.get("bad_samples"):
         parts.append(f"bad samples {line['bad_samples']}")
+    if "skipped_steps" in line:
+        parts.append(f"skipped {line['skipped_steps']}")
     parts.append(f"left {format_seconds(line['seconds_left'])}")
     return "  ".join(parts)
 

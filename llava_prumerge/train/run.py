@@ -2,8 +2,8 @@
 
     python -m llava_prumerge.train.run RECIPE.yaml [METHOD.yaml] [key=value ...] [--dry-run | --check]
 
-Files merge left to right, key=value comes last. --dry-run shows what would train, on what and for how many steps;
---check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
+Files merge left to right, key=value comes last. --dry-run shows what would train, on what, for how many steps
+and in how much memory, also before anything is downloaded; --check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_prumerge.train.arguments import (
     RecipeError,
@@ -30,10 +31,14 @@ from llava_prumerge.train.preflight import (
     MERGED_FOLDER,
     check_inputs,
     check_output_dir,
+    check_ranks,
     find_resume_point,
     is_finished,
     wants_merged,
 )
+
+if TYPE_CHECKING:
+    from llava_prumerge.train.trainer import LlavaTrainer
 
 logger = logging.getLogger("llava_prumerge.train")
 
@@ -41,7 +46,7 @@ FLAGS = ("--dry-run", "--check", "--help", "-h")
 
 
 def main(tokens: list[str]) -> int:
-    """Run the command line. -> exit status: 0 done, 2 the recipe cannot be run as written"""
+    """Run the command line. -> exit status: 0 done or stopped by SIGTERM, 1 training cannot go on, 2 the recipe cannot be run as written"""
     flags = [token for token in tokens if token.startswith("-")]
     unknown = [flag for flag in flags if flag not in FLAGS]
     if "--help" in flags or "-h" in flags:
@@ -51,7 +56,7 @@ def main(tokens: list[str]) -> int:
         if unknown:
             raise RecipeError(f"unknown option {unknown[0]}; there are {', '.join(FLAGS)}")
         arguments = load_arguments([token for token in tokens if token not in flags])
-        check(arguments)
+        check(arguments, inputs="--dry-run" not in flags)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,12 +70,17 @@ def main(tokens: list[str]) -> int:
         action = merge
     quieten_libraries()
     from llava_prumerge.train.assembly import INPUT_ERRORS
+    from llava_prumerge.train.checkpoints import CheckpointError
+    from llava_prumerge.train.guards import TrainingFault
 
     try:
         return action(arguments)
     except (RecipeError, *INPUT_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (CheckpointError, TrainingFault) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def quieten_libraries() -> None:
@@ -82,9 +92,10 @@ def quieten_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for one on import and warns that it found none
 
 
-def check(arguments: TrainArguments) -> None:
-    """Refuse everything that can be refused without torch."""
-    check_inputs(arguments)
+def check(arguments: TrainArguments, inputs: bool = True) -> None:
+    """Refuse everything that can be refused without torch; `inputs` that are missing, too."""
+    if inputs:
+        check_inputs(arguments)
     check_output_dir(arguments)
     find_resume_point(arguments)
 
@@ -99,10 +110,11 @@ def dry_run(arguments: TrainArguments) -> int:
 
 
 def train(arguments: TrainArguments) -> int:
-    """Train, save, and leave a record that the run has ended."""
+    """Train, save, and leave a record that the run has ended; or save a checkpoint and leave, when SIGTERM says so."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from llava_prumerge.train.assembly import build_trainer, write_merged
+    from llava_prumerge.train.assembly import build_trainer
+    from llava_prumerge.train.preemption import StopOnSignal
     from llava_prumerge.train.progress import NothingLeft
     from llava_prumerge.train.provenance import write_provenance
     from llava_prumerge.train.settings import is_main_rank, start_wandb, world_size
@@ -111,16 +123,48 @@ def train(arguments: TrainArguments) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llava_prumerge").setLevel(level)
     started = time.perf_counter()
-    resume = find_resume_point(arguments)
-    trainer = build_trainer(arguments)
-    if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
-        backend = trainer.accelerator.distributed_type.name  # NO, MULTI_GPU, DEEPSPEED, ...
-        write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps, backend)
-    start_wandb(arguments)
+    with StopOnSignal() as stop:
+        trainer = build_trainer(arguments, callbacks=[stop])
+        resume = agree_on_resume_point(arguments)
+        if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
+            backend = trainer.accelerator.distributed_type.name  # NO, MULTI_GPU, DEEPSPEED, ...
+            write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps, backend)
+        start_wandb(arguments)
+        with contextlib.suppress(NothingLeft):
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    if stop.stopped_at is not None and stop.stopped_at < trainer.state.max_steps:
+        logger.info("stopped at step %d; the same command continues", stop.stopped_at)
+    else:
+        finish(arguments, trainer, started)
+    unset_hf_deepspeed_config()  # a later run of this process must not be sharded while it is put together
+    return 0
+
+
+def agree_on_resume_point(arguments: TrainArguments) -> Path | None:
+    """The newest sound checkpoint, read and hashed by all ranks together, with a word on those that were passed over."""
+    from llava_prumerge.train.ranks import checkpoints_together, fault_together
+    from llava_prumerge.train.settings import is_main_rank, world_size
+
+    resume, skipped = find_resume_point(arguments, fault_together, checkpoints_together)
+    for checkpoint, fault in skipped if is_main_rank() else []:
+        logger.warning("skipping %s: %s", checkpoint, fault)
     if resume is not None:
+        check_ranks(resume, arguments, world_size())
         logger.info("resuming from %s", resume)
-    with contextlib.suppress(NothingLeft):
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    elif skipped:
+        logger.warning("no checkpoint is left to resume from: starting at step 0")
+    return resume
+
+
+def finish(arguments: TrainArguments, trainer: LlavaTrainer, started: float) -> None:
+    """Write the result of a run that took its last step, and finished.json as the last file.
+
+    Args:
+        started: time.perf_counter() at the start of this process's part of the run.
+    """
+    from llava_prumerge.train.assembly import write_merged
+    from llava_prumerge.train.settings import is_main_rank
+
     trainer.save_model()
     if is_main_rank():
         if wants_merged(arguments):
@@ -130,8 +174,6 @@ def train(arguments: TrainArguments) -> int:
         record["seconds"] = round(time.perf_counter() - started, 1)
         (Path(str(arguments.output_dir)) / FINISHED_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
         logger.info("done: %s", arguments.output_dir)
-    unset_hf_deepspeed_config()  # a later run of this process must not be sharded while it is put together
-    return 0
 
 
 def merge(arguments: TrainArguments) -> int:

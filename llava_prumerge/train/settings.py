@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -34,6 +36,22 @@ def uses_bf16(arguments: TrainArguments) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = CPU_FLAGS.read_text().split() if CPU_FLAGS.is_file() else []
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def check_attention(arguments: TrainArguments) -> None:
+    """Refuse FlashAttention where it cannot run; `sdpa`, the default, runs everywhere.
+
+    Raises:
+        RecipeError: the package or a CUDA device is missing, or bf16 is off.
+    """
+    if arguments.attention != "flash_attention_2":
+        return
+    if importlib.util.find_spec("flash_attn") is None:
+        raise RecipeError(
+            "attention=flash_attention_2 needs flash-attn (pip install -e '.[flash]'); or take attention=sdpa"
+        )
+    if not torch.cuda.is_available() or not uses_bf16(arguments):
+        raise RecipeError("attention=flash_attention_2 needs a CUDA device and bf16; or take attention=sdpa")
 
 
 def start_process_group(arguments: TrainArguments) -> None:

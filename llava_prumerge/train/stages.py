@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from llava_prumerge.model.adapters import (
 )
 from llava_prumerge.model.loading import load_projector
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
+from llava_prumerge.train.quantization import quantize_linears
 from llava_prumerge.train.settings import uses_bf16
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
     """Freeze what the stage leaves alone, add adapters where it has them. -> the model to train"""
     model.config.text_config.use_cache = False  # of no use in training, and it fights activation checkpointing
     model.requires_grad_(False)
+    if arguments.quantization == "nf4" and not is_meta(model):
+        quantize_linears(model, LORA_TARGETS, torch.bfloat16 if uses_bf16(arguments) else torch.float32)
     if arguments.stage == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -76,6 +80,11 @@ def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
         if trains or role_of(plain) != "base":
             parameter.requires_grad_(True)
     return model
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether a model has shapes alone, as a dry run's has."""
+    return next(model.parameters()).is_meta
 
 
 def role_of(name: str) -> str:

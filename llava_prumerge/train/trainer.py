@@ -1,8 +1,10 @@
-"""transformers' Trainer with LLaVA's parameter groups and sampling order, the method's loss and our checkpoints."""
+"""transformers' Trainer with LLaVA's parameter groups and sampling order, the method's loss, guarded steps and our checkpoints."""
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,23 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from llava_prumerge.data.sampler import GroupedSampler
+from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import Base, plain_model, save_adapter, save_complete
 from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.checkpoints import PREFIX, STAGING_FOLDER, CheckpointError, check_room, publish, rotate, seal
+from llava_prumerge.train.guards import StepGuard, TrainingFault, check_finite, poison, refuse_empty
+from llava_prumerge.train.preemption import outlive_sigterm
 from llava_prumerge.train.quarantine import QuarantineLedger
+from llava_prumerge.train.ranks import barrier, digest_together
 from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, set_modes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from torch.utils.data import DataLoader
     from transformers import LlavaProcessor, TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 class LlavaTrainer(Trainer):
@@ -45,6 +55,9 @@ class LlavaTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.arguments, self.base, self.processor = arguments, base, processor
+        self.guard = StepGuard(Path(str(args.output_dir)), arguments.max_skipped_steps)
+        self.schedule_owed = False
+        self.staging: Path | None = None
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, callbacks=callbacks
         )
@@ -73,6 +86,20 @@ class LlavaTrainer(Trainer):
         )
         return self.sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Loading processes go on when a scheduler signals the whole job."""
+        loader = super().get_train_dataloader()
+        outlive_sigterm(loader)
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of a step, and the number of tokens that carry loss, over all ranks."""
+        batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        refuse_empty(batches, supervised, self.state.global_step + 1)
+        return batches, supervised
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -82,19 +109,54 @@ class LlavaTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Loss per supervised token over the whole global batch, plus the method's own term."""
         self.quarantine.note(inputs.get("quarantined", ()))
+        ids = inputs.get("ids", [])
         inputs = {name: value for name, value in inputs.items() if name not in ("ids", "quarantined")}
         set_modes(self.model)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        except ReductionError as error:
+            raise ReductionError(
+                f"step {self.state.global_step + 1}, samples {', '.join(map(str, ids))}: {error}"
+            ) from error
         extra = plain_model(self.model).method_loss()
         if extra is not None:
             # The first term is already a share of the global batch, this one is a mean of its micro-batch.
             loss = loss + extra / self.current_gradient_accumulation_steps
+        loss = poison(loss)
+        self.guard.watch(ids, loss, outputs.logits)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """The gradient norm over all ranks, just before the optimiser's step. A step that is not finite is not taken.
+
+        Weights and moments stay as they are; the schedule goes on, so that a step's rate follows from its number. DeepSpeed has
+        stepped by now, or left it for the same reason.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.item() if isinstance(norm, Tensor) else float(norm)
+        if not self.guard.judge(norm, self.state.global_step + 1):
+            if not self.is_deepspeed_enabled:
+                model.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradients
+            elif self.accelerator.optimizer_step_was_skipped:
+                self.schedule_owed = True
+            else:
+                raise TrainingFault(
+                    "DeepSpeed took a step that is not finite; its JSON must not turn check_grad_overflow off"
+                )
+        return norm
+
+    def catch_up_schedule(self) -> None:
+        """At the end of a step that DeepSpeed skipped: move the schedule on, which neither it nor Trainer has done."""
+        if self.schedule_owed:
+            (self.deepspeed.lr_scheduler or self.lr_scheduler).step()
+            self.schedule_owed = False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the reduction did since the last line, over all ranks."""
         if "loss" in logs:
-            logs = {**logs, **self.reduction_summary(), "bad_samples": self.quarantine.count}
+            self._tr_loss.zero_()  # Trainer subtracts the sum from itself, which leaves NaN in place for good
+            skipped = {"skipped_steps": self.guard.skipped} if self.guard.skipped else {}
+            logs = {**logs, **self.reduction_summary(), "bad_samples": self.quarantine.count, **skipped}
         super().log(logs, start_time)
 
     def reduction_summary(self) -> dict[str, float]:
@@ -135,6 +197,46 @@ class LlavaTrainer(Trainer):
             state = gather_trained(self.model)
             if self.args.should_save:
                 save_adapter(self.model, folder, state, self.base, self.processor)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where `_save_checkpoint` puts its folder: aside, until it is whole."""
+        return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, seal and rename it; a fault leaves earlier ones as they were. All ranks take part.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        run = Path(str(self.args.output_dir))
+        check_finite(self.model)
+        staging = run / STAGING_FOLDER
+        try:
+            if self.args.should_save:
+                check_room(run)
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+            barrier()
+            if not staging.is_dir():
+                raise CheckpointError(f"{run} is not the folder that rank 0 writes to; all hosts have to see one")
+            self.staging = staging
+            super()._save_checkpoint(model, trial)
+            barrier()
+            staged = staging / f"{PREFIX}{self.state.global_step}"
+            digests = digest_together(staged, sync=True)
+            if self.args.should_save:
+                seal(staged, digests, self.args.world_size)
+                rotate(run, publish(staged, run), self.args.save_total_limit)
+            barrier()
+        except Exception as error:  # every library that writes has its own
+            shutil.rmtree(staging, ignore_errors=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(
+                f"{PREFIX}{self.state.global_step} could not be written to {run}: {reason}; earlier checkpoints are as "
+                "they were, and the same command continues from the newest"
+            ) from error
+        finally:
+            self.staging = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The counterpart of `save_model`; DeepSpeed restores its own checkpoints without it."""

@@ -13,8 +13,8 @@ from llava_prumerge.train.preflight import (
     advice,
     check_inputs,
     check_output_dir,
+    check_ranks,
     different_settings,
-    find_checkpoints,
     find_resume_point,
     is_finished,
 )
@@ -81,29 +81,42 @@ def test_a_folder_with_other_peoples_files_is_refused(tmp_path: Path) -> None:
         check_output_dir(arguments)
 
 
+def make_checkpoint(run: Path, step: int, world_size: int = 1) -> Path:
+    """A checkpoint's folder with one shard, sealed."""
+    from llava_prumerge.train.checkpoints import digest_files, list_files, seal
+
+    folder = run / f"checkpoint-{step}"
+    (folder / f"global_step{step}").mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / f"global_step{step}" / "shard.pt").write_bytes(bytes(range(256)) * 9)
+    seal(folder, digest_files(folder, list_files(folder)), world_size)
+    return folder
+
+
 def test_resume_points(tmp_path: Path) -> None:
-    arguments = make_arguments(tmp_path)
+    arguments, run = make_arguments(tmp_path), tmp_path / "run"
     write_provenance(arguments, world_size=1, accumulation=8)
-    assert find_resume_point(arguments) is None and not is_finished(arguments)
-    for step in (5, 100, 20):
-        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
-        (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "run" / "checkpoint-300").mkdir()  # without a trainer state it was never finished
-    assert [path.name for path in find_checkpoints(tmp_path / "run")] == [
-        "checkpoint-5",
-        "checkpoint-20",
-        "checkpoint-100",
-    ]
-    assert find_resume_point(arguments) == tmp_path / "run" / "checkpoint-100"
-    refused = make_arguments(tmp_path, "resume=none")
+    assert find_resume_point(arguments) == (None, []) and not is_finished(arguments)
+    folders = {step: make_checkpoint(run, step) for step in (5, 100, 20)}
+    (run / "checkpoint-300").mkdir()
+    found, skipped = find_resume_point(arguments)
+    assert found == folders[100] and [path.name for path, _ in skipped] == ["checkpoint-300"]
+    assert "no manifest.json" in skipped[0][1]
     with pytest.raises(RecipeError, match="holds checkpoints"):
-        check_output_dir(refused)
-    assert (
-        find_resume_point(make_arguments(tmp_path, f"resume={tmp_path / 'run' / 'checkpoint-5'}")).name
-        == "checkpoint-5"
-    )
-    with pytest.raises(RecipeError, match="no trainer_state.json there"):
-        find_resume_point(make_arguments(tmp_path, "resume=nowhere"))
+        check_output_dir(make_arguments(tmp_path, "resume=none"))
+    assert find_resume_point(make_arguments(tmp_path, f"resume={folders[5]}"))[0] == folders[5]
+    for folder, fault in (("nowhere", "no such folder"), (run / "checkpoint-300", "no manifest.json")):
+        with pytest.raises(RecipeError, match=fault):
+            find_resume_point(make_arguments(tmp_path, f"resume={folder}"))
+
+
+def test_deepspeeds_checkpoints_belong_to_a_number_of_ranks(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 5, world_size=2)
+    sharded = make_arguments(tmp_path, f"deepspeed={REPOSITORY / 'configs' / 'deepspeed' / 'zero2.json'}")
+    check_ranks(folder, sharded, 2)
+    check_ranks(folder, make_arguments(tmp_path), 4)  # plain PyTorch's are whole
+    with pytest.raises(RecipeError, match="written by 2 ranks .* this start has 4"):
+        check_ranks(folder, sharded, 4)
 
 
 def test_provenance_is_complete_and_appends(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""What a run would cost before it starts: tokens of a step with and without reduction, and memory per GPU by ZeRO stage and GPU count.
+
+Memory is `llava_prumerge.efficiency.memory`'s sum for the longest sample the recipe admits, and shares its limits (docs/efficiency.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.efficiency.memory import Training, training
+from llava_prumerge.efficiency.options import columns
+from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts, method_counts
+from llava_prumerge.methods.registry import build_reducer
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.published import KEPT_SHARES
+from llava_prumerge.train.settings import uses_bf16
+
+GPU_COUNTS = (1, 2, 4, 8, 16, 32)
+PLAIN = "no DeepSpeed"
+BACKENDS: dict[str, tuple[int, bool]] = {
+    PLAIN: (0, False),
+    "ZeRO-2": (2, False),
+    "ZeRO-3": (3, False),
+    "ZeRO-3, offload": (3, True),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Visual tokens per image while the run trains.
+
+    Attributes:
+        counts: by layer, beside the longest text the recipe admits.
+        source: where the number comes from.
+    """
+
+    counts: TokenCounts
+    source: str
+
+
+def shape_of(config: PruMergeLlavaConfig) -> ModelShape:
+    """The sizes that costs are computed from."""
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return model_shape(folder)
+
+
+def kept_tokens(arguments: TrainArguments, config: PruMergeLlavaConfig, shape: ModelShape) -> Kept:
+    """What the run's method leaves of an image, as far as it is known before the images are seen."""
+    patches, text = shape.vision.patches, max(arguments.max_length - shape.vision.patches, 1)
+    block = config.reduction or {}
+    kept, source, projected = reduced_by_reducer(block.get("vision"), patches)
+    pruner = block.get("decoder")
+    if pruner is None:
+        return Kept(TokenCounts(text, (kept,) * shape.language.layers, patches, projected), source)
+    if "target" in pruner or pruner["name"] == "atp_llava":
+        source += "; atp_llava weighs tokens while it trains and drops them afterwards alone"
+        return Kept(TokenCounts(text, (kept,) * shape.language.layers, patches, projected), source)
+    settings = {key: value for key, value in pruner.items() if key != "name"}
+    course = method_counts(shape, pruner["name"], None, text, settings)
+    visual = tuple(round(count * kept / patches) for count in course.visual)
+    return Kept(replace(course, visual=visual, projected=projected), f"{source}; {pruner['name']} as its settings say")
+
+
+def reduced_by_reducer(block: dict | None, patches: int) -> tuple[int, str, int]:
+    """-> tokens behind a vision reducer, where that number comes from, tokens the projector sees"""
+    reducer = build_reducer(block)
+    name = "none" if reducer is None else reducer.name
+    if reducer is None or name == "none":
+        return patches, "no vision reducer", patches
+    share = getattr(reducer, "keep", None) or getattr(reducer, "ratio", None)
+    if reducer.budget is not None:
+        kept, source = min(reducer.budget, patches), "its budget"
+    elif share is not None:
+        kept, source = math.ceil(share * patches), "its share"
+    elif name in KEPT_SHARES:
+        kept, source = round(KEPT_SHARES[name] * patches), "the paper's mean; it differs from image to image"
+    else:
+        kept, source = patches, "unknown before the images are seen, all are assumed"
+    return kept, f"{name}: {source}", patches if reducer.site == "projected" else kept
+
+
+def read_backend(arguments: TrainArguments) -> str:
+    """Which of `BACKENDS` the recipe's DeepSpeed file is.
+
+    Raises:
+        RecipeError: it cannot be read, or names a stage that is not among them.
+    """
+    if arguments.deepspeed is None:
+        return PLAIN
+    try:
+        zero = json.loads(Path(arguments.deepspeed).read_text(encoding="utf-8")).get("zero_optimization", {})
+        found = (int(zero.get("stage", 0)), zero.get("offload_optimizer", {}).get("device", "none") != "none")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(f"deepspeed={arguments.deepspeed}: cannot be read: {' '.join(str(error).split())}") from error
+    named = {value: name for name, value in BACKENDS.items()}
+    if found not in named:
+        raise RecipeError(f"deepspeed={arguments.deepspeed}: ZeRO stage {found[0]}; planned are {', '.join(BACKENDS)}")
+    return named[found]
+
+
+def gigabytes(arguments: TrainArguments, shape: ModelShape, counts: TokenCounts, backend: str, gpus: int) -> float:
+    """Memory of each GPU. Without DeepSpeed weights and gradients are float32, and several GPUs hold gradients twice."""
+    zero, offload = BACKENDS[backend]
+    how = Training(
+        arguments.stage,
+        zero,
+        gpus,
+        arguments.per_device_batch,
+        arguments.lora_rank,
+        arguments.activation_checkpointing,
+        offload,
+        arguments.attention != "eager",
+    )
+    parts = training(shape, counts, how)
+    parts.pop("host, per GPU")
+    if backend == PLAIN:
+        trained = how.trained(shape)
+        parts["weights"] *= 2  # float32; the sum counted 16 bits
+        parts["gradients"] = 4.0 * trained * (2 if gpus > 1 else 1)
+        parts["optimiser"] = 8.0 * trained
+        if arguments.quantization == "nf4":
+            language = shape.language
+            matrices = language.layers * sum(inputs * outputs for inputs, outputs in language.linear)
+            parts["weights"] -= (4 - 0.5) * matrices
+    if not uses_bf16(arguments):
+        parts["activations"] *= 2
+    return sum(parts.values()) / 1e9
+
+
+def describe_memory(arguments: TrainArguments, shape: ModelShape, kept: Kept) -> list[str]:
+    """A table: ZeRO stage by GPU count, the recipe's own marked; without reduction in brackets."""
+    own = read_backend(arguments)
+    full = constant_counts(shape, None, kept.counts.text)
+    header = ["GPUs", *(str(gpus) for gpus in GPU_COUNTS)]
+    rows = [header]
+    for backend in BACKENDS if arguments.quantization == "none" else (PLAIN,):
+        row = [f"{backend}{' <- this recipe' if backend == own else ''}"]
+        for gpus in GPU_COUNTS:
+            reduced, whole = (gigabytes(arguments, shape, counts, backend, gpus) for counts in (kept.counts, full))
+            digits = 1 if whole >= 1 else 3
+            row.append(f"{reduced:.{digits}f} ({whole:.{digits}f})")
+        rows.append(row)
+    steps = [divmod(arguments.global_batch, arguments.per_device_batch * gpus) for gpus in GPU_COUNTS]
+    rows.append(["accumulation", *("-" if rest or not count else str(count) for count, rest in steps)])
+    title = (
+        f"GB per GPU, {arguments.per_device_batch} samples of {arguments.max_length} tokens each; in brackets without "
+        "reduction (estimate, without CUDA context, fragments and buffers)"
+    )
+    return [title, *(f"  {line}" for line in columns(rows).splitlines())]

@@ -1,0 +1,81 @@
+"""What LLaVA-1.5's recipes start from, by the names they are published under: enough to plan a run before anything is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.efficiency.shapes import named_shapes
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.train.arguments import TrainArguments
+
+LANGUAGE_MODELS = {"vicuna-7b-v1.5": "llava-1.5-7b", "vicuna-13b-v1.5": "llava-1.5-13b"}
+VISION_TOWERS = {"clip-vit-large-patch14-336": "llava-1.5-7b"}
+IMAGE_ID, PAD_ID, ROWS = 32000, 32001, 32064  # what Vicuna's 32,000 tokens become with an image and a padding token
+KEPT_SHARES = {"prumerge": 0.055, "prumerge_plus": 0.25}
+"""Tokens that methods which count per image keep on average, as the PruMerge paper states: 5.5% (32) and 25% (144 of 576)."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """A published record file.
+
+    Attributes:
+        text_only: samples without an image.
+    """
+
+    total: int
+    text_only: int
+
+
+RECORDS = {
+    "blip_laion_cc_sbu_558k.json": Records(558_128, 0),
+    "llava_v1_5_mix665k.json": Records(665_298, 40_688),
+}
+
+
+def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
+    """The configuration that the recipe's folders would give, by their names.
+
+    Raises:
+        RecipeError: a folder that is missing has no name known here.
+    """
+    language = named_shapes()[_known("language_model", arguments.language_model, LANGUAGE_MODELS)].language
+    vision = named_shapes()[_known("vision_tower", arguments.vision_tower, VISION_TOWERS)].vision
+    text: dict[str, Any] = LlamaConfig(
+        vocab_size=ROWS,
+        hidden_size=language.hidden,
+        intermediate_size=language.intermediate,
+        num_hidden_layers=language.layers,
+        num_attention_heads=language.heads,
+        num_key_value_heads=language.kv_heads,
+    ).to_dict()
+    tower = CLIPVisionConfig(
+        hidden_size=vision.width,
+        intermediate_size=vision.intermediate,
+        num_hidden_layers=vision.blocks,
+        num_attention_heads=vision.heads,
+        image_size=vision.image,
+        patch_size=vision.patch,
+    ).to_dict()
+    config = PruMergeLlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=IMAGE_ID,
+        image_seq_length=vision.patches,
+        vision_feature_select_strategy="default",
+        reduction=arguments.reduction,
+    )
+    config.text_config.pad_token_id = PAD_ID
+    return config
+
+
+def _known(key: str, path: str | None, names: dict[str, str]) -> str:
+    name = Path(str(path)).name
+    if name not in names:
+        raise RecipeError(f"{key}={path}: not here, and not a name whose shape is known ({', '.join(names)})")
+    return names[name]
