@@ -54,7 +54,7 @@ step reducer "$python" -m llava_prumerge.efficiency.reducer --batch $batches --r
 step throughput "$python" -m eval.throughput --task vqav2 --data $pocket/data/eval "${backbones[@]}" \
     --methods "$plus" prumerge_plus prumerge --rounds $rounds limit=$questions batch_size=64
 step training "$python" -m llava_prumerge.train.speed "${recipes[@]}" --methods prumerge "$plus" prumerge_plus --random-projector \
-    --steps $steps --rounds $rounds --padding-batches $padding
+    length_pool=8 --steps $steps --rounds $rounds --padding-batches $padding
 step pruner "$python" -m llava_prumerge.efficiency.pruner --repeats $((repeats > 2 ? 3 : 1))
 "$python" -m llava_prumerge.efficiency collect "$folder" --out "$prefix"
 if (( ${#failed[@]} )); then

@@ -54,6 +54,7 @@ class DataArguments:
     image_aspect: Literal["pad", "square"] = option("pad", "pad to a square, or resize and centre-crop as CLIP does")
     max_length: int = option(2048, "tokens per sample, image placeholders included; longer samples are cut")
     group_by_modality_length: bool = option(False, "batches of one modality and similar length")
+    length_pool: int = option(1, "steps whose samples are sorted by length together; 1: LLaVA's order, more pads less")
     bad_sample_limit: float = option(0.001, "share of the records that may be bad and replaced; one more ends the run")
     workers: int = option(4, "data loading processes per rank; 0: in the training process")
 
@@ -176,7 +177,16 @@ def method_name(reduction: dict[str, Any] | None) -> str:
 
 def check_values(arguments: TrainArguments) -> None:
     """Refuse values that no run can use, before anything heavy is imported."""
-    positive = ("global_batch", "per_device_batch", "max_length", "logging_steps", "lora_rank", "lora_alpha", "epochs")
+    positive = (
+        "global_batch",
+        "per_device_batch",
+        "length_pool",
+        "max_length",
+        "logging_steps",
+        "lora_rank",
+        "lora_alpha",
+        "epochs",
+    )
     positive += ("max_skipped_steps",)
     for key in (*positive, "max_steps", "save_total_limit", "learning_rate", "projector_lr", "method_lr"):
         value = getattr(arguments, key)

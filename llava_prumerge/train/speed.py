@@ -98,7 +98,8 @@ class Contender:
 
         trainer, size = self.trainer, self.arguments.per_device_batch
         chunks = trainer.args.gradient_accumulation_steps
-        order = GroupedSampler(trainer.train_dataset.lengths, size, chunks, self.arguments.seed, grouped)
+        settings = (self.arguments.seed, grouped, self.arguments.length_pool)
+        order = GroupedSampler(trainer.train_dataset.lengths, size, chunks, *settings)
         chosen = list(itertools.islice(order, batches * size))
         model = plain_model(trainer.model).eval()
         model.reduction_stats()

@@ -83,6 +83,7 @@ class LlavaTrainer(Trainer):
             chunks,
             seed=self.args.seed,
             grouped=self.arguments.group_by_modality_length,
+            pool=self.arguments.length_pool,
         )
         return self.sampler
 
