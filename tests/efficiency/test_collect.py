@@ -75,6 +75,21 @@ def folder(tmp_path: Path) -> Path:
                 }
             ],
         },
+        "pruner": {
+            "machine": MACHINE,
+            "rows": [
+                {
+                    "model": "pocket",
+                    "batch": 64,
+                    "method": "fastv",
+                    "before_layer": 2,
+                    "tokens": [208, 100],
+                    "own_ms": spread(1, 2, 3),
+                    "layer_ms": spread(38, 40, 42),
+                    "share": spread(4.8, 5, 5.2),
+                }
+            ],
+        },
         "other": {"anything": 1},
     }
     for name, result in results.items():
@@ -93,7 +108,9 @@ def test_the_page_holds_targets_tables_and_gaps(folder: Path, tmp_path: Path) ->
     assert "| evaluation, answers that batching changes: prumerge_plus_72 | 1 (1 to 1) | at most 0 | missed |" in page
     assert "% padding with grouping: prumerge_plus | 12 (12 to 12) | at most 10 | missed |" in page
     assert page.count("Not measured.") == 2 and "`other`: in the JSON file" in page and "12.0% / 20.0%" in page
-    assert set(json.loads(prefix.with_suffix(".json").read_text())) == {"throughput", "training", "other"}
+    assert "| pruner's own work, % of a decoder layer: fastv (pocket, batch 64) | 5 (4.8 to 5.2) " in page
+    assert "| pocket | 64 | fastv | 2: 208 to 100 |" in page
+    assert set(json.loads(prefix.with_suffix(".json").read_text())) == {"throughput", "training", "pruner", "other"}
     assert "missed" in printed and not prefix.with_suffix(".png").exists()
 
 
