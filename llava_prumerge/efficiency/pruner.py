@@ -58,9 +58,7 @@ def build_model(shape: ModelShape) -> nn.Module:
 
     language, side = shape.language, shape.vision.side
     depth = LAYERS if is_deep(shape) else language.layers
-    text = dict(model_type="llama", vocab_size=IMAGE_TOKEN + 1, hidden_size=language.hidden, num_hidden_layers=depth)
-    text |= dict(num_attention_heads=language.heads, num_key_value_heads=language.kv_heads)
-    text |= dict(intermediate_size=language.intermediate, head_dim=language.head_width)
+    text = {"model_type": "llama", **language.as_config(), "vocab_size": IMAGE_TOKEN + 1, "num_hidden_layers": depth}
     vision = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=2)
     vision |= dict(num_attention_heads=1, image_size=2 * side, patch_size=2, projection_dim=8)
     places = dict(image_token_index=IMAGE_TOKEN, image_seq_length=shape.vision.patches)

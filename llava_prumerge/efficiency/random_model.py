@@ -46,26 +46,12 @@ def model_config(shape: ModelShape, kind: str = "llava_prumerge") -> LlavaConfig
     vision, language = shape.vision, shape.language
     return AutoConfig.for_model(
         kind,
-        vision_config=dict(
-            model_type="clip_vision_model",
-            hidden_size=vision.width,
-            intermediate_size=vision.intermediate,
-            num_hidden_layers=vision.blocks,
-            num_attention_heads=vision.heads,
-            image_size=vision.image,
-            patch_size=vision.patch,
-        ),
+        vision_config=dict(model_type="clip_vision_model", **vision.as_config()),
         text_config=dict(
             model_type="llama",
-            hidden_size=language.hidden,
-            intermediate_size=language.intermediate,
-            num_hidden_layers=language.layers,
-            num_attention_heads=language.heads,
-            num_key_value_heads=language.kv_heads,
-            head_dim=language.head_width,
-            vocab_size=language.vocabulary,
             max_position_embeddings=4096,
             eos_token_id=None,  # every answer is as long as it was asked to be
+            **language.as_config(),
         ),
         image_token_index=language.vocabulary - 1,
         image_seq_length=vision.patches,

@@ -51,6 +51,17 @@ class VisionShape:
         ends = 3 * self.patch**2 * width + (self.patches + 2) * width + 4 * width  # patches, positions and class, norms
         return self.blocks * block + ends
 
+    def as_config(self) -> dict[str, Any]:
+        """In transformers' names, for CLIPVisionConfig."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": self.heads,
+            "image_size": self.image,
+            "patch_size": self.patch,
+        }
+
 
 @dataclass(frozen=True)
 class LanguageShape:
@@ -96,6 +107,18 @@ class LanguageShape:
     def parameters(self) -> int:
         """All weights."""
         return self.layers * self.layer_parameters + self.hidden + 2 * self.vocabulary * self.hidden
+
+    def as_config(self) -> dict[str, Any]:
+        """In transformers' names, for LlamaConfig."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_width,
+            "vocab_size": self.vocabulary,
+        }
 
 
 @dataclass(frozen=True)

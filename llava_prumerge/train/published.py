@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
@@ -46,25 +45,9 @@ def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
     """
     language = named_shapes()[_known("language_model", arguments.language_model, LANGUAGE_MODELS)].language
     vision = named_shapes()[_known("vision_tower", arguments.vision_tower, VISION_TOWERS)].vision
-    text: dict[str, Any] = LlamaConfig(
-        vocab_size=ROWS,
-        hidden_size=language.hidden,
-        intermediate_size=language.intermediate,
-        num_hidden_layers=language.layers,
-        num_attention_heads=language.heads,
-        num_key_value_heads=language.kv_heads,
-    ).to_dict()
-    tower = CLIPVisionConfig(
-        hidden_size=vision.width,
-        intermediate_size=vision.intermediate,
-        num_hidden_layers=vision.blocks,
-        num_attention_heads=vision.heads,
-        image_size=vision.image,
-        patch_size=vision.patch,
-    ).to_dict()
     config = PruMergeLlavaConfig(
-        vision_config=tower,
-        text_config=text,
+        vision_config=CLIPVisionConfig(**vision.as_config()).to_dict(),
+        text_config=LlamaConfig(**language.as_config() | {"vocab_size": ROWS}).to_dict(),
         image_token_index=IMAGE_ID,
         image_seq_length=vision.patches,
         vision_feature_select_strategy="default",
