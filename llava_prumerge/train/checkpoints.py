@@ -4,8 +4,8 @@
     runs/NAME/checkpoint-20/manifest.json           written last, of every file: its size and SHA-256
     runs/NAME/checkpoint-20                         the name appears at once, by a rename
 
-A name alone therefore says that everything had been written; the manifest says that it is still what was written. Imports nothing
-heavy: the launcher asks before any rank starts.
+A name alone therefore says that everything had been written; the manifest says that it is still what was written. What is deleted
+loses its name first. Imports nothing heavy: the launcher asks before any rank starts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
 STAGING_FOLDER = "checkpoint.unfinished"
+REMOVED = ".removed"  # ends the name of a checkpoint that is being deleted
 
 
 class CheckpointError(RuntimeError):
@@ -105,11 +106,18 @@ def publish(staged: Path, run: Path) -> Path:
     """Give a sealed checkpoint its name. A folder of that name is a faulty one that resuming skipped, and goes. -> the checkpoint"""
     final = run / staged.name
     if final.exists():
-        shutil.rmtree(final)
+        discard(final)
     staged.rename(final)
     sync_folder(run)
     shutil.rmtree(staged.parent, ignore_errors=True)
     return final
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, its name first: a kill half-way must not leave a part of it under that name."""
+    for left in checkpoint.parent.glob(f"{PREFIX}*{REMOVED}"):  # by an earlier kill
+        shutil.rmtree(left)
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(checkpoint.name + REMOVED)))
 
 
 def rotate(run: Path, newest: Path, limit: int | None) -> None:
@@ -123,7 +131,7 @@ def rotate(run: Path, newest: Path, limit: int | None) -> None:
     later = [path for path in others if step_of(path) > step_of(newest)]
     earlier = [path for path in others if step_of(path) < step_of(newest)]
     for path in [*later, *earlier][: max(len(others) - limit + 1, 0)]:
-        shutil.rmtree(path)
+        discard(path)
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:

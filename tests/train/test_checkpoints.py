@@ -92,6 +92,26 @@ def test_a_name_appears_at_once_and_takes_the_place_of_a_faulty_folder(tmp_path:
     assert not staging.exists() and not (faulty / "left over").exists()
 
 
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_part_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(step: int) -> Path:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_text("w")
+        return folder
+
+    first, second = make(2), make(4)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            rotate(tmp_path, second, 1)
+    assert list_checkpoints(tmp_path) == [second] and not first.exists()
+    make(2)  # by a run that went back
+    rotate(tmp_path, second, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
 @pytest.mark.parametrize(
     ("limit", "left"),
     [(None, [3, 5, 6, 9]), (9, [3, 5, 6, 9]), (3, [3, 5, 6]), (2, [5, 6]), (1, [6])],
