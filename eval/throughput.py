@@ -15,7 +15,6 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from eval.benchmark import Question
 from eval.records import EvaluationError
 from eval.run import parse_settings
 from eval.settings import Settings, parse_generation, read_method
+from llava_prumerge.efficiency.options import finish
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -265,10 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s", error)
         return 2
     print(as_text(result))
-    print(json.dumps(result))
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(finish(result, arguments.out))
     return 0
 
 

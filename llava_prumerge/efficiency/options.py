@@ -1,10 +1,12 @@
-"""Options and text tables that the commands of this folder share."""
+"""Options, text tables and result files that the commands of this folder share."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -101,3 +103,11 @@ def amount(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:#.4g} {unit}"
     return f"{value:.4g}"
+
+
+def finish(result: Mapping[str, Any], out: Path | None) -> str:
+    """Write a measurement to a JSON file where one is named. -> the last line to print, the result as one JSON object"""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return json.dumps(result)

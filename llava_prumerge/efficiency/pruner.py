@@ -14,7 +14,6 @@ image and 64 tokens of text, and the cache is on. The last line is one JSON obje
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from torch import nn
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.machine import describe
+from llava_prumerge.efficiency.options import finish
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.efficiency.timing import ratios, spread
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
@@ -210,10 +210,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "worst_percent": max(row["share_percent"] for row in rows),
         "rows": rows,
     }
-    print(json.dumps(result))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(finish(result, given.out))
     return result
 
 

@@ -12,7 +12,6 @@ patches. All run with the same threads, in turns; shares are of one and the same
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 import yaml
 
 from llava_prumerge.efficiency.machine import describe
+from llava_prumerge.efficiency.options import finish
 from llava_prumerge.efficiency.timing import Action, ratios, spread, take_turns
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, method_names
@@ -162,10 +162,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "worst_percent": max(row["share_percent"] for row in rows),
         "rows": rows,
     }
-    print(json.dumps(result))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(finish(result, given.out))
     return result
 
 

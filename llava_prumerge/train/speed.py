@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.efficiency.options import finish
 from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
 from llava_prumerge.train.preflight import check_inputs
 from llava_prumerge.train.run import quieten_libraries
@@ -255,10 +255,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "rounds": given.rounds,
     }
     result |= {"projector": "random" if given.random_projector else "the recipe's", "rows": rows, "machine": machine}
-    print(json.dumps(result))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(finish(result, given.out))
     return 0
 
 
