@@ -33,7 +33,7 @@ reproduce-methods: $(READY)  ## pocket world: every method at four budgets again
 	$(PY) playground/pocket/reproduce_methods.py
 
 test: $(READY)  ## all tests but the long ones
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 	$(PY) -m pytest -m zero

@@ -1,5 +1,9 @@
-"""Evaluation on LLaVA-1.5's six benchmarks: generate answers, score them, tabulate them. One file per benchmark.
+"""The evaluation under its short name, in a checkout: `python -m eval.run` runs `llava_prumerge/evaluation/run.py`.
 
-Scoring needs the standard library, and numpy or openpyxl where a rule or format asks for it; torch and transformers are
-loaded only to generate.
+Every module of `llava_prumerge.evaluation` is found here too. An installed package has the long name alone, and
+`llava-prumerge evaluate`, so that it never hides another package called `eval`.
 """
+
+from llava_prumerge import evaluation
+
+__path__ = list(evaluation.__path__)

@@ -49,13 +49,13 @@ fi
 step pocket "$python" "${parts[@]}" --model pocket --batch $batches --answer $answer --repeats $((2 * repeats))
 step llava "$python" "${parts[@]}" --layers $layers --blocks $layers --answer $answer --repeats $repeats
 # shellcheck disable=SC2086
-step reducer "$python" -m llava_prumerge.efficiency.reducer --batch $batches --repeats $((repeats > 3 ? 3 : 1)) \
+step reducer "$python" -m llava_prumerge.profiling.reducer --batch $batches --repeats $((repeats > 3 ? 3 : 1)) \
     --methods prumerge prumerge_plus "{name: prumerge_plus, budget: 144}" grid pool
 step throughput "$python" -m eval.throughput --task vqav2 --data $pocket/data/eval "${backbones[@]}" \
     --methods "$plus" prumerge_plus prumerge --rounds $rounds limit=$questions batch_size=64
 step training "$python" -m llava_prumerge.train.speed "${recipes[@]}" --methods prumerge "$plus" prumerge_plus --random-projector \
     length_pool=8 --steps $steps --rounds $rounds --padding-batches $padding
-step pruner "$python" -m llava_prumerge.efficiency.pruner --repeats $((repeats > 2 ? 3 : 1))
+step pruner "$python" -m llava_prumerge.profiling.pruner --repeats $((repeats > 2 ? 3 : 1))
 "$python" -m llava_prumerge.efficiency collect "$folder" --out "$prefix"
 if (( ${#failed[@]} )); then
     echo "failed: ${failed[*]}; run this again to repeat them alone" >&2

@@ -48,8 +48,8 @@ def train(recipe: str, method: str, output: Path, *settings: str) -> Path:
 def test_the_thin_path_from_records_to_tables(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval import run as evaluation
-    from eval import tables
+    from llava_prumerge.evaluation import run as evaluation
+    from llava_prumerge.evaluation import tables
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("LLAVA_PRUMERGE_CACHE", str(tmp_path / "cache"))

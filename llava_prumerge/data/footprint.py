@@ -1,7 +1,7 @@
 """What a record file costs each rank in memory, measured: python -m llava_prumerge.data.footprint
 
 Makes a file of as many records as LLaVA's stage 2 has, with as much text, and opens it in several processes at once as
-training does: record file, sampling order, stand-ins for bad samples, and rows read at random. Private memory is what one
+training does: record file, sampling order, replacements for bad samples, and rows read at random. Private memory is what one
 more rank costs; pages of the Arrow file are shared by all of them and given back when memory is short. Linux only.
 """
 

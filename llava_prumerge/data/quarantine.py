@@ -31,9 +31,9 @@ class BadSample:
 
 
 class QuarantiningDataset(Dataset):
-    """The samples of a `LlavaDataset`; of a bad one, its stand-in, which carries `quarantined`: a list of `BadSample`.
+    """The samples of a `LlavaDataset`; of a bad one, its replacement, which carries `quarantined`: a list of `BadSample`.
 
-    A stand-in has an image exactly if the record it stands in for does, because batches are made of one modality. It is
+    A replacement has an image exactly if the record it replaces does, because batches are made of one modality. It is
     drawn from the whole file rather than taken from the bad sample's neighbours, which may lack the same folder.
 
     Args:

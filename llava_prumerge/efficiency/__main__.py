@@ -1,4 +1,6 @@
-"""What reduction costs and saves: `python -m llava_prumerge.efficiency COMMAND`; commands are modules of this folder.
+"""What reduction costs and saves: `python -m llava_prumerge.efficiency COMMAND`.
+
+Computed here, or measured by `llava_prumerge.profiling`:
 
     flops      FLOPs in every convention in use, and by part of the model
     roofline   least times on known machines; the paper's cost table, cell by cell
@@ -19,7 +21,10 @@ from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.efficiency.options import Parser
 from llava_prumerge.ops.errors import ReductionError
 
-COMMANDS = ("flops", "roofline", "memory", "latency", "collect")
+COMMANDS = {
+    **{name: f"llava_prumerge.efficiency.{name}" for name in ("flops", "roofline", "memory")},
+    **{name: f"llava_prumerge.profiling.{name}" for name in ("latency", "collect")},
+}
 """Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
 
 
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         return (__doc__ or "").rstrip()
     if words[0] not in COMMANDS:
         raise refuse("command", words[0], COMMANDS)
-    module = importlib.import_module(f"llava_prumerge.efficiency.{words[0]}")
+    module = importlib.import_module(COMMANDS[words[0]])
     parser = Parser(
         prog=f"python -m llava_prumerge.efficiency {words[0]}", description=(module.__doc__ or "").split("\n")[0]
     )

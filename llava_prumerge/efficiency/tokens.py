@@ -188,11 +188,11 @@ def _reduced(
 def _after(pruner: DecoderPruner, shape: ModelShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Visual tokens in each layer, and before each drop that is ranked."""
     layers, patches = shape.language.layers, shape.vision.patches
-    allotment = getattr(pruner, "allotment", None)
-    if allotment is None:  # withdraws them all before one layer
+    schedule = getattr(pruner, "schedule", None)
+    if schedule is None:  # withdraws them all before one layer
         return (patches,) * pruner.layer + (0,) * (layers - pruner.layer), ()
-    visual, plan = [patches] * layers, allotment.plan(patches)
-    for start, count in zip(allotment.drops, plan):
+    visual, plan = [patches] * layers, schedule.plan(patches)
+    for start, count in zip(schedule.drops, plan):
         visual[start:] = [count] * (layers - start)
     ranked = tuple(before for before, after in zip((patches, *plan), plan) if after < before)
     return tuple(visual), ranked

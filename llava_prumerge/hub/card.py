@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from eval.fingerprint import method_label, method_name
-from eval.settings import SITES
+from llava_prumerge.evaluation.fingerprint import method_label, method_name
+from llava_prumerge.evaluation.settings import SITES
 from llava_prumerge.hub.evaluations import Evaluation
 from llava_prumerge.hub.source import BASE_KEYS, PARTS, ReleaseError, Source
 
@@ -21,7 +21,7 @@ METRIC_TYPES = {"mean_f1": "f1", "perception": "score"}  # the others are accura
 STAGES = {"lora": "LoRA fine-tuning", "full": "full fine-tuning", "projector": "projector pre-training"}
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:token|password|secret|api_key)=\S+", re.IGNORECASE)
 PLAIN_WORD = re.compile(r"[\w@%+=:,./~-]+")  # needs no quotes in a shell
-REPOSITORY_PACKAGES = ("llava_prumerge", "eval", "playground")
+REPOSITORY_PACKAGES = ("llava_prumerge", "playground")
 
 
 @dataclass(frozen=True)

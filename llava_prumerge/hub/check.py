@@ -64,7 +64,7 @@ def with_local_base(source: Source, folder: Path, scratch: Path) -> Path:
 def load(folder: Path) -> tuple[Any, Any]:
     """Model and processor: by transformers' Auto classes, or, of parts, by our loader."""
     import llava_prumerge  # noqa: F401  (all that a user of the Auto classes adds)
-    from llava_prumerge.model.fit import LoadingError
+    from llava_prumerge.model.strict_loading import LoadingError
 
     try:
         if (folder / BASE_FILE).is_file():

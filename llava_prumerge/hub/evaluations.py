@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval import benchmark
-from eval.answers import header_path, read_header
-from eval.fingerprint import method_label, method_name
-from eval.records import EvaluationError
-from eval.results import read_results
+from llava_prumerge.evaluation import benchmark
+from llava_prumerge.evaluation.answers import header_path, read_header
+from llava_prumerge.evaluation.fingerprint import method_label, method_name
+from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.results import read_results
 from llava_prumerge.hub.source import ReleaseError, Source
 
 RESULT_FIELDS = ("row", "title", "value", "questions", "reduction", "generation")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from eval.fingerprint import PACKAGES, revision
+from llava_prumerge.evaluation.fingerprint import PACKAGES, revision
 from llava_prumerge.hub.card import Card
 from llava_prumerge.hub.source import (
     BASE_FILE,

@@ -296,7 +296,7 @@ class DecoderPruner(nn.Module):
     """Drops visual tokens just before chosen decoder layers, at prefill.
 
     A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see
-    `ops.allotment`).
+    `ops.token_schedule`).
 
     Attributes:
         layers: it acts just before these (0 is the first).

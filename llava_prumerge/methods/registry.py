@@ -1,4 +1,4 @@
-"""Finds the methods by walking this folder, and builds one from its block of settings."""
+"""Finds the methods by walking `methods/vision` and `methods/decoder`, and builds one from its block of settings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-import llava_prumerge.methods as methods_package
+from llava_prumerge.methods import decoder, vision
 from llava_prumerge.methods.base import _REGISTRY, DecoderPruner, DecoderShape, VisionReducer
 from llava_prumerge.ops.errors import ReductionError
 
 
 def discover() -> dict[str, type[VisionReducer] | type[DecoderPruner]]:
-    """Import every file of this folder, in order of name, and give all methods by name."""
-    for module in sorted(pkgutil.iter_modules(methods_package.__path__), key=lambda item: item.name):
-        importlib.import_module(f"{methods_package.__name__}.{module.name}")
+    """Import every file of `methods/vision` and `methods/decoder`, in order of name, and give all methods by name."""
+    for folder in (vision, decoder):
+        for module in sorted(pkgutil.iter_modules(folder.__path__), key=lambda item: item.name):
+            importlib.import_module(f"{folder.__name__}.{module.name}")
     return dict(sorted(_REGISTRY.items()))
 
 

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llava_prumerge.model import fit
+from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 METHOD_FILE = "method.safetensors"
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 PROJECTOR_PREFIX = "model.multi_modal_projector."
-METHOD_PREFIXES = tuple(fit.METHOD_PREFIXES.values())
+METHOD_PREFIXES = tuple(strict_loading.METHOD_PREFIXES.values())
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.fit import LoadingError
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
+from llava_prumerge.model.strict_loading import LoadingError
 
 PROJECTOR_FILE = "mm_projector.safetensors"
 BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is

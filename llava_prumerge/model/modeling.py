@@ -27,9 +27,9 @@ from llava_prumerge.model.decoder import (
     decoder_shape,
     step_layout,
 )
-from llava_prumerge.model.fit import FitsItsCheckpoint
 from llava_prumerge.model.splice import ReducedImages, splice
 from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.strict_loading import StrictLoading
 from llava_prumerge.model.vision_tower import TowerOutput, encode, has_class_token, image_ids, resize
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, shift_labels
 
@@ -201,7 +201,7 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
         return 0.0 * self.reduce_images(blank, lambda: prompt).features.sum()
 
 
-class PruMergeLlavaForConditionalGeneration(FitsItsCheckpoint, InitialisesMethods, LlavaForConditionalGeneration):
+class PruMergeLlavaForConditionalGeneration(StrictLoading, InitialisesMethods, LlavaForConditionalGeneration):
     """LLaVA-1.5 with a language-modelling head. Without a reduction it equals transformers' Llava.
 
     `forward` takes what Llava's takes: input_ids [B, L] with image_seq_length placeholders per image, pixel_values [N, 3, h, w] in order

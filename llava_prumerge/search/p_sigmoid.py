@@ -181,7 +181,7 @@ class SigmoidSpace:
     def layer_tokens(self, block: dict[str, Any]) -> list[int]:
         """Visual tokens of each layer at the mean number of them."""
         present = round(self.present)
-        plan = build_pruner(block, self.shape).allotment.plan(present)
+        plan = build_pruner(block, self.shape).schedule.plan(present)
         return [present] * FIRST + list(plan)
 
     def _budget(self, share: float, gamma: float) -> float:

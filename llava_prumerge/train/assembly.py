@@ -44,7 +44,7 @@ INPUT_ERRORS = (LoadingError, ReductionError, SampleError)
 def build_dataset(
     arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor
 ) -> QuarantiningDataset:
-    """The records with the model's tokenizer and image processor, stand-ins for the bad ones."""
+    """The records with the model's tokenizer and image processor, replacements for the bad ones."""
     try:
         dataset = LlavaDataset(
             arguments.data,

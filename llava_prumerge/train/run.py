@@ -102,10 +102,10 @@ def check(arguments: TrainArguments, inputs: bool = True) -> None:
 
 def dry_run(arguments: TrainArguments) -> int:
     """Print the plan."""
-    from llava_prumerge.train.plan import make_plan
+    from llava_prumerge.train.dry_run import describe_run
     from llava_prumerge.train.settings import world_size
 
-    print(make_plan(arguments, world_size()))
+    print(describe_run(arguments, world_size()))
     return 0
 
 

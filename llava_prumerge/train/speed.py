@@ -69,7 +69,7 @@ class Contender:
     """
 
     def __init__(self, arguments: TrainArguments, method: str) -> None:
-        from llava_prumerge.efficiency.timing import PeakMeter
+        from llava_prumerge.profiling.timing import PeakMeter
         from llava_prumerge.train.assembly import build_trainer
 
         self.arguments, self.method = arguments, method
@@ -161,7 +161,7 @@ def contenders_of(recipe: str, given: argparse.Namespace, settings: list[str], f
 
 def measure(contenders: list[Contender], rounds: int, padding_batches: int) -> list[dict[str, Any]]:
     """Take turns; -> one row per method of one recipe"""
-    from llava_prumerge.efficiency.timing import ratios, spread
+    from llava_prumerge.profiling.timing import ratios, spread
 
     for contender in contenders:
         contender.turn(counted=False)
@@ -231,7 +231,7 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     quieten_libraries()
-    from llava_prumerge.efficiency.machine import describe
+    from llava_prumerge.profiling.machine import describe
     from llava_prumerge.train.assembly import INPUT_ERRORS
 
     rows: list[dict[str, Any]] = []

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
 from playground.pocket import reproduce  # noqa: E402
-from playground.pocket.family.places import FOLDERS, Places  # noqa: E402
-from playground.pocket.family.rows import PLUS, TRAINED, tables  # noqa: E402
+from playground.pocket.comparison.places import FOLDERS, Places  # noqa: E402
+from playground.pocket.comparison.rows import PLUS, TRAINED, tables  # noqa: E402
 from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
 
 DOCS = Path("docs/results")
@@ -135,7 +135,7 @@ class Plan:
     @staticmethod
     def module(name: str) -> tuple[str, ...]:
         """A part of this comparison, as a command."""
-        return (sys.executable, "-m", f"playground.pocket.family.{name}")
+        return (sys.executable, "-m", f"playground.pocket.comparison.{name}")
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ def test_failures_are_one_line(
 def test_the_hub_may_be_another(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real table, with a stand-in for the Hub."""
+    """The real table, with a fake Hub."""
     monkeypatch.setenv("HF_ENDPOINT", server.url("/hub/"))
     server.files["/hub/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/llava_v1_5_mix665k.json"] = b"[1]"
     assert prepare.main(["download", "mix665k", "--to", str(tmp_path / "data")]) == 0

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from eval import benchmark
-from eval.benchmark import Files, Question
-from eval.mmbench import MmBench, is_empty
-from eval.mme import Mme
-from eval.pope import Pope
-from eval.records import EvaluationError, read_records
-from eval.sqa import ScienceQa
-from eval.textvqa import TextVqa
-from eval.vqav2 import VqaV2
+from llava_prumerge.evaluation import benchmark
+from llava_prumerge.evaluation.benchmark import Files, Question
+from llava_prumerge.evaluation.mmbench import MmBench, is_empty
+from llava_prumerge.evaluation.mme import Mme
+from llava_prumerge.evaluation.pope import Pope
+from llava_prumerge.evaluation.records import EvaluationError, read_records
+from llava_prumerge.evaluation.sqa import ScienceQa
+from llava_prumerge.evaluation.textvqa import TextVqa
+from llava_prumerge.evaluation.vqav2 import VqaV2
 
 SUFFIX = "Answer the question using a single word or phrase."
 
@@ -297,5 +297,5 @@ def test_command_prints_one_json_object(pope, write) -> None:
 
 
 def test_scoring_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, eval.run, eval.benchmark as b; [b.find(n) for n in b.names()]; print({'torch', 'transformers', 'pandas'} & set(sys.modules))"
+    code = "import sys, llava_prumerge.evaluation.run, llava_prumerge.evaluation.benchmark as b; [b.find(n) for n in b.names()]; print({'torch', 'transformers', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

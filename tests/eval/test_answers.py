@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.answers import (
+from llava_prumerge.evaluation.answers import (
     AnswerWriter,
     answer_record,
     claim,
@@ -22,8 +22,8 @@ from eval.answers import (
     pending,
     read_header,
 )
-from eval.benchmark import Question
-from eval.records import EvaluationError
+from llava_prumerge.evaluation.benchmark import Question
+from llava_prumerge.evaluation.records import EvaluationError
 
 QUESTIONS = [Question(number // 2, f"prompt {number}", "text") for number in range(8)]  # ids are shared by two each
 
@@ -62,8 +62,8 @@ def test_a_broken_line_inside_a_file_is_an_error(path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from eval.answers import AnswerWriter, answer_record, pending
-from eval.benchmark import Question
+from llava_prumerge.evaluation.answers import AnswerWriter, answer_record, pending
+from llava_prumerge.evaluation.benchmark import Question
 questions = [Question(n, f"prompt {n}", "text") for n in range(400)]
 path = Path(sys.argv[1])
 with AnswerWriter(path) as writer:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval import run
-from eval.answers import header_path, part_path
-from eval.benchmark import Question
-from eval.execution import LoadedModel, prepare
-from eval.generate import Prompter, Ranks, generate, make_batches
-from eval.records import EvaluationError, read_records
-from eval.settings import Settings
+from llava_prumerge.evaluation import run
+from llava_prumerge.evaluation.answers import header_path, part_path
+from llava_prumerge.evaluation.benchmark import Question
+from llava_prumerge.evaluation.execution import LoadedModel, prepare
+from llava_prumerge.evaluation.generate import Prompter, Ranks, generate, make_batches
+from llava_prumerge.evaluation.records import EvaluationError, read_records
+from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.model.loading import load_model
 
 SUFFIX = "Answer the question using a single word or phrase."  # as in conftest.py

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eval.normalise import (
+from llava_prumerge.evaluation.normalise import (
     CONTRACTIONS,
     agree_with_others,
     best_constant,
@@ -14,7 +14,7 @@ from eval.normalise import (
     normalise_vqa,
     score_normalised,
 )
-from eval.vqav2 import score_official
+from llava_prumerge.evaluation.vqav2 import score_official
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from eval.mme import identify, read_answer
-from eval.options import find_option
-from eval.pope import says_yes
-from eval.sqa import choose, read_letter
-from eval.textvqa import asked_question
+from llava_prumerge.evaluation.mme import identify, read_answer
+from llava_prumerge.evaluation.options import find_option
+from llava_prumerge.evaluation.pope import says_yes
+from llava_prumerge.evaluation.sqa import choose, read_letter
+from llava_prumerge.evaluation.textvqa import asked_question
 
 OPTIONS = {"A": "tree", "B": "house", "C": "a tall house", "D": "boat"}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmark import Files
-from eval.mmbench import LETTERS, MmBench
-from eval.mme import PERCEPTION, Mme, read_truth
-from eval.normalise import normalise_m4c
-from eval.pope import Pope
-from eval.records import EvaluationError, read_json, read_records
-from eval.sqa import ScienceQa
-from eval.textvqa import TextVqa
-from eval.vqav2 import VqaV2
+from llava_prumerge.evaluation.benchmark import Files
+from llava_prumerge.evaluation.mmbench import LETTERS, MmBench
+from llava_prumerge.evaluation.mme import PERCEPTION, Mme, read_truth
+from llava_prumerge.evaluation.normalise import normalise_m4c
+from llava_prumerge.evaluation.pope import Pope
+from llava_prumerge.evaluation.records import EvaluationError, read_json, read_records
+from llava_prumerge.evaluation.sqa import ScienceQa
+from llava_prumerge.evaluation.textvqa import TextVqa
+from llava_prumerge.evaluation.vqav2 import VqaV2
 
 
 def test_pope(real) -> None:

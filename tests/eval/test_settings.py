@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.execution import stage_of
-from eval.fingerprint import fingerprint, method_label, method_name
-from eval.records import EvaluationError
-from eval.run import parse_settings
-from eval.settings import apply_overrides, parse_generation, read_method
+from llava_prumerge.evaluation.execution import stage_of
+from llava_prumerge.evaluation.fingerprint import fingerprint, method_label, method_name
+from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.run import parse_settings
+from llava_prumerge.evaluation.settings import apply_overrides, parse_generation, read_method
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from eval import generate as generation
-from eval import throughput
-from eval.benchmark import Question
-from eval.execution import prepare
-from eval.generate import Prompter, Ranks, answer_batch, generate, make_batches
-from eval.records import read_records
-from eval.settings import Settings
-from eval.shared_start import SharedStart, common_start, share_start
+from llava_prumerge.evaluation import generate as generation
+from llava_prumerge.evaluation import throughput
+from llava_prumerge.evaluation.benchmark import Question
+from llava_prumerge.evaluation.execution import prepare
+from llava_prumerge.evaluation.generate import Prompter, Ranks, answer_batch, generate, make_batches
+from llava_prumerge.evaluation.prefix_cache import PrefixCache, common_prefix, make_prefix_cache
+from llava_prumerge.evaluation.records import read_records
+from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.model.loading import load_model
 
@@ -34,18 +34,18 @@ def asked(checkpoint: Path, data: Path, task: str) -> tuple[list[Question], Path
 
 
 def test_the_common_start_ends_before_images_and_before_any_row_does() -> None:
-    assert common_start([[1, 2, 3, 9, 4], [1, 2, 3, 9, 5]], image=9) == [1, 2, 3]
-    assert common_start([[1, 2, 3, 4], [1, 2, 5, 4], [1, 2, 3]], image=9) == [1, 2]
-    assert common_start([[1, 2], [1, 2, 3]], image=9) == [1], "a row needs a token of its own"
-    assert common_start([[7, 7]], image=9) == [7]
+    assert common_prefix([[1, 2, 3, 9, 4], [1, 2, 3, 9, 5]], image=9) == [1, 2, 3]
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 5, 4], [1, 2, 3]], image=9) == [1, 2]
+    assert common_prefix([[1, 2], [1, 2, 3]], image=9) == [1], "a row needs a token of its own"
+    assert common_prefix([[7, 7]], image=9) == [7]
 
 
 @pytest.mark.parametrize("reduction", SENSITIVE, ids=["all tokens", "prumerge_plus"])
-def test_a_shared_start_leaves_logits_and_answers_alone(checkpoint: Path, data: Path, reduction: dict) -> None:
+def test_a_prefix_cache_leaves_logits_and_answers_alone(checkpoint: Path, data: Path, reduction: dict) -> None:
     model, processor = load(checkpoint, reduction)
     questions, images = asked(checkpoint, data, "sqa")
     prompter = Prompter(processor, model.config, Settings(), images)
-    start = share_start(model, [prompter.encode(question) for question in questions])
+    start = make_prefix_cache(model, [prompter.encode(question) for question in questions])
     assert start is not None and len(start.ids) > 2
     batch = [question for question in questions if question.has_image]
     pictures = prompter.pictures(batch)
@@ -71,7 +71,7 @@ def test_a_shared_start_leaves_logits_and_answers_alone(checkpoint: Path, data: 
 
 @pytest.mark.parametrize("reduction", [{"decoder": {"name": "fastv", "layer": 1}}, {"vision": {"name": "trsm"}}])
 def test_what_reads_the_prompt_gets_it_whole(checkpoint: Path, reduction: dict) -> None:
-    assert share_start(load(checkpoint, reduction)[0], [[1, 5, 6, 7], [1, 5, 6, 8]]) is None
+    assert make_prefix_cache(load(checkpoint, reduction)[0], [[1, 5, 6, 7], [1, 5, 6, 8]]) is None
 
 
 def test_one_image_goes_through_the_tower_once(
@@ -194,9 +194,9 @@ def test_the_command_writes_what_it_prints(
     assert "0 flips against stock, batch 1" in printed[2]
 
 
-def test_shared_start_runs_nothing_for_a_batch_of_its_own(checkpoint: Path) -> None:
+def test_prefix_cache_runs_nothing_for_a_batch_of_its_own(checkpoint: Path) -> None:
     model, _ = load(checkpoint, {})
-    start = SharedStart(model, [1, 5, 6])
+    start = PrefixCache(model, [1, 5, 6])
     cache = start.cache(3)
     assert cache.get_seq_length() == 3 and cache.layers[0].keys.shape[0] == 3
     assert start.cache(2).layers[0].keys.shape[0] == 2, "an earlier batch left nothing behind"

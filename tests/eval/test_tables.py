@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval import benchmark
-from eval.intervals import bootstrap, normal, wilson
-from eval.records import EvaluationError
-from eval.tables import CERTAINTY, SPECIFICATION, TRAINING, escape_latex, main, make_tables
+from llava_prumerge.evaluation import benchmark
+from llava_prumerge.evaluation.intervals import bootstrap, normal, wilson
+from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.tables import CERTAINTY, SPECIFICATION, TRAINING, escape_latex, main, make_tables
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from hub_stand_in import StandIn, running
+from fake_hub import FakeHub, running
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONES = ROOT / "playground" / "pocket" / "backbones"
@@ -81,8 +81,8 @@ def runs(original_runs: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def write_result() -> Callable[..., Path]:
     """Writes a result file as eval does, of a model folder; changes go in by key, dotted for inner ones."""
-    from eval.answers import claim
-    from eval.fingerprint import fingerprint
+    from llava_prumerge.evaluation.answers import claim
+    from llava_prumerge.evaluation.fingerprint import fingerprint
 
     def write(
         folder: Path, model: Path, task: str = "pope", questions: int = 8910, value: float = 85.25, **changes: Any
@@ -107,7 +107,15 @@ def write_result() -> Callable[..., Path]:
             "reduction": REDUCTION,
             "model": str(model),
             "generation": generation,
-            "command": ["python", str(ROOT / "eval" / "run.py"), "run", "--task", task, "--model", str(model)],
+            "command": [
+                "python",
+                str(ROOT / "llava_prumerge" / "evaluation" / "run.py"),
+                "run",
+                "--task",
+                task,
+                "--model",
+                str(model),
+            ],
             "revision": "0123456789abcdef0123456789abcdef01234567",
         }
         for key, change in changes.items():
@@ -132,7 +140,7 @@ def user(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def hub() -> Any:
-    """A running stand-in for the Hub."""
-    with running() as stand_in:
-        assert isinstance(stand_in, StandIn)
-        yield stand_in
+    """A running fake Hub."""
+    with running() as fake:
+        assert isinstance(fake, FakeHub)
+        yield fake

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from eval.answers import header_path
+from llava_prumerge.evaluation.answers import header_path
 from llava_prumerge.hub.__main__ import main
 from llava_prumerge.hub.check import ask, check_release, drawn_image, load
 from llava_prumerge.hub.source import ReleaseError, find_source
@@ -83,7 +83,7 @@ def test_a_release_is_the_trained_model(
     assert partial["dataset"]["name"] == "12 questions in TextVQA's format (not the official set)"
     text = (out / "README.md").read_text()
     assert "python -m llava_prumerge.train.run configs/train/pocket/finetune_lora.yaml seed=7" in text
-    assert "python -m eval.run run --task pope" in text and "84.2 to 86.2" in text
+    assert "python -m llava_prumerge.evaluation.run run --task pope" in text and "84.2 to 86.2" in text
 
 
 @pytest.mark.usefixtures("here")
@@ -320,8 +320,15 @@ def test_commands_are_shown_as_one_types_them(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    words = ["/x/bin/python3.11", "/y/llava_prumerge/eval/run.py", "run", f"{tmp_path}/a b", "data=/home/me/d", "x=[]"]
-    assert show_command(words) == "python -m eval.run run 'a b' data=~/d 'x=[]'"
+    words = [
+        "/x/bin/python3.11",
+        "/y/llava_prumerge/llava_prumerge/evaluation/run.py",
+        "run",
+        f"{tmp_path}/a b",
+        "data=/home/me/d",
+        "x=[]",
+    ]
+    assert show_command(words) == "python -m llava_prumerge.evaluation.run run 'a b' data=~/d 'x=[]'"
     assert (
         show_command(["/x/python", "/llava_prumerge/llava_prumerge/viz/__main__.py"]) == "python -m llava_prumerge.viz"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_stand_in import TOKEN, StandIn
+from fake_hub import TOKEN, FakeHub
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "release.md"
@@ -34,7 +34,7 @@ def run(line: str, run_folder: Path, environment: dict[str, str], *more: str) ->
     return subprocess.run([*words, *more], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_documented_upload(original_runs: Path, tmp_path: Path, hub: StandIn, user: dict[str, str]) -> None:
+def test_the_documented_upload(original_runs: Path, tmp_path: Path, hub: FakeHub, user: dict[str, str]) -> None:
     """Without a token, with a wrong one, with the right one; and no trace of either."""
     dry, real = commands()[:2]
     out = tmp_path / "release"
@@ -64,7 +64,7 @@ def test_the_documented_upload(original_runs: Path, tmp_path: Path, hub: StandIn
 
 
 @pytest.mark.slow
-def test_every_command_in_its_order(original_runs: Path, tmp_path: Path, hub: StandIn, user: dict[str, str]) -> None:
+def test_every_command_in_its_order(original_runs: Path, tmp_path: Path, hub: FakeHub, user: dict[str, str]) -> None:
     """The evaluation first, so that its result is in the card that is uploaded; then the adapters."""
     from playground.pocket import benchmarks, records
 

@@ -1,4 +1,4 @@
-"""The upload, against a stand-in for the Hub that huggingface_hub itself talks to over HTTP."""
+"""The upload, against a fake Hub that huggingface_hub itself talks to over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_stand_in import TOKEN, StandIn
+from fake_hub import TOKEN, FakeHub
 
 ROOT = Path(__file__).resolve().parents[2]
 UPLOAD = """
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run_upload(
-    folder: Path, hub: StandIn, user: dict[str, str], *options: str, **more: str
+    folder: Path, hub: FakeHub, user: dict[str, str], *options: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
     variables = user | hub.environment() | more
     command = [sys.executable, "-c", UPLOAD, str(folder), *options]
@@ -48,7 +48,7 @@ def run_upload(
 
 
 def test_everything_arrives_in_one_commit_and_replaces_what_it_must(
-    folder: Path, hub: StandIn, user: dict[str, str]
+    folder: Path, hub: FakeHub, user: dict[str, str]
 ) -> None:
     done = run_upload(folder, hub, user, "private")
     assert done.returncode == 0 and done.stdout.startswith(f"{hub.address}/me/pocket/commit/"), done.stderr
@@ -87,7 +87,7 @@ def test_everything_arrives_in_one_commit_and_replaces_what_it_must(
     ],
 )
 def test_a_failing_upload_is_one_line_and_changes_nothing(
-    route: str, status: int, words: str, folder: Path, hub: StandIn, user: dict[str, str]
+    route: str, status: int, words: str, folder: Path, hub: FakeHub, user: dict[str, str]
 ) -> None:
     more = {}
     if route == "token":

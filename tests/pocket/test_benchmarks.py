@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import eval.benchmark
-from eval.benchmark import Benchmark, Question
+import llava_prumerge.evaluation.benchmark
+from llava_prumerge.evaluation.benchmark import Benchmark, Question
 from playground.pocket import benchmarks, store
 from playground.pocket.balance import ASKS
 from playground.pocket.benchmarks.humans import ten_answers
@@ -73,7 +73,7 @@ def score(benchmark: Benchmark, data: Path, path: Path, texts: list[str]) -> Any
 
 def truths(data: Path, name: str) -> list[str]:
     """The oracle's answers."""
-    benchmark = eval.benchmark.find(name)
+    benchmark = llava_prumerge.evaluation.benchmark.find(name)
     shown = read(folder(data, name) / store.SCENES)
     texts = []
     for question in benchmark.questions(benchmark.files(data)):
@@ -85,7 +85,7 @@ def truths(data: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_truth_scores_in_full(data: Path, name: str, tmp_path: Path) -> None:
-    result = score(eval.benchmark.find(name), data, tmp_path / "answers.jsonl", truths(data, name))
+    result = score(llava_prumerge.evaluation.benchmark.find(name), data, tmp_path / "answers.jsonl", truths(data, name))
     assert result.headline == pytest.approx(BEST[name])
     assert min(result.marks) == 1.0
     if name == "mme":
@@ -99,7 +99,7 @@ def test_the_truth_scores_in_full(data: Path, name: str, tmp_path: Path) -> None
 def test_a_constant_scores_no_better_than_chance(data: Path, tmp_path: Path) -> None:
     best, chance = {}, {}
     for name in NAMES:
-        benchmark = eval.benchmark.find(name)
+        benchmark = llava_prumerge.evaluation.benchmark.find(name)
         said = truths(data, name)
         results = [
             score(benchmark, data, tmp_path / "a.jsonl", [text] * len(said)) for text, _ in Counter(said).most_common(3)
@@ -116,7 +116,7 @@ def test_answers_are_balanced(data: Path, name: str) -> None:
     if said["Yes"] or said["No"]:
         assert abs(said["Yes"] / (said["Yes"] + said["No"]) - 0.5) < 0.03
     if name in ("sqa", "mmbench"):
-        benchmark = eval.benchmark.find(name)
+        benchmark = llava_prumerge.evaluation.benchmark.find(name)
         by_options: dict[int, Counter] = defaultdict(Counter)
         for question, letter in zip(benchmark.questions(benchmark.files(data)), truths(data, name), strict=True):
             by_options[sum(f"\n{option}. " in question.text for option in "ABCDE")][letter] += 1
@@ -127,7 +127,7 @@ def test_answers_are_balanced(data: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_open_and_show_test_scenes(data: Path, name: str) -> None:
-    benchmark = eval.benchmark.find(name)
+    benchmark = llava_prumerge.evaluation.benchmark.find(name)
     files = benchmark.files(data)
     shown = read(folder(data, name) / store.SCENES)
     assert {split_of(parse(key)) for key, _ in shown.values()} == {"test"}
@@ -145,7 +145,7 @@ def test_images_open_and_show_test_scenes(data: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_questions_have_llavas_instructions(data: Path, name: str) -> None:
-    benchmark = eval.benchmark.find(name)
+    benchmark = llava_prumerge.evaluation.benchmark.find(name)
     for question in benchmark.questions(benchmark.files(data)):
         assert question.text.endswith(LETTER_ANSWER if name in ("sqa", "mmbench") else SHORT_ANSWER)
 
@@ -161,7 +161,7 @@ def test_every_word_is_one_the_language_model_knows(data: Path) -> None:
         for piece in pieces(line)
     }
     for name in NAMES:
-        benchmark = eval.benchmark.find(name)
+        benchmark = llava_prumerge.evaluation.benchmark.find(name)
         asked = {
             piece
             for question in benchmark.questions(benchmark.files(data))

@@ -137,5 +137,5 @@ def test_p_sigmoid_writes_a_file_that_builds_and_meets_its_budget(
     assert p_sigmoid.main(command(pocket, out, "--budget", "50", "--trials", "2")) == 0 and out.read_text() == first
     pruner = build_pruner(yaml.safe_load(first)["decoder"], DecoderShape(6, 32, 4, 144))
     assert "50 of 144 equivalent tokens" in capsys.readouterr().out  # as the model ran with it
-    assert pruner.allotment.equivalent(144) == 50 and out.with_suffix(".png").stat().st_size > 0
+    assert pruner.schedule.equivalent(144) == 50 and out.with_suffix(".png").stat().st_size > 0
     assert p_sigmoid.main(command(pocket, out, "--budget", "1", "--trials", "2")) == 2

@@ -1,6 +1,6 @@
 """Launcher lines: torchrun on two nodes, the deepspeed launcher with a hostfile, Slurm with requeueing; all on loopback.
 
-`stand_ins` holds a srun, scontrol, pdsh and ssh that run on this machine what the real ones run on others.
+`fakes` holds a srun, scontrol, pdsh and ssh that run on this machine what the real ones run on others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from train.launching import (
 from llava_prumerge.train.checkpoints import list_checkpoints
 from llava_prumerge.train.run import main
 
-STAND_INS = Path(__file__).with_name("stand_ins")
+FAKES = Path(__file__).with_name("fakes")
 SBATCH = REPOSITORY / "scripts" / "slurm" / "finetune_lora.sbatch"
 TWO_RANKS = SHARED | {"reduction": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}}, "deepspeed": zero("zero2")}
 
@@ -54,8 +54,8 @@ def overrides(world, run: Path, **changes: object) -> list[str]:
 
 
 def environment(**values: str) -> dict[str, str]:
-    """Of a user of the scripts, with the stand-ins first in PATH."""
-    path = f"{STAND_INS}:{os.environ['PATH']}"
+    """Of a user of the scripts, with the fakes first in PATH."""
+    path = f"{FAKES}:{os.environ['PATH']}"
     return variables() | {"PATH": path, "RECIPE": "pocket", "METHOD": "none", "MASTER_PORT": free_port()} | values
 
 
@@ -69,9 +69,7 @@ def slurm_variables(folder: Path, tasks: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "script", [*sorted((REPOSITORY / "scripts").rglob("*.s*")), *sorted(STAND_INS.iterdir())], ids=str
-)
+@pytest.mark.parametrize("script", [*sorted((REPOSITORY / "scripts").rglob("*.s*")), *sorted(FAKES.iterdir())], ids=str)
 def test_every_script_is_valid_bash(script: Path) -> None:
     result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert result.returncode == 0 and not result.stderr, result.stderr
@@ -90,8 +88,8 @@ def echo_launch(tmp_path: Path, world, name: str, **values: str) -> list[str]:
     folder.mkdir()
     (folder / name).write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$MASTER_ADDR" "$MASTER_PORT" "$@" >"$ECHO"\n')
     (folder / name).chmod(0o755)
-    shutil.copy(STAND_INS / "scontrol", folder)
-    shutil.copy(STAND_INS / "ssh", folder)
+    shutil.copy(FAKES / "scontrol", folder)
+    shutil.copy(FAKES / "ssh", folder)
     told = environment(**values) | {"ECHO": str(tmp_path / "echo"), "PATH": f"{folder}:{os.environ['PATH']}"}
     script = str(SBATCH) if name == "srun" else "scripts/finetune_lora.sh"
     command = ["bash", script, *overrides(world, tmp_path / "run")]

@@ -55,7 +55,7 @@ def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch) -> None:
 
 
 def test_the_language_models_matrices_are_replaced_and_nothing_else(world, tmp_path, monkeypatch) -> None:
-    """With a stand-in for bitsandbytes, so that the choice of layers is tested everywhere."""
+    """With a fake bitsandbytes, so that the choice of layers is tested everywhere."""
 
     class Params4bit(torch.nn.Parameter):
         def __new__(cls, data, requires_grad=False, compress_statistics=False, quant_type="fp4"):
@@ -67,10 +67,10 @@ def test_the_language_models_matrices_are_replaced_and_nothing_else(world, tmp_p
         def __init__(self, inputs, outputs, bias, compute_dtype, compress_statistics, quant_type, device) -> None:
             super().__init__(inputs, outputs, bias=bias, device=device)
 
-    stand_in = type(sys)("bitsandbytes.nn")
-    stand_in.Linear4bit, stand_in.Params4bit = Linear4bit, Params4bit
+    fake = type(sys)("bitsandbytes.nn")
+    fake.Linear4bit, fake.Params4bit = Linear4bit, Params4bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", type(sys)("bitsandbytes"))
-    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", stand_in)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", fake)
     model, _ = assembly.load_start(load_arguments(world.recipe("lora", tmp_path / "run")))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names = quantization.quantize_linears(model, LORA_TARGETS, torch.bfloat16)

@@ -13,7 +13,7 @@ import yaml
 from train.launching import REPOSITORY, variables
 
 from llava_prumerge.train.arguments import load_arguments
-from llava_prumerge.train.plan import make_plan
+from llava_prumerge.train.dry_run import describe_run
 from llava_prumerge.train.run import main
 
 TRAINING, RELIABILITY = (REPOSITORY / "docs" / f"{name}.md" for name in ("training", "reliability"))
@@ -70,7 +70,7 @@ def test_the_plan_in_the_document_is_the_one_that_is_printed(tmp_path, monkeypat
     configs = REPOSITORY / "configs"
     (tmp_path / "configs").symlink_to(configs)
     monkeypatch.chdir(tmp_path)
-    plan = make_plan(load_arguments(["configs/train/finetune_lora.yaml", "configs/method/prumerge_plus.yaml"]), 1)
+    plan = describe_run(load_arguments(["configs/train/finetune_lora.yaml", "configs/method/prumerge_plus.yaml"]), 1)
     assert plan.splitlines()[: len(shown)] == shown
 
 

@@ -144,7 +144,7 @@ def test_a_viewer_serves_methods_after_the_projector(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path, photo: Path
 ) -> None:
     """They see projected features and the prompt's embeddings."""
-    from llava_prumerge.methods.none import KeepAll
+    from llava_prumerge.methods.vision.none import KeepAll
     from llava_prumerge.viz.selection import viewer_of_model
 
     monkeypatch.setattr(KeepAll, "site", "projected")

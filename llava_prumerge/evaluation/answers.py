@@ -1,0 +1,229 @@
+"""Answer files: JSON lines written as they come, resumed after a kill, merged over ranks, and bound to what made them.
+
+`<answers>.meta.json` beside a file says which model, method, prompt, question file and generation settings it belongs
+to. Going on with a file under any other setting is an error that names the field. One process writes `<answers>`
+itself; of several, rank r writes `<answers>.part<r>of<n>`, and the parts become `<answers>` once every question has its
+answer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from llava_prumerge.evaluation.benchmark import Question
+from llava_prumerge.evaluation.records import EvaluationError, Record, name_keys, require_same_keys, shorten
+
+QuestionKey = tuple[str, str]
+
+
+def header_path(answers: Path) -> Path:
+    """The sidecar of an answer file."""
+    return answers.with_name(f"{answers.name}.meta.json")
+
+
+def part_path(answers: Path, rank: int, world: int) -> Path:
+    """The file a rank writes."""
+    return answers if world == 1 else answers.with_name(f"{answers.name}.part{rank}of{world}")
+
+
+def part_paths(answers: Path) -> list[Path]:
+    """All files that hold answers, whatever number of ranks wrote them."""
+    return [path for path in [answers, *sorted(answers.parent.glob(f"{answers.name}.part*of*"))] if path.is_file()]
+
+
+def record_key(record: Record, path: Path) -> QuestionKey:
+    """The question that a record answers; matches `Question.key`."""
+    if "question_id" not in record or "prompt" not in record:
+        raise EvaluationError(f"{path}: {shorten(record)} lacks question_id or prompt")
+    return str(record["question_id"]), record["prompt"]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file so that a reader, or a kill, finds the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_part(path: Path) -> list[Record]:
+    """The complete lines of an answer file; what follows the last line break was cut off by a kill."""
+    *lines, _ = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise EvaluationError(f"{path}, line {number}: not a JSON object: {error}") from error
+        if not isinstance(record, dict):
+            raise EvaluationError(f"{path}, line {number}: not a JSON object: {shorten(record)}")
+        records.append(record)
+    return records
+
+
+def gather(answers: Path) -> dict[QuestionKey, Record]:
+    """All answers of a file and its parts; a line may stand in two of them, but no question has two answers."""
+    found: dict[QuestionKey, Record] = {}
+    for path in part_paths(answers):
+        for record in read_part(path):
+            key = record_key(record, path)
+            if found.setdefault(key, record) != record:
+                raise EvaluationError(f"{path}: question {shorten(key)} is answered twice and differently")
+    return found
+
+
+def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Bind an answer file to what makes it, or check that it is bound to just that.
+
+    Args:
+        answers: the answer file, which need not exist yet.
+        header: everything that must be equal for the file to be continued.
+        notes: what is worth keeping but may differ, such as the model's path.
+
+    Raises:
+        EvaluationError: naming each field that differs.
+    """
+    path = header_path(answers)
+    header = json.loads(json.dumps(header))
+    answered = [part for part in part_paths(answers) if read_part(part)]
+    found = read_header(answers) if path.is_file() else {}
+    fields = [name for name in {**header, **found} if header.get(name) != found.get(name)]
+    if answered and not found:
+        raise EvaluationError(f"{answered[0]} has answers but no {path.name} that says what made them; move it away")
+    if answered and fields:
+        told = "; ".join(f"{name} is {shorten(found.get(name))}, not {shorten(header.get(name))}" for name in fields)
+        raise EvaluationError(
+            f"{answers} belongs to another run: {told}. Choose another --out or label=, or delete it to start again"
+        )
+    if fields:  # a header without answers, from a run that failed before its first batch, binds nothing
+        write_atomically(path, json.dumps({"header": header, "notes": notes}, indent=2) + "\n")
+
+
+def read_sidecar(answers: Path) -> dict[str, Any]:
+    """Header and notes of an answer file."""
+    try:
+        content = json.loads(header_path(answers).read_text("utf-8"))
+        return {"header": dict(content["header"]), "notes": dict(content["notes"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{header_path(answers)}: not a header written by eval: {error}") from error
+
+
+def read_header(answers: Path) -> dict[str, Any]:
+    """What an answer file belongs to."""
+    return read_sidecar(answers)["header"]
+
+
+def read_notes(answers: Path) -> dict[str, Any]:
+    """What is noted beside an answer file."""
+    return read_sidecar(answers)["notes"]
+
+
+def add_seconds(answers: Path, seconds: float) -> None:
+    """Note for how long an answer file has been worked on, over all runs that were not killed."""
+    content = read_sidecar(answers)
+    content["notes"]["seconds"] = round(content["notes"].get("seconds", 0.0) + seconds, 1)
+    write_atomically(header_path(answers), json.dumps(content, indent=2) + "\n")
+
+
+class AnswerWriter:
+    """Appends answers to this rank's file; a line is on disk before the next batch starts.
+
+    Args:
+        answers: the answer file.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, answers: Path, rank: int = 0, world: int = 1) -> None:
+        self.path = part_path(answers, rank, world)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> AnswerWriter:
+        self._file = self.path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise EvaluationError(f"{self.path}: another process is writing to it") from error
+        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)  # a line cut off by a kill
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write answers and wait until they are on disk."""
+        if self._file is None:
+            raise RuntimeError("AnswerWriter is used outside its `with` block")
+        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def merge(answers: Path, questions: Sequence[Question]) -> list[Record]:
+    """Make one file of all parts, in the order of the questions, and return its records.
+
+    Raises:
+        EvaluationError: a question has no answer, or an answer no question; the parts stay as they are.
+    """
+    found = gather(answers)
+    require_same_keys([question.key for question in questions], found, answers, "the question file")
+    records = [found[question.key] for question in questions]
+    write_atomically(answers, "".join(json.dumps(record) + "\n" for record in records))
+    for path in part_paths(answers):
+        if path != answers:
+            path.unlink()
+    return records
+
+
+def digest_questions(questions: Iterable[Question]) -> str:
+    """A hash of what is asked: ids, texts and images' names (or, where the file carries them, the images)."""
+    digest = hashlib.sha256()
+    for question in questions:
+        parts = (str(question.id), question.prompt, question.text, question.image or "", question.embedded or "")
+        digest.update(json.dumps(parts).encode())
+    return digest.hexdigest()
+
+
+def answer_record(question: Question, text: str, model_id: str, metadata: Mapping[str, Any]) -> Record:
+    """An answer in LLaVA's format. The id follows from question and model, so that a repeated run repeats the file."""
+    digest = hashlib.sha256(json.dumps([model_id, *question.key]).encode()).hexdigest()
+    return {
+        "question_id": question.id,
+        "prompt": question.prompt,
+        "text": text,
+        **question.extra,
+        "answer_id": digest[:22],
+        "model_id": model_id,
+        "metadata": dict(metadata),
+    }
+
+
+def pending(answers: Path, questions: Sequence[Question]) -> list[Question]:
+    """The questions that have no answer yet.
+
+    Raises:
+        EvaluationError: there are answers to questions that are not asked, or questions that cannot be told apart.
+    """
+    keys = [question.key for question in questions]
+    if len(set(keys)) < len(keys):
+        twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        raise EvaluationError(f"the question file asks {name_keys(twice)} more than once")
+    done, asked = gather(answers), set(keys)
+    if strange := [key for key in done if key not in asked]:
+        raise EvaluationError(f"{answers}: answers to {name_keys(strange)}, which are not asked")
+    return [question for question in questions if question.key not in done]

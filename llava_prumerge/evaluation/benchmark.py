@@ -1,0 +1,207 @@
+"""What a benchmark is: where its files lie, what it asks, what a right answer is. The registry is this folder.
+
+A file of this folder is a benchmark when it defines a subclass of `Benchmark`; adding one is adding a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llava_prumerge.evaluation.intervals import Interval
+from llava_prumerge.evaluation.records import EvaluationError, Key, Record, index_by, read_records, require_same_keys
+from llava_prumerge.evaluation.records import field as read_field
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one benchmark; `annotations` may be a folder, `images` is the one that `Question.image` is below."""
+
+    questions: Path | None = None
+    annotations: Path | None = None
+    split: Path | None = None
+    images: Path | None = None
+
+    def need(self, name: str) -> Path:
+        """The named file, or an error that names the option which gives it."""
+        path = getattr(self, name)
+        if path is None:
+            raise EvaluationError(f"--{name} is needed for this task")
+        return path
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask.
+
+    Attributes:
+        id: as written to the answer file; need not be unique.
+        prompt: as written to the answer file; unique together with `id`.
+        text: the user's turn, without image mark or template.
+        image: path below `Files.images`, or None for a question about no image.
+        embedded: the image itself, base64, where the question file carries it.
+        extra: further fields of the answer record.
+    """
+
+    id: str | int
+    prompt: str
+    text: str
+    image: str | None = None
+    embedded: str | None = field(default=None, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether an image is shown with the question."""
+        return self.image is not None or self.embedded is not None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells this question from every other of its file."""
+        return str(self.id), self.prompt
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of scoring one answer file.
+
+    Attributes:
+        metrics: everything the task reports, percentages in percent.
+        headline: the number a table prints.
+        interval: its 95% interval, and `interval_rule` how it was found.
+        n: the number of questions (for CircularEval: of question groups) the headline is over.
+        chance: what the best blind guess gets, and `chance_rule` what that guess is.
+        marks: per question, in the order of the references, how right the answer was (0 to 1).
+    """
+
+    metrics: dict[str, Any]
+    headline: float
+    interval: Interval
+    interval_rule: str
+    n: int
+    chance: float
+    chance_rule: str
+    marks: list[float]
+
+
+class Benchmark(ABC):
+    """One benchmark; subclasses state its rules and nothing about models.
+
+    Attributes:
+        name: the value of `--task`.
+        title: the column heading of the paper's tables.
+        headline: the metric a table prints; `maximum` its largest value.
+        folder: below the evaluation data folder.
+        max_new_tokens: LLaVA's limit for this task.
+        options: accepted `key=value` settings of the scorer, the default first.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    headline: ClassVar[str]
+    folder: ClassVar[str]
+    maximum: ClassVar[float] = 100.0
+    max_new_tokens: ClassVar[int] = 128
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @abstractmethod
+    def files(self, data: Path) -> Files:
+        """The files in LLaVA's layout below the evaluation data folder."""
+
+    @abstractmethod
+    def questions(self, files: Files) -> list[Question]:
+        """What is asked, in file order."""
+
+    @abstractmethod
+    def references(self, files: Files) -> dict[Key, Any]:
+        """What the answers are compared with, by key, in file order."""
+
+    @abstractmethod
+    def answer_key(self, record: Record, path: Path) -> Key:
+        """The key of the reference that an answer record (or a question written like one) belongs to."""
+
+    @abstractmethod
+    def measure(self, references: Sequence[Any], texts: Sequence[str], **options: str) -> Score:
+        """Compare answers with their references, one to one."""
+
+    def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
+        """The answers of a file by key."""
+        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
+        return {key: answer_text(record, path) for key, record in records.items()}
+
+    def submit(self, answers: Path, files: Files, out: Path) -> Path | None:
+        """Write the file the benchmark's server takes, where there is one."""
+        return None
+
+    def score(self, answers: Path, files: Files, only: Iterable[Question] | None = None, **options: str) -> Score:
+        """Score an answer file, which must answer every question exactly once.
+
+        Args:
+            answers: the answer file.
+            files: what it is compared with.
+            only: score just these questions (a limited run); None scores all.
+            options: the scorer's settings, see `Benchmark.options`.
+        """
+        for name, value in options.items():
+            accepted = self.options.get(name)
+            if accepted is None:
+                raise EvaluationError(
+                    f"{self.name}: unknown setting {name!r}; it has {', '.join(self.options) or 'none'}"
+                )
+            if value not in accepted:
+                raise EvaluationError(f"{self.name}: {name} must be one of {', '.join(accepted)}, not {value!r}")
+        references = self.references(files)
+        if only is not None:
+            path = files.need("questions")
+            kept = {self.answer_key({"question_id": question.id, "prompt": question.prompt}, path) for question in only}
+            references = {key: reference for key, reference in references.items() if key in kept}
+        if not references:
+            raise EvaluationError(f"{self.name}: {files.annotations or answers} has nothing to compare with")
+        texts = self.read_answers(answers, files)
+        require_same_keys(references, texts, answers, files.annotations or answers)
+        return self.measure(list(references.values()), [texts[key] for key in references], **options)
+
+
+def answer_text(record: Record, path: Path) -> str:
+    """The answer of a record, which must be text."""
+    text = read_field(record, "text", path)
+    if not isinstance(text, str):
+        raise EvaluationError(f"{path}: the answer to {record.get('question_id')!r} is {text!r}, not text")
+    return text
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions in LLaVA's common format: JSON lines of question_id, image (absent for none), text, category."""
+    questions = []
+    for record in read_records(path):
+        text = read_field(record, "text", path)
+        questions.append(Question(read_field(record, "question_id", path), text, text, record.get("image")))
+    return questions
+
+
+def without_suffix(text: str, suffix: str = SHORT_ANSWER) -> str:
+    """A question without the instruction that LLaVA appends to it."""
+    return text.replace(suffix, "").strip()
+
+
+def names() -> list[str]:
+    """The benchmarks of this folder. Files are read, not imported, so that listing them stays cheap."""
+    declares = re.compile(r"^class \w+\(Benchmark\):", re.MULTILINE)
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if declares.search(path.read_text("utf-8")))
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of that name."""
+    if name not in names():
+        raise EvaluationError(f"unknown task {name!r}; there are {', '.join(names())}")
+    module = importlib.import_module(f"eval.{name}")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return next(kind for kind in kinds if issubclass(kind, Benchmark))()

@@ -1,0 +1,302 @@
+"""Greedy answers from a model: batched by length, left-padded, written as they come, over one process or several."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.images import FORMATS, MAX_PIXELS, ImagePreprocessor, load_image
+from llava_prumerge.evaluation.answers import AnswerWriter, answer_record, pending
+from llava_prumerge.evaluation.benchmark import Question
+from llava_prumerge.evaluation.prefix_cache import PrefixCache, make_prefix_cache
+from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.settings import Settings
+
+logger = logging.getLogger("eval")
+
+PREPARED = 3
+"""Batches whose images are read ahead while the model works."""
+ALIKE = 4
+"""Prompts whose lengths differ by less than this may change places so that questions about one image come together."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What torchrun says; one process without it."""
+        return cls(
+            *(int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        )
+
+    def wait(self) -> None:
+        """Until all processes are here. A rank may finish hours before another."""
+        if self.world == 1:
+            return
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
+        torch.distributed.barrier()
+
+    def device(self) -> str:
+        """The device of this rank, where the settings name none."""
+        return f"cuda:{self.local}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a batch.
+
+    Attributes:
+        pixels: [U, 3, S, S], each different image once.
+        index: [B], which of them a question is about.
+    """
+
+    pixels: Tensor
+    index: Tensor
+
+
+class Prompter:
+    """Turns questions into token ids and pixels as LLaVA does.
+
+    Args:
+        processor: the checkpoint's; its tokenizer and image processor are used.
+        config: the model's, for the image token and the placeholders per image.
+        settings: template and image aspect.
+        images: the folder of the images.
+    """
+
+    def __init__(self, processor: Any, config: Any, settings: Settings, images: Path | None) -> None:
+        self.tokenizer = processor.tokenizer
+        self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
+        self.config, self.template, self.images = config, settings.template, images
+        self.encoded: dict[tuple[str, bool], list[int]] = {}
+        self.padding = self.tokenizer.pad_token_id
+        if self.padding is None:
+            self.padding = self.tokenizer.eos_token_id
+
+    def encode(self, question: Question) -> list[int]:
+        """Token ids of the whole prompt, with a single placeholder for an image; kept, as they are asked for twice."""
+        key = question.text, question.has_image
+        if key not in self.encoded:
+            text = prompt(self.template, question.text, images=int(question.has_image))
+            self.encoded[key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
+        return self.encoded[key]
+
+    def whole(self, question: Question) -> list[int]:
+        """The same with as many placeholders as the model expects."""
+        ids, image = self.encode(question), self.config.image_token_id
+        if not question.has_image:
+            return ids
+        at = ids.index(image)
+        return [*ids[:at], *[image] * self.config.image_seq_length, *ids[at + 1 :]]
+
+    def read_image(self, question: Question) -> Image.Image:
+        """The question's image, in RGB."""
+        try:
+            if question.embedded is not None:
+                return decode_image(question.embedded)
+            if self.images is None:
+                raise EvaluationError("this task has no image folder")
+            return load_image(self.images, question.image)
+        except SampleError as error:
+            raise EvaluationError(f"question {question.id!r}: {error}") from error
+
+    def pictures(self, questions: Sequence[Question]) -> Pictures | None:
+        """The images of a batch, one per question, equal ones read once; None for a batch without images."""
+        if not questions[0].has_image:
+            return None
+        first: dict[str | None, int] = {}
+        index = [first.setdefault(picture_of(question), len(first)) for question in questions]
+        firsts = [questions[index.index(at)] for at in range(len(first))]
+        return Pictures(self.preprocess([self.read_image(question) for question in firsts]), torch.tensor(index))
+
+    def collate(self, rows: Sequence[list[int]], start: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Ids and their mask, [B, L] each: the start that all rows have, padding, and what follows it in each row."""
+        ahead, rests = list(start), [row[len(start) :] for row in rows]
+        length = max(map(len, rests))
+        ids = torch.tensor([ahead + [self.padding] * (length - len(rest)) + rest for rest in rests])
+        mask = torch.tensor([[1] * len(ahead) + [0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def picture_of(question: Question) -> str | None:
+    """What two questions about one image have in common: its path, or its content."""
+    return question.image if question.embedded is None else question.embedded
+
+
+def decode_image(content: str) -> Image.Image:
+    """An image that is text in a table, under the same limits as one from a file."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(content, validate=True)), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise EvaluationError(
+                    f"an image of {image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels"
+                )
+            return image.convert("RGB")
+    except EvaluationError:
+        raise
+    except Exception as error:  # Pillow's decoders let out whatever a broken image makes them meet
+        raise EvaluationError(f"an image in the question file cannot be decoded: {error}") from error
+
+
+def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: int) -> list[list[Question]]:
+    """Batches of similar length, with and without images apart; the longest first, so that memory fails at once.
+
+    Among those of nearly the same length, questions about one image stand together: the tower then sees it once.
+    """
+
+    def place(at: int) -> tuple[bool, int, str, int, int]:
+        question = questions[at]
+        return not question.has_image, -(lengths[at] // ALIKE), picture_of(question) or "", -lengths[at], at
+
+    order = sorted(range(len(questions)), key=place)
+    batches: list[list[Question]] = []
+    for at in order:
+        question = questions[at]
+        if batches and len(batches[-1]) < size and batches[-1][0].has_image == question.has_image:
+            batches[-1].append(question)
+        else:
+            batches.append([question])
+    return batches
+
+
+def read_ahead(
+    batches: Sequence[list[Question]], prompter: Prompter, workers: int
+) -> Iterator[tuple[list[Question], Pictures | None]]:
+    """Batches with their images, read in threads a few batches before they are needed."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[tuple[list[Question], Future[Pictures | None]]] = []
+        remaining = iter(batches)
+        while True:
+            waiting += [
+                (batch, pool.submit(prompter.pictures, batch)) for batch in islice(remaining, PREPARED - len(waiting))
+            ]
+            if not waiting:
+                return
+            batch, future = waiting.pop(0)
+            try:
+                yield batch, future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def answer_batch(
+    model: Any,
+    prompter: Prompter,
+    batch: Sequence[Question],
+    pictures: Pictures | None,
+    max_new_tokens: int,
+    start: PrefixCache | None = None,
+) -> list[str]:
+    """Greedy answers to a batch, without special tokens and surrounding space.
+
+    Args:
+        model: anything with transformers' `generate`; equal images come once where it is ours.
+        prompter: makes ids and pixels.
+        batch: the questions.
+        pictures: their images.
+        max_new_tokens: limit of an answer.
+        start: what all prompts begin with, where it has been run beforehand.
+    """
+    device = next(model.parameters()).device
+    rows = [prompter.whole(question) for question in batch]
+    collated = prompter.collate(rows, () if start is None else start.ids)
+    inputs: dict[str, Any] = {name: value.to(device) for name, value in collated.items()}
+    if start is not None:
+        inputs["past_key_values"] = start.cache(len(batch))
+    if pictures is not None:
+        inputs["pixel_values"] = pictures.pixels.to(device, next(model.parameters()).dtype)
+        if len(pictures.pixels) < len(batch):
+            inputs["image_index"] = pictures.index.to(device)
+    with torch.inference_mode():
+        sequences = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=prompter.padding,
+            temperature=None,  # checkpoints of Vicuna carry sampling settings, which greedy decoding warns about
+            top_p=None,
+            top_k=None,
+        )
+    new = sequences[:, inputs["input_ids"].shape[1] :]  # [B, T]
+    return [text.strip() for text in prompter.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def count_kept(model: Any, batch: Sequence[Question]) -> dict[str, float]:
+    """What a batch's images were reduced to, for the metadata of its answers (each of which is about one image)."""
+    statistics = model.reduction_stats()
+    if not batch[0].has_image or not statistics.get("images"):
+        return {}
+    names = {"kept": "kept_mean", "kept_min": "kept_min", "kept_max": "kept_max", "equivalent": "equivalent_tokens"}
+    return {name: round(float(statistics[key]), 4) for name, key in names.items()}
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    images: Path | None,
+    answers: Path,
+    settings: Settings,
+    max_new_tokens: int,
+    model_id: str,
+    ranks: Ranks,
+) -> int:
+    """Answer what has no answer yet, and return how many questions that was for this rank.
+
+    Args:
+        model: anything with transformers' `generate` and our `reduction_stats`.
+        processor: tokenizer and image processor of the checkpoint.
+        questions: all questions of the run, the same on every rank.
+        images: the folder of the images.
+        answers: the answer file, already claimed.
+        settings: batch size, template, aspect and threads.
+        max_new_tokens: limit of an answer.
+        model_id: as written to the answers.
+        ranks: this process among all.
+    """
+    prompter = Prompter(processor, model.config, settings, images)
+    lengths = {question.key: len(prompter.encode(question)) for question in questions}
+    # Questions are dealt before any are taken as done, so that ranks agree whatever they find on disk.
+    order = sorted(range(len(questions)), key=lambda at: (not questions[at].has_image, -lengths[questions[at].key], at))
+    mine = {questions[at].key for at in order[ranks.rank :: ranks.world]}
+    waiting = [question for question in pending(answers, questions) if question.key in mine]
+    batches = make_batches(waiting, [lengths[question.key] for question in waiting], settings.batch_size)
+    start = make_prefix_cache(model, list(prompter.encoded.values()))
+    model.reduction_stats()  # what was counted before is not ours
+    done = len(mine) - len(waiting)
+    progress = tqdm(total=len(mine), initial=done, desc=answers.stem, unit="q", disable=ranks.rank != 0)
+    with AnswerWriter(answers, ranks.rank, ranks.world) as writer, progress:
+        for batch, pictures in read_ahead(batches, prompter, settings.workers):
+            texts = answer_batch(model, prompter, batch, pictures, max_new_tokens, start)
+            kept = count_kept(model, batch)
+            writer.append(
+                answer_record(question, text, model_id, kept) for question, text in zip(batch, texts, strict=True)
+            )
+            progress.update(len(batch))
+    return len(waiting)

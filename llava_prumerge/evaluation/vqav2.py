@@ -1,0 +1,173 @@
+"""VQAv2: open questions on COCO, ten human answers each; accuracy over all questions and per answer type.
+
+Rules: VQAEval's leave-one-out accuracy. The default mode normalises both sides always (as lmms-eval does);
+`mode=official` is VQAEval as of 2021, which normalises neither side when all ten humans gave the same string. LLaVA-1.5
+reports test-dev, whose answers are on a server: without annotations the submission file for EvalAI is written instead
+of a score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.intervals import wilson
+from llava_prumerge.evaluation.normalise import (
+    agree_with_others,
+    best_constant,
+    flatten,
+    normalise_m4c,
+    normalise_vqa,
+    score_normalised,
+)
+from llava_prumerge.evaluation.records import (
+    EvaluationError,
+    Key,
+    Record,
+    field,
+    index_by,
+    read_json,
+    read_records,
+    read_text,
+    require_same_keys,
+    text_field,
+)
+
+ANSWER_TYPES = ("yes/no", "number", "other")
+
+
+@dataclass(frozen=True)
+class Humans:
+    """What people answered to one question."""
+
+    answer_type: str
+    answers: tuple[str, ...]
+
+
+def score_official(prediction: str, human: Sequence[str]) -> float:
+    """VQAEval as of 2021: the normal form is taken only where the humans disagree; a unanimous "yes" is not "Yes"."""
+    prediction, human = flatten(prediction), [flatten(answer) for answer in human]
+    return (
+        score_normalised(prediction, human, normalise_vqa)
+        if len(set(human)) > 1
+        else agree_with_others(prediction, human)
+    )
+
+
+class VqaV2(Benchmark):
+    """Mean VQA accuracy over all questions."""
+
+    name = "vqav2"
+    title = "VQAv2"
+    headline = "overall"
+    folder = "vqav2"
+    options = {"mode": ("normalised", "official")}
+
+    def files(self, data: Path) -> Files:
+        root = data / self.folder
+        annotations = root / "v2_annotations.json"
+        images = next((root / name for name in ("images", "test2015") if (root / name).is_dir()), root / "test2015")
+        return Files(
+            root / "llava_vqav2_mscoco_test-dev2015.jsonl",
+            annotations if annotations.is_file() else None,
+            images=images,
+        )
+
+    def questions(self, files: Files) -> list[Question]:
+        return read_questions(files.need("questions"))
+
+    def references(self, files: Files) -> dict[Key, Humans]:
+        path = files.need("annotations")
+        records = index_by(self.read_envelope(path, "annotations"), lambda record: self.answer_key(record, path), path)
+        references = {
+            key: Humans(
+                record.get("answer_type", "other"),
+                tuple(field(answer, "answer", path) for answer in field(record, "answers", path)),
+            )
+            for key, record in records.items()
+        }
+        if empty := [key for key, humans in references.items() if not humans.answers]:
+            raise EvaluationError(f"{path}: question {empty[0]} has no human answers")
+        if files.questions is not None:
+            asked = [self.answer_key(record, files.questions) for record in self.read_asked(files.questions)]
+            require_same_keys(references, asked, files.questions, path)
+        return references
+
+    def read_asked(self, path: Path) -> list[Record]:
+        """The questions of the official file or of LLaVA's, which is JSON lines."""
+        return read_records(path) if is_json_lines(path) else self.read_envelope(path, "questions")
+
+    def read_envelope(self, path: Path, name: str) -> list[Record]:
+        """The list inside an official file `{"info": ..., name: [...]}`."""
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise EvaluationError(f"{path}: expected an object with a list {name!r}, as the official files have")
+        return content[name]
+
+    def answer_key(self, record: Record, path: Path) -> Key:
+        identifier = field(record, "question_id", path)
+        if not str(identifier).isdigit():
+            raise EvaluationError(f"{path}: question_id {identifier!r} is not a whole number")
+        return int(identifier)
+
+    def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
+        """Answers from a result file (`answer`) or from LLaVA's answer file (`text`)."""
+        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
+        return {
+            key: text_field(record, "answer" if "answer" in record else "text", path) for key, record in records.items()
+        }
+
+    def measure(self, references: Sequence[Humans], texts: Sequence[str], mode: str = "normalised") -> Score:
+        pairs = zip(texts, references, strict=True)
+        if mode == "official":
+            marks = [score_official(text, humans.answers) for text, humans in pairs]
+        else:
+            marks = [score_normalised(text, humans.answers, normalise_vqa) for text, humans in pairs]
+        metrics = {"overall": 100 * math.fsum(marks) / len(marks)}
+        present = {humans.answer_type for humans in references}
+        for kind in [*ANSWER_TYPES, *sorted(present.difference(ANSWER_TYPES))]:
+            chosen = [mark for mark, humans in zip(marks, references, strict=True) if humans.answer_type == kind]
+            if chosen:
+                metrics[kind] = 100 * math.fsum(chosen) / len(chosen)
+        constant, chance = best_constant(
+            [[normalise_vqa(answer) for answer in humans.answers] for humans in references]
+        )
+        return Score(
+            metrics={**metrics, "mode": mode},
+            headline=metrics["overall"],
+            interval=wilson(math.fsum(marks), len(marks)),
+            interval_rule="Wilson",
+            n=len(marks),
+            chance=chance,
+            chance_rule=f"always {constant!r}, the best constant answer",
+            marks=marks,
+        )
+
+    def submit(self, answers: Path, files: Files, out: Path) -> Path | None:
+        """Write EvalAI's result file: normalised answers, and "" for ids that only the full test file beside it has."""
+        texts = self.read_answers(answers, files)
+        asked = [self.answer_key(record, answers) for record in read_records(files.need("questions"))]
+        require_same_keys(asked, texts, answers, files.need("questions"))
+        whole = files.need("questions").parent / "llava_vqav2_mscoco_test2015.jsonl"
+        identifiers = [self.answer_key(record, whole) for record in read_records(whole)] if whole.is_file() else asked
+        require_same_keys(identifiers, {*identifiers, *texts}, answers, whole)
+        results = [
+            {"question_id": key, "answer": normalise_m4c(texts[key]) if key in texts else ""} for key in identifiers
+        ]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        target = out.with_suffix(".json")
+        target.write_text(json.dumps(results), "utf-8")
+        return target
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether the first line of a file is a JSON object with a question_id of its own."""
+    first = read_text(path).lstrip().split("\n", 1)[0]
+    try:
+        return "question_id" in json.loads(first)
+    except json.JSONDecodeError:
+        return False

@@ -1,0 +1,1 @@
+"""Decoder pruners: one file each, acting just before chosen decoder layers."""

@@ -1,0 +1,70 @@
+"""Answers and scores the questions for all rows of one table, in one process.
+
+    python -m playground.pocket.comparison.evaluate --runs DIR --root DIR --table 72
+
+Each row is what `python -m eval.run run` does with its method file; complete answers are only scored
+again, after a check that they are this model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+from llava_prumerge.evaluation.answers import write_atomically
+from llava_prumerge.evaluation.execution import execute, prepare
+from llava_prumerge.evaluation.records import EvaluationError
+from playground.pocket.comparison.places import TASKS, Places
+from playground.pocket.comparison.rows import Row, all_rows, tables
+
+logger = logging.getLogger("pocket.comparison")
+BATCH = 64
+
+
+def method_of(row: Row, places: Places) -> str | None:
+    """The method file of a row, as `method=` takes it; None for what the checkpoint says."""
+    if not row.block:
+        return None if row.block is None else "none"
+    path = places.root / "methods" / f"{row.stem}.yaml"
+    write_atomically(path, f"# {row.label}\n{yaml.safe_dump(dict(row.block), sort_keys=False)}")
+    return str(path)
+
+
+def evaluate(row: Row, places: Places) -> None:
+    """Make the result files of one row."""
+    values = {"label": row.label, "model_label": "pocket", "images": row.images, "batch_size": str(BATCH)}
+    values |= {"train": "lora" if row.trained or not row.block else "none", "workers": "1"}
+    method = method_of(row, places)
+    if method is not None:
+        values["method"] = method
+    runs = prepare(str(places.model(row.model)), ",".join(TASKS), places.data, places.results, values)
+    execute(runs, scored=True)
+    logger.info("%s: done", row.label)
+
+
+def main() -> int:
+    """The command line. -> exit status: 2 for files or settings that cannot be used"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--table", required=True, choices=[str(table) for table in tables()])
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    places = Places(given.runs, given.root)
+    rows = [row for row in all_rows(places.found) if str(row.table) == given.table and not row.why]
+    try:
+        for number, row in enumerate(rows, start=1):
+            logger.info("row %d of %d: %s", number, len(rows), row.label)
+            evaluate(row, places)
+    except EvaluationError as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Measures what a prefill costs and keeps, row by row: tower, reducer, projector, decoder with its pruner.
+
+    python -m playground.pocket.comparison.prefill --runs DIR --root DIR [--questions 64] [--repeats 5]
+
+Time is CPU time of one thread, for a batch of 16 VQAv2 questions; each row's runs take turns with the full model's, so
+that their ratio is fair whatever else the machine does. Token counts are those of each image and layer. One file per row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llava_prumerge.evaluation.answers import write_atomically
+from llava_prumerge.model.loading import LoadingError, load_model
+from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
+from playground.pocket.comparison.places import Places
+from playground.pocket.comparison.rows import REFERENCE, Row, all_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger("pocket.comparison")
+BATCH = 16
+
+
+def load(row: Row, places: Places) -> tuple[nn.Module, Any]:
+    """The model of a row with its reduction, and the processor."""
+    return load_model(places.model(row.model), row.block, device="cpu")
+
+
+def seconds(model: nn.Module, batch: dict[str, Tensor]) -> float:
+    """CPU seconds of one prefill."""
+    begun = time.process_time()
+    model(**batch, use_cache=True, logits_to_keep=1)
+    return time.process_time() - begun
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, full: nn.Module, batches: list[dict[str, Tensor]], repeats: int) -> dict[str, Any]:
+    """Times of the first batch in milliseconds per image, and visual tokens of each image of all batches in each layer."""
+    times: dict[str, list[float]] = {"row": [], "full": []}
+    for repeat in range(repeats + 1):
+        for name, one in (("full", full), ("row", model)):
+            taken = seconds(one, batches[0])
+            if repeat:  # the first warms up
+                times[name].append(1e3 * taken / len(batches[0]["input_ids"]))
+    visual = torch.cat([model.model(**batch, use_cache=True).visual for batch in batches])  # [B, layers]
+    ratios = [own / other for own, other in zip(times["row"], times["full"], strict=True)]
+    return {
+        "prefill_ms": statistics.median(times["row"]),
+        "full_ms": statistics.median(times["full"]),
+        "share_of_full": statistics.median(ratios),
+        "times_ms": {name: [round(value, 3) for value in values] for name, values in times.items()},
+        "visual": visual.tolist(),
+    }
+
+
+def measure_rows(places: Places, questions: int, repeats: int) -> None:
+    """Write the files of all rows that have none yet."""
+    folder = places.data / "vqav2"
+    pairs = read_pairs(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions)
+    reference = cache(lambda: load(Row(REFERENCE, "", {}), places))
+    todo = [row for row in all_rows(places.found) if not row.why and row.images == "on" and not row.seed]
+    for number, row in enumerate(todo, start=1):
+        path = places.prefills / f"{row.stem}.json"
+        if path.is_file():
+            continue
+        full, processor = reference()
+        model, _ = load(row, places)
+        batches = make_batches(pairs, folder / "images", processor, model.config, BATCH)
+        measured = measure(model, full, batches, repeats)
+        write_atomically(path, json.dumps({"label": row.label, **measured}) + "\n")
+        logger.info("row %d of %d: %s %.1f%%", number, len(todo), row.label, 100 * measured["share_of_full"])
+
+
+def main() -> int:
+    """The command line. -> exit status: 2 for files that cannot be used"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=64, help="images whose tokens are counted")
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(1)
+    try:
+        measure_rows(Places(given.runs, given.root), given.questions, given.repeats)
+    except (LoadingError, SearchError) as error:
+        logger.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

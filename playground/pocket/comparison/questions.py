@@ -1,0 +1,49 @@
+"""Writes what the comparison asks: benchmarks of their own, smaller than those of `make reproduce`, and calibration questions.
+
+    python -m playground.pocket.comparison.questions --runs DIR --root DIR [--scale 0.3]
+
+The benchmarks are the same kinds of questions on other scenes of the test split (seed 1). The searches are calibrated
+on the first questions of stage 2's records, which are of the training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from llava_prumerge.evaluation.answers import write_atomically
+from playground.pocket import benchmarks
+from playground.pocket.comparison.places import Places
+from playground.pocket.records import IMAGE_MARK
+
+SEED = 1
+RECORDS = Path("playground/pocket/data/stage2.json")
+INSTRUCTION = "Answer the question using a single word or phrase."
+
+
+def calibration(records: list[dict]) -> list[dict[str, str]]:
+    """Questions with a short answer that open a conversation about an image, in LLaVA's format."""
+    openings = [(record.get("image"), record["conversations"][0]["value"]) for record in records]
+    asked = [(image, text.removeprefix(f"{IMAGE_MARK}\n")) for image, text in openings if image]
+    return [{"image": image, "text": text} for image, text in asked if text.endswith(INSTRUCTION)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=0.3, help="of the benchmarks of make reproduce")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    places = Places(given.runs, given.root)
+    benchmarks.build(places.questions, seed=SEED, scale=given.scale)
+    found = calibration(json.loads(RECORDS.read_text("utf-8")))
+    write_atomically(places.calibration, "".join(json.dumps(pair) + "\n" for pair in found))
+    logging.getLogger("pocket.comparison").info("%s: %d questions", places.calibration, len(found))
+
+
+if __name__ == "__main__":
+    main()
