@@ -9,7 +9,7 @@ import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +80,7 @@ class Score:
         n: the number of questions (for CircularEval: of question groups) the headline is over.
         chance: what the best blind guess gets, and `chance_rule` what that guess is.
         marks: per question, in the order of the references, how right the answer was (0 to 1).
+        part: what was scored, where it is not the whole benchmark, such as "96 of 900 questions; adversarial alone".
     """
 
     metrics: dict[str, Any]
@@ -90,6 +91,7 @@ class Score:
     chance: float
     chance_rule: str
     marks: list[float]
+    part: str | None = None
 
 
 class Benchmark(ABC):
@@ -132,6 +134,14 @@ class Benchmark(ABC):
     def measure(self, references: Sequence[Any], texts: Sequence[str], **options: str) -> Score:
         """Compare answers with their references, one to one."""
 
+    def part_of(self, reference: Any) -> str | None:
+        """The part of the benchmark that a reference belongs to (a split, a subtask); None where there are no parts."""
+        return None
+
+    def name_of(self, score: Score) -> str:
+        """What the headline number is called: a number over a part of the benchmark names that part."""
+        return self.headline if score.part is None else f"{self.headline} ({score.part})"
+
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """The answers of a file by key."""
         records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
@@ -158,7 +168,7 @@ class Benchmark(ABC):
                 )
             if value not in accepted:
                 raise EvaluationError(f"{self.name}: {name} must be one of {', '.join(accepted)}, not {value!r}")
-        references = self.references(files)
+        references = everything = self.references(files)
         if only is not None:
             path = files.need("questions")
             kept = {self.answer_key({"question_id": question.id, "prompt": question.prompt}, path) for question in only}
@@ -167,7 +177,20 @@ class Benchmark(ABC):
             raise EvaluationError(f"{self.name}: {files.annotations or answers} has nothing to compare with")
         texts = self.read_answers(answers, files)
         require_same_keys(references, texts, answers, files.annotations or answers)
-        return self.measure(list(references.values()), [texts[key] for key in references], **options)
+        score = self.measure(list(references.values()), [texts[key] for key in references], **options)
+        return replace(score, part=self.describe_part(list(everything.values()), list(references.values())))
+
+    def describe_part(self, everything: Sequence[Any], scored: Sequence[Any]) -> str | None:
+        """In words, which part of all references was scored; None for all of them."""
+        if len(scored) == len(everything):
+            return None
+        told = f"{len(scored)} of {len(everything)} questions"
+        whole, here = ([self.part_of(reference) for reference in some] for some in (everything, scored))
+        absent = [part for part in dict.fromkeys(whole) if part is not None and part not in here]
+        present = [part for part in dict.fromkeys(here) if part is not None]
+        if not absent:
+            return told
+        return f"{told}; {present[0]} alone" if len(present) == 1 else f"{told}; without {', '.join(absent)}"
 
 
 def answer_text(record: Record, path: Path) -> str:
@@ -202,6 +225,6 @@ def find(name: str) -> Benchmark:
     """The benchmark of that name."""
     if name not in names():
         raise EvaluationError(f"unknown task {name!r}; there are {', '.join(names())}")
-    module = importlib.import_module(f"eval.{name}")
+    module = importlib.import_module(f"{__package__}.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     return next(kind for kind in kinds if issubclass(kind, Benchmark))()

@@ -152,6 +152,9 @@ class Mme(Benchmark):
             require_same_keys(truths, asked, files.questions, files.need("annotations"))
         return truths
 
+    def part_of(self, reference: Truth) -> str:
+        return reference.subtask
+
     def answer_key(self, record: Record, path: Path) -> Key:
         identifier = str(field(record, "question_id", path))
         return identify(identifier.split("/")[0], identifier, field(record, "prompt", path))

@@ -126,6 +126,9 @@ class Pope(Benchmark):
             raise EvaluationError(f"{path}: a label must be 'yes' or 'no', found {shorten(wrong[0])}")
         return {key: record["label"] == "yes" for key, record in records.items()}
 
+    def part_of(self, reference: Label) -> str:
+        return reference.split
+
     def answer_key(self, record: Record, path: Path) -> Key:
         return str(field(record, "question_id", path))
 

@@ -22,13 +22,14 @@ def describe_score(task: Benchmark, score: Score | None) -> Result:
         return {"value": None, "note": NOT_SCORED}
     return {
         "value": score.headline if score.n else None,
-        "metric": task.headline,
+        "metric": task.name_of(score),
         "interval_95": list(score.interval),
         "interval_rule": score.interval_rule,
         "n": score.n,
         "chance": score.chance,
         "chance_rule": score.chance_rule,
         "metrics": score.metrics,
+        "part": score.part,
         "marks": [round(mark, 4) for mark in score.marks],
     }
 
@@ -38,11 +39,15 @@ def report(task: Benchmark, score: Score | None) -> dict[str, Any]:
     if score is None:
         return {"task": task.name, "note": NOT_SCORED}
     rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
-    return {"task": task.name, **score.metrics, "n": score.n, **rule}
+    metrics = {task.name_of(score) if name == task.headline else name: value for name, value in score.metrics.items()}
+    return {"task": task.name, **metrics, "n": score.n, **rule}
 
 
 def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, float] | None:
     """Visual tokens that reached the language model, over all answers about an image; None where there was none.
+
+    `mean` and `share` are of what enters the decoder; `equivalent` and `equivalent_share` are averaged over its layers,
+    so that they count what a decoder pruner drops as well.
 
     Args:
         records: the answers with their metadata.
@@ -52,13 +57,15 @@ def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, fl
     if not counts:
         return None
     mean = sum(count["kept"] for count in counts) / len(counts)
+    equivalent = sum(count["equivalent"] for count in counts) / len(counts)
     return {
         "mean": mean,
         "min": min(count["kept_min"] for count in counts),
         "max": max(count["kept_max"] for count in counts),
         "share": 100 * mean / placeholders,
         "of": placeholders,
-        "equivalent": sum(count["equivalent"] for count in counts) / len(counts),
+        "equivalent": equivalent,
+        "equivalent_share": 100 * equivalent / placeholders,
         "images": len(counts),
     }
 

@@ -69,6 +69,7 @@ class Table:
     tasks: Sequence[str]
     kept: str
     rows: Sequence[Row]
+    taken: frozenset[tuple[Any, ...]] = frozenset()
 
     @property
     def headings(self) -> list[str]:
@@ -167,7 +168,7 @@ def fill_table(key: str, table: Mapping[str, Any], groups: Groups) -> Table:
         if not mine and where and not row.get("rest"):
             rows.append(Row(row["name"], "", "", "", "not run"))
         rows += [quoted_row(row["name"], quoted) for quoted in row.get("quoted", ())]
-    return Table(key, table["title"], table["tasks"], table["kept"], rows)
+    return Table(key, table["title"], table["tasks"], table["kept"], rows, frozenset(taken))
 
 
 def show_cell(cell: Cell | None, row: Row) -> str:
@@ -247,7 +248,18 @@ def make_tables(folders: Sequence[Path], out: Path) -> list[Table]:
         for suffix, render in FORMATS.items():
             write_atomically(out / f"{table.key}.{suffix}", render(table))
     write_atomically(out / "tables.md", "\n".join(map(to_markdown, tables)))
+    report_unused(groups, tables)
     return tables
+
+
+def report_unused(groups: Groups, tables: Sequence[Table]) -> None:
+    """Say which results filled no row, since the tables have the paper's rows alone."""
+    used = frozenset().union(*(table.taken for table in tables))
+    unused = [row for row in groups if row not in used]
+    if unused:
+        listed = "; ".join(f"{row[1]} of {row[0]} ({', '.join(groups[row])})" for row in unused)
+        logger.warning("%d results filled no row of the paper's tables: %s", len(unused), listed)
+        logger.warning("`llava-prumerge compare RESULTS...` shows all results side by side")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

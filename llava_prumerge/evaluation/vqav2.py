@@ -108,6 +108,9 @@ class VqaV2(Benchmark):
             raise EvaluationError(f"{path}: expected an object with a list {name!r}, as the official files have")
         return content[name]
 
+    def part_of(self, reference: Humans) -> str:
+        return reference.answer_type
+
     def answer_key(self, record: Record, path: Path) -> Key:
         identifier = field(record, "question_id", path)
         if not str(identifier).isdigit():

@@ -78,7 +78,7 @@ class Card:
                 dataset_name=item.data,
                 dataset_split=item.official.split if item.official else None,
                 dataset_args={"questions": item.result["questions"]},
-                metric_type=METRIC_TYPES.get(item.result["metric"], "accuracy"),
+                metric_type=METRIC_TYPES.get(item.result["metric"].split(" (")[0], "accuracy"),
                 metric_name=item.result["metric"],
                 metric_value=item.result["value"],
             )
