@@ -37,15 +37,15 @@ def read_text(path: AnyPath, limit: int | None = None) -> str:
     return decode_text(read_bytes(path, limit), path)
 
 
-def decode_text(content: bytes, path: AnyPath) -> str:
-    """The text in the bytes of a file; `path` is for the message alone. See `read_text`."""
+def decode_text(content: bytes, path: AnyPath, line: int = 1) -> str:
+    """The text in the bytes of a file; its path and the number of its first line are for the message alone. See `read_text`."""
     for mark, name in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if content.startswith(mark):
             raise FileError(path, f"it is {name}, not UTF-8; convert it: iconv -f {name} -t UTF-8 FILE > NEW")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line += content.count(b"\n", 0, error.start)
         raise FileError(
             path,
             f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; if the file is Latin-1, convert it: "
@@ -70,7 +70,7 @@ def read_json_object(path: AnyPath, limit: int | None = None) -> dict[str, Any]:
     """
     value = read_json(path, limit)
     if not isinstance(value, dict):
-        raise FileError(path, f"it must hold a JSON object, {{...}}, and holds {_kind(value)}")
+        raise FileError(path, f"it must hold a JSON object, {{...}}, and holds {kind_of(value)}")
     return value
 
 
@@ -93,7 +93,8 @@ def parse_json(text: str, path: AnyPath) -> Any:
         raise FileError(path, f"not JSON: {error}") from error
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of JSON."""
     kinds = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
     return kinds.get(type(value), type(value).__name__)
 
