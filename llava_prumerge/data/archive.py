@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
+from llava_prumerge.ground.files import whole_file
+
 # Images hardly compress; even text seldom does beyond a tenth.
 MAX_RATIO = 100
 _JUNK = ("__MACOSX/",)
@@ -103,7 +105,5 @@ def _write_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) 
                 f"move it away"
             )
         return
-    temporary = target.with_name(f".{target.name}.unpacking")
-    with opened.open(info) as source, temporary.open("wb") as file:
+    with opened.open(info) as source, whole_file(target, sync=False) as file:  # the name stands for a whole file
         shutil.copyfileobj(source, file, 1 << 20)
-    temporary.replace(target)  # the name stands for a whole file

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.files import file_digest, write_whole
 from llava_prumerge.data.record_check import Checker, CheckError, Finding
 from llava_prumerge.data.records import arrow_file, default_cache_dir, open_arrow
+from llava_prumerge.ground.files import write_text
+from llava_prumerge.ground.reading import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -181,7 +182,7 @@ class Audit:
                     file.flush()
                 advance(known[start].stop - start)
         chunks = [known[start] for start, _, _ in tasks]
-        write_whole(self.journal, "".join(json.dumps(asdict(chunk)) + "\n" for chunk in chunks))
+        write_text(self.journal, "".join(json.dumps(asdict(chunk)) + "\n" for chunk in chunks))
         return chunks
 
 

@@ -14,8 +14,8 @@ import yaml
 
 from llava_prumerge.data.archive import unpack
 from llava_prumerge.data.fetch import FetchError, fetch
-from llava_prumerge.data.files import write_whole
 from llava_prumerge.data.listed_images import fetch_listed, names_in_records, read_list
+from llava_prumerge.ground.files import write_json
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 HUB = "https://huggingface.co/"
@@ -151,7 +151,7 @@ class Downloader:
                 size = archive.stat().st_size
                 with self.bar(desc=f"{one.name}: unpacking", total=size, unit="B", unit_scale=True) as bar:
                     done = {"sha256": digest, "files": unpack(archive, folder, bar.update)}
-                write_whole(notes, json.dumps(done) + "\n")
+                write_json(notes, done, indent=None)
             if self.discard_archives:
                 archive.unlink()
         self.say(f"{one.name}: {folder} holds the {done['files']:,} files of {file.url}")
@@ -166,7 +166,7 @@ class Downloader:
         unlisted = sorted((wanted or set()) - set(addresses))
         tally.failed |= dict.fromkeys(unlisted, f"not in {self.folder / listed['list']}")
         report = (self.folder / listed["list"]).with_name("not_fetched.json")
-        write_whole(report, json.dumps(tally.failed, indent=1) + "\n")
+        write_json(report, tally.failed)
         self.say(
             f"{one.name}: {folder}: {tally.fetched} fetched, {tally.there} there before, {len(tally.failed)} not to be had"
             + (f" (reasons in {report}; the same command tries them again)" if tally.failed else "")

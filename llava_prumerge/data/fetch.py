@@ -23,7 +23,8 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from llava_prumerge.data.files import file_digest, write_whole
+from llava_prumerge.ground.files import write_json, write_text
+from llava_prumerge.ground.reading import file_digest
 
 ATTEMPTS = 6
 TIMEOUT = 60.0
@@ -146,7 +147,7 @@ def read_checksum(target: Path) -> str | None:
 
 def write_checksum(target: Path, digest: str) -> None:
     """Keeps a checksum."""
-    write_whole(checksum_file(target), f"{digest}  {target.name}\n")
+    write_text(checksum_file(target), f"{digest}  {target.name}\n")
 
 
 def _fetch(url: str, target: Path, sha256: str | None, report: Report) -> str:
@@ -246,7 +247,7 @@ class Part:
     def _note(self, url: str, headers: Message) -> None:
         tag = headers.get("ETag")
         validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
-        self.notes.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        write_json(self.notes, {"url": url, "validator": validator}, indent=None)
 
     def _receive(self, answer: Any, start: int, total: int | None, report: Report) -> None:
         done = start

@@ -23,6 +23,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from llava_prumerge.ground.files import whole_text
+
 RECORDS = 665_298
 BYTES_PER_RECORD = 1_550  # of llava_v1_5_mix665k.json, which has 1.03 GB
 TEXT_ONLY = 40_688 / RECORDS
@@ -67,8 +69,7 @@ def write_records(path: Path, count: int) -> None:
     """A file like LLaVA's mix: several turns, one image, now and then none."""
     draw = random.Random(0)
     texts = [" ".join(draw.choices(_WORDS, k=draw.randint(5, 120))) for _ in range(2000)]
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for index in range(count):
             image = {} if draw.random() < TEXT_ONLY else {"image": f"coco/train2017/{index:012d}.jpg"}
             turns: list[dict[str, str]] = []
@@ -81,7 +82,6 @@ def write_records(path: Path, count: int) -> None:
             record = {"id": f"{index:012d}", **image, "conversations": turns}
             file.write(("[" if index == 0 else ",\n") + json.dumps(record))
         file.write("]\n")
-    unfinished.replace(path)
 
 
 def convert(path: Path, cache: Path, results: Queue) -> None:

@@ -16,6 +16,7 @@ from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.fetch import FetchError, Unreachable, read_address
 from llava_prumerge.data.images import FORMATS
 from llava_prumerge.data.records import RecordError, normalise_record, read_records
+from llava_prumerge.ground.files import write_bytes
 
 THREADS = 8
 MAX_BYTES = 32 << 20
@@ -111,6 +112,4 @@ def fetch_picture(url: str, target: Path) -> None:
             image.verify()
     except Exception as error:  # Pillow's readers let out whatever a broken file makes them meet
         raise FetchError(f"{url}: no picture ({type(error).__name__})") from error
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(target)
+    write_bytes(target, content, sync=False)

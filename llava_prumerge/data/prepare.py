@@ -29,11 +29,11 @@ from llava_prumerge.data.audit import Audit, describe, summarise
 from llava_prumerge.data.conversation import get_template
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
 from llava_prumerge.data.fetch import FetchError
-from llava_prumerge.data.files import write_whole
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
 from llava_prumerge.data.record_check import Checker, CheckError
 from llava_prumerge.data.records import RecordFileError, read_records
+from llava_prumerge.ground.files import whole_text, write_text
 
 DATA = Path("playground/data")
 RECORD_SUFFIXES = (".json", ".jsonl")
@@ -94,8 +94,8 @@ def check(args: argparse.Namespace) -> int:
     text = describe(summary)
     report = args.report or audit.journal.with_suffix(".report.json")
     settings = {"data": str(found.data), "sha256": audit.digest, **asdict(checker)}
-    write_whole(report, json.dumps({**settings, **summary}, indent=1) + "\n")
-    write_whole(report.with_suffix(".txt"), f"{found.data}\n{text}\n")
+    write_text(report, json.dumps({**settings, **summary}, indent=1) + "\n")
+    write_text(report.with_suffix(".txt"), f"{found.data}\n{text}\n")
     print(f"{text}\nreport: {report}")
     if args.clean:
         sound = sound_records(found.data, {bad["index"] for bad in summary["bad_records"]})
@@ -129,15 +129,13 @@ def sound_records(data: Path, bad: set[int]) -> Iterator[Any]:
 def write_records(path: Path, records: Iterator[Any]) -> int:
     """Writes records one by one, as a list or as lines. -> their number"""
     lines, count = path.suffix == ".jsonl", 0
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for record in records:
             opening = "" if lines else ",\n" if count else "[\n"
             file.write(opening + json.dumps(record, ensure_ascii=False) + "\n" * lines)
             count += 1
         if not lines:
             file.write("\n]\n" if count else "[]\n")
-    temporary.replace(path)
     return count
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.errors import SampleError
-from llava_prumerge.data.files import file_digest
+from llava_prumerge.ground.files import whole_file
+from llava_prumerge.ground.reading import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -212,15 +212,9 @@ def _write_arrow(json_path: Path, target: Path) -> None:
             ("fault", pa.string()),
         ]
     )
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            for batch in _batches(json_path):
-                stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(target) as file, pa.ipc.new_stream(file, schema) as stream:
+        for batch in _batches(json_path):
+            stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
 
 def _batches(json_path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -95,7 +95,7 @@ def test_a_second_run_writes_only_what_is_missing(tmp_path: Path) -> None:
     archive, folder = make_zip(tmp_path / "a.zip", FILES), tmp_path / "images"
     unpack(archive, folder)
     (folder / "1.jpg").write_bytes(b"eno")  # of the right size: not looked into
-    (folder / "more" / "2.jpg").rename(folder / "more" / ".2.jpg.unpacking")  # as a kill leaves it
+    (folder / "more" / "2.jpg").rename(folder / "more" / ".2.jpg.unfinished")  # as a kill leaves it
     assert unpack(archive, folder) == 3
     assert tree(folder) == FILES | {"1.jpg": b"eno"}
     (folder / "1.jpg").write_bytes(b"a file of the user's")

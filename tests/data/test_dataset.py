@@ -116,7 +116,7 @@ def test_ranks_that_start_at_once_share_one_file(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"id": i, "conversations": turns("hi", "yes")} for i in range(2500)]))
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert pool.map(_open_and_count, [(path, cache)] * 4) == [2500] * 4
-    assert len(list(cache.glob("*.arrow"))) == 1 and not list(cache.glob("*.tmp"))
+    assert len(list(cache.glob("*.arrow"))) == 1 and not list(cache.glob(".*"))
     assert open_records(path, cache)[2499]["id"] == "2499"
 
 
