@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError, Record, name_keys, require_same_keys, shorten
+from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.json_lines import json_line, write_json_lines
 
 QuestionKey = tuple[str, str]
 
@@ -43,17 +45,6 @@ def record_key(record: Record, path: Path) -> QuestionKey:
     if "question_id" not in record or "prompt" not in record:
         raise EvaluationError(f"{path}: {shorten(record)} lacks question_id or prompt")
     return str(record["question_id"]), record["prompt"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file so that a reader, or a kill, finds the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_part(path: Path) -> list[Record]:
@@ -106,7 +97,7 @@ def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any]) ->
             f"{answers} belongs to another run: {told}. Choose another --out or label=, or delete it to start again"
         )
     if fields:  # a header without answers, from a run that failed before its first batch, binds nothing
-        write_atomically(path, json.dumps({"header": header, "notes": notes}, indent=2) + "\n")
+        write_json(path, {"header": header, "notes": notes})
 
 
 def read_sidecar(answers: Path) -> dict[str, Any]:
@@ -132,7 +123,7 @@ def add_seconds(answers: Path, seconds: float) -> None:
     """Note for how long an answer file has been worked on, over all runs that were not killed."""
     content = read_sidecar(answers)
     content["notes"]["seconds"] = round(content["notes"].get("seconds", 0.0) + seconds, 1)
-    write_atomically(header_path(answers), json.dumps(content, indent=2) + "\n")
+    write_json(header_path(answers), content)
 
 
 class AnswerWriter:
@@ -169,7 +160,7 @@ class AnswerWriter:
         """Write answers and wait until they are on disk."""
         if self._file is None:
             raise RuntimeError("AnswerWriter is used outside its `with` block")
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        self._file.write(b"".join(map(json_line, records)))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -183,7 +174,7 @@ def merge(answers: Path, questions: Sequence[Question]) -> list[Record]:
     found = gather(answers)
     require_same_keys([question.key for question in questions], found, answers, "the question file")
     records = [found[question.key] for question in questions]
-    write_atomically(answers, "".join(json.dumps(record) + "\n" for record in records))
+    write_json_lines(answers, records)
     for path in part_paths(answers):
         if path != answers:
             path.unlink()

@@ -21,10 +21,10 @@ from typing import Any
 
 from llava_prumerge.efficiency.options import columns
 from llava_prumerge.evaluation import benchmark
-from llava_prumerge.evaluation.answers import write_atomically
 from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import Result, read_results
+from llava_prumerge.ground.files import write_text
 
 logger = logging.getLogger("eval")
 
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text = FORMATS[arguments.format](compare(arguments.results, arguments.baseline))
         if arguments.out is not None:
-            write_atomically(arguments.out, text)
+            write_text(arguments.out, text)
         else:
             sys.stdout.write(text)
     except EvaluationError as error:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.answers import write_atomically
 from llava_prumerge.evaluation.benchmark import Benchmark, Score
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
+from llava_prumerge.ground.files import write_text
 
 Result = dict[str, Any]
 
@@ -73,7 +73,7 @@ def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, fl
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result file; lists of numbers stay on one line."""
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]
-    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_results(folders: Sequence[Path], tasks: Sequence[str]) -> Iterator[tuple[Path, Result]]:

@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from llava_prumerge.evaluation import benchmark
-from llava_prumerge.evaluation.answers import write_atomically
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import Result, read_results
+from llava_prumerge.ground.files import write_text
 
 logger = logging.getLogger("eval")
 
@@ -246,8 +246,8 @@ def make_tables(folders: Sequence[Path], out: Path) -> list[Table]:
     tables = [fill_table(key, table, groups) for key, table in yaml.safe_load(SPECIFICATION.read_text("utf-8")).items()]
     for table in tables:
         for suffix, render in FORMATS.items():
-            write_atomically(out / f"{table.key}.{suffix}", render(table))
-    write_atomically(out / "tables.md", "\n".join(map(to_markdown, tables)))
+            write_text(out / f"{table.key}.{suffix}", render(table))
+    write_text(out / "tables.md", "\n".join(map(to_markdown, tables)))
     report_unused(groups, tables)
     return tables
 

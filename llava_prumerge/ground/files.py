@@ -57,8 +57,10 @@ def whole_file(path: AnyPath, *, sync: bool = True) -> contextlib.AbstractContex
 
 
 def whole_text(path: AnyPath, *, sync: bool = True) -> contextlib.AbstractContextManager[IO[str]]:
-    """The same for text: UTF-8, with line ends as they are given. See `whole_file`."""
-    return _whole_file(Path(path), sync, lambda handle: open(handle, "w", encoding="utf-8", newline=""))
+    """The same for text: UTF-8, with line ends as they are given. See `whole_file` and `write_text`."""
+    return _whole_file(
+        Path(path), sync, lambda handle: open(handle, "w", encoding="utf-8", errors="backslashreplace", newline="")
+    )
 
 
 @contextlib.contextmanager
@@ -100,8 +102,11 @@ def write_bytes(path: AnyPath, content: bytes, *, sync: bool = True) -> None:
 
 
 def write_text(path: AnyPath, text: str, *, sync: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all; line ends stay as they are. See `whole_file`."""
-    write_bytes(path, text.encode(), sync=sync)
+    """Write a text file in UTF-8, whole or not at all; line ends stay as they are. See `whole_file`.
+
+    What UTF-8 cannot hold, such as a part of a file's name that is none, is written as an escape: `\\udce4`.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"), sync=sync)
 
 
 def write_json(path: AnyPath, value: Any, *, indent: int | None = 2, sync: bool = True) -> None:

@@ -59,8 +59,8 @@ def _parse(line: bytes, number: int, path: AnyPath) -> tuple[dict[str, Any]] | N
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """A record as a line with its line break."""
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    """A record as a line with its line break; in ASCII, so that no reader takes a character in it for a line's end."""
+    return json.dumps(record).encode() + b"\n"
 
 
 def write_json_lines(path: AnyPath, records: Iterable[Mapping[str, Any]], *, sync: bool = True) -> int:

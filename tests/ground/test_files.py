@@ -54,6 +54,17 @@ def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path) -
     assert names(tmp_path / "new") == ["bytes", "json", "lines", "text"]
 
 
+def test_what_utf8_cannot_hold_is_escaped(tmp_path: Path) -> None:
+    """Names of files that are not UTF-8 come to Python with such characters."""
+    strange = "a\udce4"
+    write_text(tmp_path / "a", strange)
+    write_json(tmp_path / "b", [strange])
+    with whole_text(tmp_path / "c") as file:
+        file.write(strange)
+    assert (tmp_path / "a").read_text("utf-8") == (tmp_path / "c").read_text("utf-8") == "a\\udce4"
+    assert json.loads((tmp_path / "b").read_text("utf-8")) == [strange]
+
+
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
     with pytest.raises(KeyError), whole_file(tmp_path / "a") as file:

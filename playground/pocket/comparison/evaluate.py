@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from llava_prumerge.evaluation.answers import write_atomically
 from llava_prumerge.evaluation.execution import execute, prepare
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.ground.files import write_text
 from playground.pocket.comparison.places import TASKS, Places
 from playground.pocket.comparison.rows import Row, all_rows, tables
 
@@ -30,7 +30,7 @@ def method_of(row: Row, places: Places) -> str | None:
     if not row.block:
         return None if row.block is None else "none"
     path = places.root / "methods" / f"{row.stem}.yaml"
-    write_atomically(path, f"# {row.label}\n{yaml.safe_dump(dict(row.block), sort_keys=False)}")
+    write_text(path, f"# {row.label}\n{yaml.safe_dump(dict(row.block), sort_keys=False)}")
     return str(path)
 
 

@@ -9,7 +9,6 @@ that their ratio is fair whatever else the machine does. Token counts are those 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llava_prumerge.evaluation.answers import write_atomically
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.model.loading import LoadingError, load_model
 from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
 from playground.pocket.comparison.places import Places
@@ -79,7 +78,7 @@ def measure_rows(places: Places, questions: int, repeats: int) -> None:
         model, _ = load(row, places)
         batches = make_batches(pairs, folder / "images", processor, model.config, BATCH)
         measured = measure(model, full, batches, repeats)
-        write_atomically(path, json.dumps({"label": row.label, **measured}) + "\n")
+        write_json(path, {"label": row.label, **measured}, indent=None)
         logger.info("row %d of %d: %s %.1f%%", number, len(todo), row.label, 100 * measured["share_of_full"])
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 from pathlib import Path
 
-from llava_prumerge.evaluation.answers import write_atomically
+from llava_prumerge.ground.json_lines import write_json_lines
 from playground.pocket import benchmarks
 from playground.pocket.comparison.places import Places
 from playground.pocket.records import IMAGE_MARK
@@ -41,7 +41,7 @@ def main() -> None:
     places = Places(given.runs, given.root)
     benchmarks.build(places.questions, seed=SEED, scale=given.scale)
     found = calibration(json.loads(RECORDS.read_text("utf-8")))
-    write_atomically(places.calibration, "".join(json.dumps(pair) + "\n" for pair in found))
+    write_json_lines(places.calibration, found)
     logging.getLogger("pocket.comparison").info("%s: %d questions", places.calibration, len(found))
 
 

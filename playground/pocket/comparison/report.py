@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from llava_prumerge.evaluation.answers import write_atomically
 from llava_prumerge.evaluation.fingerprint import describe_environment
 from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import read_results
+from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.model.loading import load_model
 from playground.pocket.comparison import drawing, pages
 from playground.pocket.comparison.places import TASKS, Places
@@ -188,8 +188,8 @@ def main() -> int:
     except EvaluationError as error:
         logger.error("error: %s", error)
         return 2
-    write_atomically(given.out / "methods.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(given.out / "methods.md", pages.page(content))
+    write_json(given.out / "methods.json", content, indent=1)
+    write_text(given.out / "methods.md", pages.page(content))
     drawing.draw(given.out / "methods.png", content)
     logger.info("%s: methods.md, methods.json, methods.png", given.out)
     return 0
