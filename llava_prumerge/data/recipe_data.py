@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llava_prumerge
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_recipe
 
 KEYS = ("data", "images", "template", "max_length", "model", "language_model", "vision_tower")
@@ -75,6 +76,7 @@ def count_image_tokens(folder: Path) -> int:
         return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
     from transformers import AutoConfig
 
+    llava_prumerge.register()
     try:
         config: Any = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -122,7 +122,7 @@ class Card:
             "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
             'print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))\n'
         )
-        imports = "from PIL import Image\n\nimport llava_prumerge  # before transformers: makes the model type known\n"
+        imports = "from PIL import Image\n\n"
         imports += "from llava_prumerge.data.conversation import prompt\n"
         if self.source.form == PARTS:
             load = (
@@ -132,6 +132,8 @@ class Card:
         else:
             load = (
                 "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+                "import llava_prumerge\n\n"
+                "llava_prumerge.register()  # makes the Auto classes know the model\n"
                 f'model = AutoModelForImageTextToText.from_pretrained("{self.repository}", dtype="auto")\n'
                 f'processor = AutoProcessor.from_pretrained("{self.repository}")\n'
             )

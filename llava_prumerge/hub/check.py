@@ -63,7 +63,7 @@ def with_local_base(source: Source, folder: Path, scratch: Path) -> Path:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """Model and processor: by transformers' Auto classes, or, of parts, by our loader."""
-    import llava_prumerge  # noqa: F401  (all that a user of the Auto classes adds)
+    import llava_prumerge
     from llava_prumerge.model.strict_loading import LoadingError
 
     try:
@@ -74,6 +74,7 @@ def load(folder: Path) -> tuple[Any, Any]:
             return load_model(folder, dtype=dtype)
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        llava_prumerge.register()  # all that a user of the Auto classes adds
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
     except LoadingError as error:
         raise ReleaseError(str(error)) from error

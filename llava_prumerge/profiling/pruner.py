@@ -54,8 +54,9 @@ def build_model(shape: ModelShape) -> nn.Module:
     """A LLaVA whose decoder has the shape, random weights, with the smallest tower that gives as many patches."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    import llava_prumerge  # noqa: F401  registers our classes with the Auto classes
+    import llava_prumerge
 
+    llava_prumerge.register()
     language, side = shape.language, shape.vision.side
     depth = LAYERS if is_deep(shape) else language.layers
     text = {"model_type": "llama", **language.as_config(), "vocab_size": IMAGE_TOKEN + 1, "num_hidden_layers": depth}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
-import llava_prumerge  # noqa: F401  (its classes register with the Auto classes)
+import llava_prumerge
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.methods.base import ShareReducer, VisionReducer, VisionTokens
@@ -43,6 +43,7 @@ def cut_down(shape: ModelShape, layers: int | None, blocks: int | None) -> Model
 
 def model_config(shape: ModelShape, kind: str = "llava_prumerge") -> LlavaConfig:
     """transformers' configuration of a shape; the image's placeholder is the last word."""
+    llava_prumerge.register()
     vision, language = shape.vision, shape.language
     return AutoConfig.for_model(
         kind,

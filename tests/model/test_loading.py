@@ -104,12 +104,13 @@ def test_round_trip_through_the_auto_classes(name: str, tmp_path: Path) -> None:
     assert torch.equal(model(**inputs()).logits, again(**inputs()).logits)
 
 
-def test_importing_the_package_is_enough_for_the_auto_class(tmp_path: Path) -> None:
+def test_one_line_is_enough_for_the_auto_class(tmp_path: Path) -> None:
     """In a process of its own, and with transformers imported in an unlucky order."""
     tiny_model(REDUCTIONS["prumerge_plus"]).save_pretrained(tmp_path)
     script = (
         "import llava_prumerge\n"
         "from transformers import LlamaModel, AutoModelForImageTextToText\n"
+        "llava_prumerge.register()\n"
         f"print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
