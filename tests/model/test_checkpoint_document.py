@@ -117,7 +117,7 @@ def test_the_command_line_itself(world: Path) -> None:
     target = "checkpoints/llava-7b"
     assert done.stdout.splitlines() == [
         f"{target}: 80 tensors from checkpoints/llava-v1.5-7b, vision tower from checkpoints/clip-vit-large-patch14-336",
-        f"error: {target} exists already; name a new folder or remove it first",
+        f"error: {target}: it exists already; name another folder, or remove it first",
         "error: terminated",
     ], done.stderr
     assert set((world / "checkpoints").iterdir()) - before == {world / target}

@@ -13,6 +13,7 @@ import torch
 from published_layouts import Published
 from safetensors.torch import load_file, save_file
 
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.model.checkpoints import writing
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 
@@ -169,14 +170,14 @@ def test_a_failure_while_writing_leaves_nothing(
 
     def full_disk(file: Path, *rest: Any) -> None:
         if written:
-            assert list(tmp_path.glob(".target.partial-*/model-00001*"))
+            assert list(tmp_path.glob(".target.unfinished/model-00001*"))
             raise OSError(28, "No space left on device")
         written.append(file)
         real(file, *rest)
 
     monkeypatch.setattr(writing, "write_tensors", full_disk)
     words = [sources / "original", tmp_path / "target", "--vision-tower", sources / "clip"]
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FileError, match="target: cannot be written: the disk is full"):
         convert(*words, "--shard-size", "0.0001")
     assert written and not list(tmp_path.iterdir())
     monkeypatch.undo()
@@ -206,7 +207,7 @@ def test_what_is_converted_already_is_refused(ours: Path, sources: Path, convert
 def test_a_target_is_never_overwritten(sources: Path, convert: Convert, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(FileError, match="exists already"):
         convert(sources / "original", tmp_path / "target", "--vision-tower", sources / "clip")
     assert (tmp_path / "target" / "mine.txt").read_text() == "precious"
     (tmp_path / "target" / "mine.txt").unlink()

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.weights import read_json
-from llava_prumerge.model.checkpoints.writing import write_json
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.parts import IMAGE_TOKEN, PAD_TOKEN, add_special_tokens, assembled_config
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from llava_prumerge.ground.files import check_free
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from llava_prumerge.model.checkpoints.configs import is_original
 from llava_prumerge.model.checkpoints.errors import CheckpointError
@@ -23,7 +24,6 @@ from llava_prumerge.model.checkpoints.trained_parts import (
 )
 from llava_prumerge.model.checkpoints.weights import SAFETENSORS, has_weights, list_tensors, open_pickled, read_json
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN, read_whole
-from llava_prumerge.model.checkpoints.writing import check_free
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE
 from llava_prumerge.model.open_clip import OpenClipFolder

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llava_prumerge.ground.files import whole_folder, write_json
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, write_base
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours
@@ -18,7 +19,7 @@ from llava_prumerge.model.checkpoints.targets import tower_name
 from llava_prumerge.model.checkpoints.trained_parts import NON_LORA, PEFT
 from llava_prumerge.model.checkpoints.weights import Reader
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN
-from llava_prumerge.model.checkpoints.writing import new_folder, write_json, write_tensors
+from llava_prumerge.model.checkpoints.writing import write_tensors
 from llava_prumerge.model.loading import PROJECTOR_FILE, make_processor
 
 
@@ -56,7 +57,7 @@ def plan_parts(parts: Parts, request: Request) -> dict[str, list[Entry]]:
 def write_parts(parts: Parts, request: Request) -> None:
     """Write the result."""
     files = plan_parts(parts, request)
-    with new_folder(request.target) as folder:
+    with whole_folder(request.target) as folder:
         for name, entries in files.items():
             if name.endswith(".bin"):  # LLaVA's own code reads these two files and no other
                 torch.save({entry.key: entry.tensor(Reader()).clone() for entry in entries}, folder / name)

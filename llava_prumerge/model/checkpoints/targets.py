@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, LlavaConfig
 
+from llava_prumerge.ground.files import whole_folder, write_json
 from llava_prumerge.model.adapters import METHOD_PREFIXES
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import (
@@ -20,7 +21,7 @@ from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.plan import Entry, with_dtype, with_keys, with_vocabulary
 from llava_prumerge.model.checkpoints.request import RECORD_FILE, Request, Whole
 from llava_prumerge.model.checkpoints.weights import Reader
-from llava_prumerge.model.checkpoints.writing import new_folder, write_json, write_model
+from llava_prumerge.model.checkpoints.writing import write_model
 from llava_prumerge.model.loading import make_processor
 
 KEYS = {"ours": "ours", "original": "original", "llava-hf": "hf-older"}  # by --to
@@ -52,7 +53,7 @@ def write_whole(whole: Whole, request: Request) -> None:
     if request.dtype is not None:
         whole.config.dtype = whole.config.text_config.dtype = request.dtype
     files_open = 2 if any(len(entry.sources) > 1 for entry in entries) else 1
-    with new_folder(request.target) as folder:
+    with whole_folder(request.target) as folder:
         write_model(folder, entries, Reader(files_open), request.shard_bytes)
         if request.to == "original":
             write_original_sides(whole, request, folder)

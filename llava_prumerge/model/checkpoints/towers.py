@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from llava_prumerge.ground.files import whole_folder
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.weights import SAFETENSORS, list_tensors, open_pickled
-from llava_prumerge.model.checkpoints.writing import new_folder
 from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, read_weights
 
 KEY_PREFIX = "vision_model."  # of every transformers release; version 5 takes it off when it loads
@@ -113,7 +113,7 @@ def write_tower(config: CLIPVisionConfig, weights: dict[str, Tensor], pixels: di
     """Write the folder."""
     kind = request.dtype
     weights = {KEY_PREFIX + name: value if kind is None else value.to(kind) for name, value in weights.items()}
-    with new_folder(request.target) as folder:
+    with whole_folder(request.target) as folder:
         config.architectures = ["CLIPVisionModel"]
         config.dtype = next(iter(weights.values())).dtype
         config.save_pretrained(folder)

@@ -1,47 +1,17 @@
-"""Writing: safetensors tensor by tensor, in shards with an index, and folders that appear whole or not at all."""
+"""Writing: safetensors tensor by tensor, in shards with an index."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import struct
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from llava_prumerge.model.checkpoints.errors import CheckpointError
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.model.checkpoints.plan import Entry
 from llava_prumerge.model.checkpoints.weights import DTYPES, Reader
 
 SHARD_BYTES = 5 * 10**9  # as on the Hub
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def check_free(target: Path) -> None:
-    """Refuse a target that would be overwritten.
-
-    Raises:
-        CheckpointError: it is a file, or a folder with something in it.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already; name a new folder or remove it first")
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write to, renamed to `target` once everything is written, removed if anything fails."""
-    check_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
-        yield working
-        working.chmod(0o755)  # temporary folders are private
-        working.rename(target)  # replaces an empty folder
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
 
 
 def write_model(folder: Path, entries: list[Entry], reader: Reader, shard_bytes: int = SHARD_BYTES) -> list[Path]:
@@ -93,10 +63,3 @@ def write_tensors(file: Path, entries: list[Entry], reader: Reader) -> None:
         opened.write(struct.pack("<Q", len(text)) + text)
         for entry in entries:
             opened.write(entry.read_bytes(reader))
-        opened.flush()
-        os.fsync(opened.fileno())  # a folder is renamed only when its bytes are on the disk
-
-
-def write_json(file: Path, value: dict) -> None:
-    """Write a JSON object, indented."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
