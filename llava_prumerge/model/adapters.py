@@ -22,19 +22,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.weight_files import (
+    check_fit,
+    check_weight_file,
+    read_header,
+    read_weights,
+    shapes_of,
+    whole_files,
+)
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
 METHOD_FILE = "method.safetensors"
-ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", strict_loading.ADAPTER_CONFIG_FILE
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 METHOD_PREFIXES = tuple(strict_loading.METHOD_PREFIXES.values())
 
@@ -106,7 +114,7 @@ def save_adapter(
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
-        adapter = get_peft_model_state_dict(model, state_dict=dict(state))
+        adapter = get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
         save_file(
             {name: tensor.contiguous() for name, tensor in adapter.items()},
             folder / ADAPTER_FILE,
@@ -134,6 +142,25 @@ def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | Non
     finally:
         model.config = config
     processor.save_pretrained(folder)
+
+
+def load_complete(model: nn.Module, folder: Path) -> None:
+    """Put the weights that `save_complete` wrote back into a model, a file at a time.
+
+    Raises:
+        LoadingError: a file is missing or not whole, keys or shapes are not those of the model, or a value is not finite.
+    """
+    files = whole_files(folder)
+    for file in files:
+        check_weight_file(file)
+    found = {key: entry.shape for file in files for key, entry in read_header(file).items()}
+    state = model.state_dict()
+    stored = {state[key].data_ptr() for key in found if key in state}
+    # Of tensors that are tied to each other one is stored.
+    needed = {key: tuple(t.shape) for key, t in state.items() if key in found or t.data_ptr() not in stored}
+    check_fit(found, needed, str(folder))
+    for file in files:
+        model.load_state_dict(read_weights(file), strict=False)
 
 
 def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLlavaConfig:
@@ -197,8 +224,7 @@ def load_adapter(
         LoadingError: a file or the base is missing, or keys or shapes do not fit.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise LoadingError(f"{path} has no config.json")
+    check_parts(path)
     if reduction is None:
         reduction = json.loads((path / "config.json").read_text(encoding="utf-8")).get("reduction") or {}
         strict = True
@@ -207,10 +233,62 @@ def load_adapter(
     model, processor = read_base(path).build(path / PROJECTOR_FILE, reduction, dtype, attn)
     load_method(model, path, strict)
     if (path / ADAPTER_CONFIG_FILE).is_file():
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(path), torch_device="cpu").merge_and_unload()
+        model = add_lora(model, path).merge_and_unload()
     return model.eval(), processor
+
+
+def check_parts(folder: Path) -> None:
+    """Look at a folder of trained parts before its base is built, which takes minutes.
+
+    Raises:
+        LoadingError: a file is missing or not whole; nothing is ever looked for elsewhere.
+    """
+    if not (folder / "config.json").is_file():
+        raise LoadingError(f"{folder} has no config.json")
+    there = [(folder / name).exists() for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE)]
+    if any(there) and not all(there):
+        has, lacks = (ADAPTER_CONFIG_FILE, ADAPTER_FILE) if there[0] else (ADAPTER_FILE, ADAPTER_CONFIG_FILE)
+        raise LoadingError(f"{folder} has {has} but no {lacks}: its adapters are not complete")
+    for name in (PROJECTOR_FILE, METHOD_FILE, ADAPTER_FILE):
+        if name == PROJECTOR_FILE or (folder / name).exists():
+            check_weight_file(folder / name)
+
+
+def add_lora(model: nn.Module, folder: Path) -> Any:
+    """Put the adapters of a folder on their base. -> the peft model, adapters not merged
+
+    peft's own loader asks the Hub for a file that is missing here, and passes over tensors that do not fit.
+
+    Raises:
+        LoadingError: the configuration or the weights cannot be read, or do not fit the model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    file = folder / ADAPTER_CONFIG_FILE
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        settings.inference_mode = True
+        wrapped = PeftModel(model, settings)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LoadingError(f"{file} is no configuration of adapters for this model: {reason}") from error
+    load_lora(wrapped, folder / ADAPTER_FILE)
+    return wrapped
+
+
+def load_lora(model: nn.Module, file: Path) -> None:
+    """Load adapters' weights into a peft model that has just such adapters.
+
+    Raises:
+        LoadingError: the file is missing or not whole, keys or shapes are not those of the model, or a value is not finite.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = read_weights(file)
+    # False: "auto" would ask the Hub for the base under its folder's name.
+    needed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    check_fit(shapes_of(weights), shapes_of(needed), str(file))
+    set_peft_model_state_dict(model, weights)
 
 
 def load_method(model: PruMergeLlavaForConditionalGeneration, folder: Path, strict: bool) -> None:
@@ -220,15 +298,15 @@ def load_method(model: PruMergeLlavaForConditionalGeneration, folder: Path, stri
         strict: False leaves a method other than the trained one at its start values.
 
     Raises:
-        LoadingError: strict, and the parameters are not exactly those of the model's method.
+        LoadingError: the file is not whole, or strict, and the parameters are not exactly those of the model's method.
     """
     targets = {n.removeprefix("model."): p for n, p in model.named_parameters() if n.startswith(METHOD_PREFIXES)}
     file = folder / METHOD_FILE
-    stored = load_file(file) if file.is_file() else {}
-    fits = {n: tuple(p.shape) for n, p in targets.items()} == {n: tuple(t.shape) for n, t in stored.items()}
-    if not fits and strict:
-        raise LoadingError(f"{file} holds {sorted(stored)}; the method needs {sorted(targets)}, in its own shapes")
-    if fits:
+    stored = read_weights(file) if file.exists() else {}
+    needed = {name: tuple(parameter.shape) for name, parameter in targets.items()}
+    if strict:
+        check_fit(shapes_of(stored), needed, str(file))
+    if shapes_of(stored) == needed:
         with torch.no_grad():
             for name, parameter in targets.items():
                 parameter.copy_(stored[name])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -23,9 +21,10 @@ from transformers import (
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
-from llava_prumerge.model.strict_loading import LoadingError
+from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
-PROJECTOR_FILE = "mm_projector.safetensors"
+PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
 BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,15 +82,17 @@ def _load_whole(
         raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; llava and llava_prumerge can be loaded")
     current = getattr(config, "reduction", None)
     config = PruMergeLlavaConfig.from_llava(config, current if reduction is None else reduction)
-    model = PruMergeLlavaForConditionalGeneration.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attn
-    )
+    with in_one_line(path):
+        model = PruMergeLlavaForConditionalGeneration.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attn
+        )
     return model, load_processor(path, config)
 
 
 def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
     """The processor saved beside a checkpoint, with LLaVA-1.5's padding to a square switched on."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    with in_one_line(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
     return make_processor(tokenizer, load_image_processor(path), config)
 
 
@@ -145,7 +146,7 @@ def assemble(
             f"language model {language_model}: no tokenizer there can be read (tokenizer.json or tokenizer.model): {reason}"
         ) from error
     add_special_tokens(tokenizer)
-    llama = LlamaForCausalLM.from_pretrained(language_model, dtype=dtype, attn_implementation=attn)
+    llama = load_strictly(LlamaForCausalLM, language_model, dtype=dtype, attn_implementation=attn)
     tower = load_tower(vision_tower, dtype, attn)
     config = assembled_config(llama.config, tower.config, tokenizer, reduction)
     if config.text_config.vocab_size > llama.config.vocab_size:
@@ -178,16 +179,13 @@ def load_projector(model: PruMergeLlavaForConditionalGeneration, path: str | Pat
     """Load a projector file into a model.
 
     Raises:
-        LoadingError: the file is missing, or its keys or shapes are others.
+        LoadingError: the file is missing or not whole, its keys or shapes are others, or a value is not finite.
     """
     path = Path(path)
     file = path / PROJECTOR_FILE if path.is_dir() else path
     if not file.exists():
         raise LoadingError(f"projector {file} does not exist; stage 1 (scripts/pretrain.sh) writes it")
-    weights = {key.removeprefix("multi_modal_projector."): value for key, value in load_file(file).items()}
-    target = model.model.multi_modal_projector
-    expected = {key: tuple(value.shape) for key, value in target.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    if found != expected:
-        raise LoadingError(f"projector {file} holds {json.dumps(found)}; the model needs {json.dumps(expected)}")
-    target.load_state_dict(weights)
+    weights, target = read_weights(file), model.model.multi_modal_projector
+    needed = {f"{PROJECTOR}{key}": tuple(value.shape) for key, value in target.state_dict().items()}
+    check_fit(shapes_of(weights), needed, f"projector {file}")
+    target.load_state_dict({key.removeprefix(PROJECTOR): value for key, value in weights.items()})

@@ -9,10 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from llava_prumerge.model.weight_files import (
+    SAFETENSORS,
+    LoadingError,
+    check_finite,
+    check_fit,
+    open_pickled,
+    read_weights,
+    shapes_of,
+)
 
 # Settings of open_clip's vision tower that CLIPVisionModel has no counterpart for, with the value it is equal to.
 _PLAIN: dict[str, Any] = {
@@ -106,19 +114,35 @@ def convert_open_clip(
 
 
 def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVisionModel:
-    """A CLIPVisionModel with converted weights; a missing or unexpected name is an error."""
+    """A CLIPVisionModel with converted weights.
+
+    Raises:
+        LoadingError: a name is missing or unknown, or a shape is another.
+    """
     tower = CLIPVisionModel(config)
-    nested = any(name.startswith("vision_model.") for name in tower.state_dict())
-    tower.load_state_dict({f"vision_model.{name}" if nested else name: value for name, value in weights.items()})
+    state = tower.state_dict()
+    nested = any(name.startswith("vision_model.") for name in state)
+    weights = {f"vision_model.{name}" if nested else name: value for name, value in weights.items()}
+    check_fit(shapes_of(weights), shapes_of(state), "the open_clip checkpoint")
+    tower.load_state_dict(weights)
     return tower.eval()
 
 
-def read_weights(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickle as open_clip saves it (read with weights_only)."""
-    if str(checkpoint).endswith(".safetensors"):
-        return load_file(checkpoint)
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return weights.get("state_dict", weights)
+def read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle as open_clip saves it (read with weights_only).
+
+    Raises:
+        LoadingError: the file cannot be read, or a value of the image tower is NaN or infinite.
+    """
+    file = Path(checkpoint)
+    if file.suffix == SAFETENSORS:
+        return read_weights(file)
+    loaded = open_pickled(file)
+    weights = loaded.get("state_dict", loaded)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise LoadingError(f"{file} holds no tensors by name")
+    check_finite(((name, value) for name, value in weights.items() if "visual." in name), str(file))
+    return weights
 
 
 def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
@@ -136,7 +160,7 @@ def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisio
         settings = open_clip.get_model_config(str(model))
         if settings is None:
             raise ValueError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
-    weights = read_weights(checkpoint)
+    weights = read_checkpoint(checkpoint)
     config, converted = convert_open_clip(
         weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
     )
@@ -171,12 +195,15 @@ class OpenClipFolder:
         """
         for name in self.WEIGHTS:
             if (self.path / name).exists():
-                return build_tower(*self._converted(read_weights(self.path / name)))
+                return build_tower(*self._converted(read_checkpoint(self.path / name)))
         raise FileNotFoundError(f"{self.path} has none of {', '.join(self.WEIGHTS)}")
 
     def _converted(self, weights: dict[str, Tensor]) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
         quick, width = self.model.get("quick_gelu", False), self.model.get("embed_dim")
-        return convert_open_clip(weights, self.model["vision_cfg"], quick, width)
+        try:
+            return convert_open_clip(weights, self.model["vision_cfg"], quick, width)
+        except KeyError as error:
+            raise LoadingError(f"{self.path} lacks weights: visual.{error.args[0]}") from error
 
     def pixels(self) -> dict[str, Any]:
         """Settings of the image processor: open_clip's size, mean and standard deviation."""

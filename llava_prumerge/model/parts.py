@@ -19,9 +19,12 @@ from transformers import (
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.open_clip import OpenClipFolder
+from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
+# What a whole CLIP or SigLIP holds beside its vision tower.
+UNUSED_BY_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
 
@@ -29,7 +32,8 @@ def read_tower_config(path: str | Path) -> PreTrainedConfig:
     """The vision configuration of a tower's folder: a vision model, a whole CLIP, or open_clip's Hub layout."""
     if OpenClipFolder.is_one(path):
         return OpenClipFolder(path).config()
-    config = AutoConfig.from_pretrained(path)
+    with in_one_line(path):
+        config = AutoConfig.from_pretrained(path)
     return getattr(config, "vision_config", config)
 
 
@@ -41,15 +45,16 @@ def load_tower(path: str | Path, dtype: torch.dtype, attn: str | None = None) ->
             tower.set_attn_implementation(attn)
         return tower
     config = read_tower_config(path)
-    tower = MODEL_MAPPING[type(config)].from_pretrained(path, config=config, dtype=dtype, attn_implementation=attn)
-    return tower.eval()
+    kind = MODEL_MAPPING[type(config)]
+    return load_strictly(kind, path, UNUSED_BY_TOWER, config=config, dtype=dtype, attn_implementation=attn).eval()
 
 
 def load_image_processor(path: str | Path) -> Any:
     """The image processor of such a folder, on Pillow's backend."""
     if OpenClipFolder.is_one(path):
         return CLIPImageProcessorPil(**OpenClipFolder(path).pixels())
-    return AutoImageProcessor.from_pretrained(path, backend="pil")
+    with in_one_line(path):
+        return AutoImageProcessor.from_pretrained(path, backend="pil")
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

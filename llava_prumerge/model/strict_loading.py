@@ -1,19 +1,22 @@
-"""Whether a checkpoint fits the model it is loaded into: its weights, and above all the parameters of its method."""
+"""Whether a checkpoint fits the model it is loaded into: every weight there, known, of its shape, and finite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.weight_files import LoadingError, check_finite, check_whole_files, name_first
 
 METHOD_PREFIXES = {"vision": "model.reducer.", "decoder": "model.language_model.pruner."}
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-_SHOWN = 5
-
-
-class LoadingError(ValueError):
-    """A folder or setting that no model can be made from; the message names it."""
+_LONGEST = 300  # characters of a library's message; some list every model there is
+_POSITIONS = "embeddings.position_ids"  # a constant that old CLIP checkpoints store as a weight
 
 
 class StrictLoading:
@@ -27,9 +30,10 @@ class StrictLoading:
         its place starts at its own values.
 
         Raises:
-            LoadingError: weights are missing, unknown, or of another shape.
+            LoadingError: a weight file is not whole, or weights are missing, unknown, of another shape, NaN or infinite.
         """
         wants_report = kwargs.pop("output_loading_info", False)
+        check_folder(path, kwargs)
         settings = kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = super().from_pretrained(path, *args, **settings)
         if path is not None:
@@ -37,7 +41,62 @@ class StrictLoading:
             if kwargs.get("ignore_mismatched_sizes"):
                 report_seen["mismatched_keys"] = set()
             check_strictly(path, changed_sites(path, model.config.reduction, kwargs), report_seen)
+            check_finite(model.named_parameters(), str(path))
         return (model, report) if wants_report else model
+
+
+def load_strictly(model_class: Any, path: str | Path, unused: tuple[str, ...] = (), **settings: Any) -> Any:
+    """A stock model under the same rules.
+
+    Args:
+        model_class: a transformers model class.
+        path: a folder, or a name on the Hub.
+        unused: prefixes of weights that the checkpoint may hold and this class has no use for.
+        settings: of `from_pretrained`.
+
+    Raises:
+        LoadingError: as `StrictLoading`, or there is nothing to load at `path`.
+    """
+    check_folder(path, settings)
+    with in_one_line(path):
+        model, report = model_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    unknown = {key for key in report["unexpected_keys"] if not key.startswith(unused) and not key.endswith(_POSITIONS)}
+    check_strictly(path, (), {**report, "unexpected_keys": unknown})
+    check_finite(model.named_parameters(), str(path))
+    return model
+
+
+@contextlib.contextmanager
+def in_one_line(path: Any) -> Iterator[None]:
+    """Turn what libraries raise about files at `path` into a LoadingError of one line that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise LoadingError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST]}") from error
+
+
+def check_folder(path: Any, settings: Mapping[str, Any]) -> None:
+    """Look at a folder's weight files before transformers does, which names no file, and would ask the Hub for adapters' bases.
+
+    Args:
+        path: a folder; anything else is not looked at.
+        settings: of `from_pretrained`.
+
+    Raises:
+        LoadingError: a file is missing, cut short or a Git LFS pointer, or the folder holds adapters without their model.
+    """
+    if path is None or not Path(path).is_dir() or settings.get("state_dict") is not None:
+        return
+    folder = Path(path) / (settings.get("subfolder") or "")
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise LoadingError(
+            f"{folder} holds adapters ({ADAPTER_CONFIG_FILE}) and no whole model; load_model reads adapters, where a base.json "
+            "beside them says what they belong to"
+        )
+    if settings.get("variant") is None:
+        check_whole_files(folder)
 
 
 def changed_sites(path: Any, reduction: dict[str, Any] | None, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,7 +126,6 @@ def check_strictly(path: Any, free: tuple[str, ...], report: Mapping[str, Any]) 
     for word, keys in (("lacks", missing), ("has unknown", unknown), ("has misshapen", set(shapes))):
         wrong = sorted(key for key in keys if not key.startswith(free))
         if wrong:
-            listed = ", ".join(shapes.get(key, key) for key in wrong[:_SHOWN]) + (" ..." if len(wrong) > _SHOWN else "")
             own = wrong[0].startswith(tuple(METHOD_PREFIXES.values()))
             hint = "; its config.json names a method with other parameters" if own else ""
-            raise LoadingError(f"{path} {word} weights: {listed} ({len(wrong)} in all){hint}")
+            raise LoadingError(f"{path} {word} weights: {name_first(shapes.get(key, key) for key in wrong)}{hint}")

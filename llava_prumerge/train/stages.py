@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llava_prumerge.model.adapters import (
@@ -15,6 +14,7 @@ from llava_prumerge.model.adapters import (
     METHOD_PREFIXES,
     PROJECTOR_PREFIX,
     Base,
+    load_lora,
     load_method,
     plain_model,
     plain_name,
@@ -142,17 +142,16 @@ def gather_trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
-    """Put the parts that `save_adapter` wrote back into the model in training (stages projector and lora)."""
+    """Put the parts that `save_adapter` wrote back into the model in training (stages projector and lora).
+
+    Raises:
+        LoadingError: a part is missing or not whole, or does not fit.
+    """
     plain = plain_model(model)
     load_projector(plain, folder)
     load_method(plain, folder, strict=True)
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
-
-        result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
-        missing = [key for key in result.missing_keys if "lora_" in key]
-        if missing or result.unexpected_keys:
-            raise ValueError(f"{folder / ADAPTER_FILE}: missing {missing}, unexpected {result.unexpected_keys}")
+        load_lora(model, folder / ADAPTER_FILE)
 
 
 def count_parameters(parameters: list[Tensor]) -> int:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from llava_prumerge.data.sampler import GroupedSampler
 from llava_prumerge.methods.base import ReductionError
-from llava_prumerge.model.adapters import Base, plain_model, save_adapter, save_complete
+from llava_prumerge.model.adapters import Base, load_complete, plain_model, save_adapter, save_complete
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import PREFIX, STAGING_FOLDER, CheckpointError, check_room, publish, rotate, seal
 from llava_prumerge.train.guards import StepGuard, TrainingFault, check_finite, poison, refuse_empty
@@ -241,7 +241,5 @@ class LlavaTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The counterpart of `save_model`; DeepSpeed restores its own checkpoints without it."""
-        if self.arguments.stage == "full":
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_trained(self.model if model is None else model, Path(resume_from_checkpoint))
+        load = load_complete if self.arguments.stage == "full" else load_trained
+        load(self.model if model is None else model, Path(resume_from_checkpoint))

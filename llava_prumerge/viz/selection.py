@@ -111,12 +111,16 @@ def viewer_of_tower(path: str, reducer: VisionReducer) -> Viewer:
     """A viewer on a bare CLIP or SigLIP folder; its second-to-last hidden state is used, as LLaVA-1.5 does."""
     from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
+    from llava_prumerge.model.parts import UNUSED_BY_TOWER
+    from llava_prumerge.model.strict_loading import load_strictly
+
     kind = AutoConfig.from_pretrained(path).model_type
     towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     family = kind.removesuffix("_vision_model")
     if family not in towers:
         raise ValueError(f"{path} is a {kind!r} model; a vision tower is one of {', '.join(towers)}")
-    return Viewer(towers[family].from_pretrained(path).eval(), ImagePreprocessor(path), reducer)
+    tower = load_strictly(towers[family], path, UNUSED_BY_TOWER).eval()
+    return Viewer(tower, ImagePreprocessor(path), reducer)
 
 
 def viewer_of_model(path: str, block: dict[str, Any] | None, question: str | None) -> Viewer:

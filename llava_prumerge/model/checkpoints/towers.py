@@ -14,8 +14,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from llava_prumerge.ground.files import whole_folder
 from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
-from llava_prumerge.model.checkpoints.weights import SAFETENSORS, list_tensors, open_pickled
-from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, read_weights
+from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, read_checkpoint
+from llava_prumerge.model.weight_files import LoadingError
 
 KEY_PREFIX = "vision_model."  # of every transformers release; version 5 takes it off when it loads
 
@@ -69,11 +69,10 @@ def _check_shapes(
 
 def _mapped(file: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors; open_clip's training wraps them in a dictionary with the epoch."""
-    if file.suffix == SAFETENSORS:
-        list_tensors(file)  # refuses a damaged one by name
-        return read_weights(file)
-    loaded = open_pickled(file)
-    return loaded.get("state_dict", loaded)
+    try:
+        return read_checkpoint(file)
+    except LoadingError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def architecture(request: Request) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import pickle
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava_prumerge.model import weight_files
 from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
+from llava_prumerge.model.weight_files import LoadingError
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {  # by their names in safetensors
@@ -33,7 +34,6 @@ DTYPES = {  # by their names in safetensors
 }
 SAFETENSORS, PICKLED = ".safetensors", (".bin", ".pt")
 WHOLE_STEMS = (("model", SAFETENSORS), ("pytorch_model", ".bin"))  # the order transformers looks in
-LFS_POINTER, ZIP, OLD_PICKLE = b"version https://git-lfs", b"PK\x03\x04", b"\x80\x02"
 
 
 @dataclass(frozen=True)
@@ -57,38 +57,27 @@ def check_weight_file(file: Path) -> None:
     """Refuse what is no weight file at all, in words that say what it is.
 
     Raises:
-        CheckpointError: missing, empty, a Git LFS pointer, or no format that is read here.
+        CheckpointError: missing, a folder, empty, truncated, a Git LFS pointer, or no format that is read here.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file} does not exist")
-    with file.open("rb") as opened:
-        start = opened.read(len(LFS_POINTER))
-    if not start:
-        raise CheckpointError(f"{file} is empty")
-    if start == LFS_POINTER:
-        raise CheckpointError(f"{file} is a Git LFS pointer and not the weights: `git lfs pull` fetches them")
+    with _as_checkpoint_error():
+        weight_files.check_weight_file(file)
     if file.suffix not in (SAFETENSORS, *PICKLED):
         raise CheckpointError(f"{file} is no weight file: {SAFETENSORS}, {' and '.join(PICKLED)} are read")
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
+    try:
+        yield
+    except LoadingError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def open_pickled(file: Path) -> dict[str, Any]:
     """A `.bin` as a mapping of mapped tensors: only what is used is read. Never runs code from the file."""
     check_weight_file(file)
-    zipped = zipfile.is_zipfile(file)
-    if not zipped:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-        if not start.startswith(OLD_PICKLE):
-            what = "truncated" if start.startswith(ZIP) else "no file of torch.save"
-            raise CheckpointError(f"{file} is {what}: it cannot be read")
-    try:  # files older than PyTorch 1.6 cannot be mapped
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{file} is damaged or holds more than tensors: {reason}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
-    return loaded
+    with _as_checkpoint_error():
+        return weight_files.open_pickled(file)
 
 
 def open_safetensors(file: Path) -> Any:
@@ -135,7 +124,11 @@ class Reader:
         self._open: OrderedDict[Path, Callable[[str], Tensor]] = OrderedDict()
 
     def read(self, stored: Stored) -> Tensor:
-        """The tensor, mapped from its file where the format allows it."""
+        """The tensor, mapped from its file where the format allows it.
+
+        Raises:
+            CheckpointError: its file cannot be read, or it holds values that are not finite.
+        """
         if stored.file.suffix == ".json":
             raise CheckpointError(f"{stored} is known from the configuration alone; there are no weights to read")
         if stored.file not in self._open:
@@ -146,7 +139,10 @@ class Reader:
             else:
                 self._open[stored.file] = open_pickled(stored.file).__getitem__
         self._open.move_to_end(stored.file)
-        return self._open[stored.file](stored.key)
+        tensor = self._open[stored.file](stored.key)
+        if not weight_files.is_finite(tensor):
+            raise CheckpointError(f"{stored} holds values that are NaN or infinite")
+        return tensor
 
 
 def read_json(file: Path) -> dict[str, Any]:
