@@ -14,6 +14,7 @@ import yaml
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
+from llava_prumerge.ground.files import write_json
 
 MODEL = "llava-1.5-7b"
 """Where none is named."""
@@ -108,6 +109,5 @@ def amount(value: float) -> str:
 def finish(result: Mapping[str, Any], out: Path | None) -> str:
     """Write a measurement to a JSON file where one is named. -> the last line to print, the result as one JSON object"""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(out, result, indent=1)
     return json.dumps(result)

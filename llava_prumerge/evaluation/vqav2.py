@@ -36,6 +36,7 @@ from llava_prumerge.evaluation.records import (
     require_same_keys,
     text_field,
 )
+from llava_prumerge.ground.files import write_json
 
 ANSWER_TYPES = ("yes/no", "number", "other")
 
@@ -161,9 +162,8 @@ class VqaV2(Benchmark):
         results = [
             {"question_id": key, "answer": normalise_m4c(texts[key]) if key in texts else ""} for key in identifiers
         ]
-        out.parent.mkdir(parents=True, exist_ok=True)
         target = out.with_suffix(".json")
-        target.write_text(json.dumps(results), "utf-8")
+        write_json(target, results, indent=None)
         return target
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,9 @@ from typing import Any
 import yaml
 
 from llava_prumerge.evaluation.fingerprint import PACKAGES, revision
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.files import whole_folder, write_json, write_text
+from llava_prumerge.ground.reading import file_digest
 from llava_prumerge.hub.card import Card
 from llava_prumerge.hub.source import (
     BASE_FILE,
@@ -35,7 +37,6 @@ PROCESSOR_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json")
-BLOCK = 1 << 20
 
 
 def stored_dtype(source: Source) -> str:
@@ -54,27 +55,22 @@ def export(source: Source, card: Card, out: Path) -> None:
     if is_same_release(out, made_from):
         logger.info("%s holds this release already", out)
         return
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
-        if source.form == UNMERGED or (source.form == COMPLETE and card.dtype != stored_dtype(source)):
-            save_model(source, card.dtype, unfinished)
-        else:
-            copy_files(source, unfinished)
-        if source.form == PARTS:
-            write_hub_base(source, unfinished)
-        (unfinished / BLOCK_FILE).write_text(yaml.safe_dump(source.reduction, sort_keys=False), "utf-8")
-        (unfinished / CARD).write_text(text, "utf-8")
-        check_files(source, unfinished)
-        manifest = {**made_from, "files": describe_files(unfinished)}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        shutil.rmtree(out, ignore_errors=True)  # an earlier release: `check_out` has looked
-        unfinished.rename(out)
+        with whole_folder(out, replace=True) as folder:  # an earlier release is replaced: `check_out` has looked
+            if source.form == UNMERGED or (source.form == COMPLETE and card.dtype != stored_dtype(source)):
+                save_model(source, card.dtype, folder)
+            else:
+                copy_files(source, folder)
+            if source.form == PARTS:
+                write_hub_base(source, folder)
+            write_text(folder / BLOCK_FILE, yaml.safe_dump(source.reduction, sort_keys=False))
+            write_text(folder / CARD, text)
+            check_files(source, folder)
+            write_json(folder / MANIFEST, {**made_from, "files": describe_files(folder)})
+    except FileError as error:
+        raise ReleaseError(str(error)) from error
     except OSError as error:
         raise ReleaseError(f"{out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     logger.info("release written: %s", out)
 
 
@@ -94,7 +90,7 @@ def describe(source: Source, card: Card, text: str) -> dict[str, Any]:
         "form": source.form,
         "dtype": card.dtype,
         "fingerprint": source.fingerprints[str(source.weights)],
-        "evaluations": {item.result["task"]: digest(item.path) for item in card.evaluations},
+        "evaluations": {item.result["task"]: file_digest(item.path) for item in card.evaluations},
         "card": hashlib.sha256(text.encode()).hexdigest(),
         "code": revision(Path(__file__).resolve().parent),
         "versions": versions,
@@ -113,16 +109,7 @@ def is_same_release(out: Path, made_from: dict[str, Any]) -> bool:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of each file but the manifest, the hash that the Hub shows for large files."""
     paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-    return {path.name: {"size": path.stat().st_size, "sha256": digest(path)} for path in paths}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
+    return {path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in paths}
 
 
 def copy_files(source: Source, folder: Path) -> None:
@@ -155,12 +142,12 @@ def write_hub_base(source: Source, folder: Path) -> None:
     """Let base.json name repositories that anyone can get, in place of folders of this machine."""
     values = read_object(source.weights / BASE_FILE)
     named = {key: {"hub": source.hub_name(key)} if key in source.base_paths else value for key, value in values.items()}
-    (folder / BASE_FILE).write_text(json.dumps(named, indent=2) + "\n", "utf-8")
+    write_json(folder / BASE_FILE, named)
     file = folder / "adapter_config.json"
     if file.is_file():
         settings = read_object(file)
         settings["base_model_name_or_path"] = source.hub_name("model") or source.hub_name("language_model")
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_json(file, dict(sorted(settings.items())))
 
 
 def check_files(source: Source, folder: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_prumerge.efficiency.errors import EfficiencyError
+from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.profiling.latency_report import as_text, draw, shown
 
 PAGE = """# Efficiency, measured on CPU
@@ -237,9 +238,8 @@ def run(given: argparse.Namespace) -> str:
     """The command. -> what to print"""
     results = read(Path(given.folder))
     prefix = Path(given.out)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    prefix.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    prefix.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    write_json(prefix.with_suffix(".json"), results, indent=1)
+    write_text(prefix.with_suffix(".md"), page(results))
     drawn = {"runs": [run for step in ("llava", "pocket") for run in results.get(step, {}).get("runs", [])]}
     if any(run["cells"] for run in drawn["runs"]):
         draw(drawn, prefix.with_suffix(".png"))

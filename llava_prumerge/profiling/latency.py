@@ -28,6 +28,7 @@ import yaml
 from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.efficiency.options import MODEL, positive
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.profiling.latency_report import as_text, draw, read_result
 from llava_prumerge.profiling.machine import describe
 from llava_prumerge.profiling.measurement import measure_cell
@@ -215,11 +216,7 @@ def measure_all(given: argparse.Namespace) -> dict[str, Any]:
 def write(out: str | None, result: dict[str, Any]) -> None:
     """Write a result file, so that a killed run leaves what it has measured."""
     if out:
-        path = Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_json(out, result, indent=1)
 
 
 def run(given: argparse.Namespace) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.ground.files import write_text
+
 
 def method_text(decoder: dict[str, Any], reduction: dict[str, Any] | None, note: str) -> str:
     """The text of a method file.
@@ -23,5 +25,4 @@ def method_text(decoder: dict[str, Any], reduction: dict[str, Any] | None, note:
 
 def write_method(path: Path, decoder: dict[str, Any], reduction: dict[str, Any] | None, note: str) -> None:
     """Write a method file; see `method_text`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(method_text(decoder, reduction, note), encoding="utf-8")
+    write_text(path, method_text(decoder, reduction, note))

@@ -14,7 +14,6 @@ numbers are written beside the picture (JSON).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
 from llava_prumerge.ops.prompt_rank import ROWS, prompt_attention
@@ -103,7 +103,7 @@ def search(given: argparse.Namespace) -> str:
     print(table(matrix))
     draw_matrix(given.out.with_suffix(".png"), matrix, f"Kendall's tau of token rankings, {number} questions")
     record = {"model": given.model, "questions": number, "rows": given.rows, "tau": matrix.tolist()}
-    given.out.with_suffix(".json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    write_json(given.out.with_suffix(".json"), record, indent=None)
     later = matrix[1:, 1:]
     apart = ~torch.eye(len(later), dtype=torch.bool)
     summary = f"layer 0 and the others {matrix[0, 1:].mean():.3f}"

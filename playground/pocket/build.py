@@ -22,6 +22,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llava_prumerge.ground.files import write_json
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on a shared machine
@@ -67,7 +69,7 @@ def write_metrics(out: Path, values: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    (out / "metrics.json").write_text(json.dumps({"command": command, "versions": versions, **values}, indent=2) + "\n")
+    write_json(out / "metrics.json", {"command": command, "versions": versions, **values})
     logger.info("%s", json.dumps(values))
 
 

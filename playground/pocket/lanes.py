@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_prumerge.ground.files import write_json
+
 REPORT_EVERY = 15.0  # seconds between two lines on the console
 
 
@@ -157,10 +159,7 @@ class Lanes:
                     f"repeat it with:\n    {step.line}"
                 )
             self.state[name] = time.monotonic() - begun
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            new = self.file.with_suffix(".new")
-            new.write_text(json.dumps(self.state, indent=1))
-            new.replace(self.file)
+            write_json(self.file, self.state)
             print(f"    {name}: done in {minutes(self.state[name])}", flush=True)
 
     def seconds_left(self) -> float:

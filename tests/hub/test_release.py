@@ -98,7 +98,7 @@ def test_copied_weights_are_the_evaluated_bytes_and_a_second_call_leaves_them(ru
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")  # damaged since: written again
     assert dry_run(runs / "full", out) == 0
     assert weights.read_bytes() == (runs / "full" / "model.safetensors").read_bytes()
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.usefixtures("here")
