@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from llava_prumerge.ground.revision import command_line, library_versions, revision_text
 
 WEIGHTS = (".safetensors", ".bin", ".pt")
 SMALL = (".json", ".model", ".txt", ".jinja")
@@ -18,7 +16,6 @@ IGNORED = frozenset(
     {"trainer_state.json", "environment.json", "metrics.jsonl", "all_results.json", "train_results.json"}
 )
 BLOCK, BLOCKS = 1 << 16, 64
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "pillow")
 
 
 def fingerprint(model: str) -> str:
@@ -70,31 +67,12 @@ def sample_blocks(path: Path) -> bytes:
 
 def describe_environment() -> dict[str, Any]:
     """The command, the code's revision and the libraries' versions."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = library_versions()
     return {
-        "command": [Path(sys.executable).name, *sys.argv],
-        "revision": revision(Path(__file__).resolve().parent),
-        "versions": {"python": platform.python_version(), **versions},
+        "command": command_line(),
+        "revision": revision_text(),
+        "versions": {name: version for name, version in versions.items() if version is not None},
     }
-
-
-def revision(folder: Path) -> str | None:
-    """The commit of the code, "+" where tracked files differ from it; None outside git."""
-    try:
-        commit, changed = (
-            subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
 
 
 def method_name(reduction: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, make_prefix_cache
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.ground import ranks
 
 logger = logging.getLogger("eval")
 
@@ -47,9 +47,7 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Ranks:
         """What torchrun says; one process without it."""
-        return cls(
-            *(int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-        )
+        return cls(ranks.rank(), ranks.world_size(), ranks.local_rank())
 
     def wait(self) -> None:
         """Until all processes are here. A rank may finish hours before another."""

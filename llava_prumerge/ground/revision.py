@@ -48,6 +48,12 @@ def code_revision(folder: Path = CODE) -> Revision | None:
     return Revision(commit, bool(changed))
 
 
+def revision_text(folder: Path = CODE) -> str | None:
+    """The commit of the code in a folder, "+" where tracked files differ from it; None where git cannot tell."""
+    found = code_revision(folder)
+    return None if found is None else str(found)
+
+
 def _git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()

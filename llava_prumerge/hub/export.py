@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -12,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from llava_prumerge.evaluation.fingerprint import PACKAGES, revision
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import whole_folder, write_json, write_text
 from llava_prumerge.ground.reading import file_digest
+from llava_prumerge.ground.revision import library_versions, revision_text
 from llava_prumerge.hub.card import Card
 from llava_prumerge.hub.source import (
     BASE_FILE,
@@ -84,7 +83,6 @@ def check_out(out: Path) -> None:
 
 def describe(source: Source, card: Card, text: str) -> dict[str, Any]:
     """Everything that decides what a release holds; equal descriptions make equal releases."""
-    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, "safetensors")}
     return {
         "repository": card.repository,
         "form": source.form,
@@ -92,8 +90,8 @@ def describe(source: Source, card: Card, text: str) -> dict[str, Any]:
         "fingerprint": source.fingerprints[str(source.weights)],
         "evaluations": {item.result["task"]: file_digest(item.path) for item in card.evaluations},
         "card": hashlib.sha256(text.encode()).hexdigest(),
-        "code": revision(Path(__file__).resolve().parent),
-        "versions": versions,
+        "code": revision_text(),
+        "versions": library_versions(),
     }
 
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
@@ -177,7 +178,7 @@ def write_base(base: Base, folder: Path) -> None:
     for key in ("model", "language_model", "vision_tower"):
         if values[key] is not None:
             values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], folder)}
-    (folder / BASE_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / BASE_FILE, values)
 
 
 def read_base(folder: str | Path) -> Base:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.quarantine import QuarantiningDataset
+from llava_prumerge.ground.files import whole_folder
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import load_adapter, save_complete
 from llava_prumerge.model.loading import LoadingError
@@ -103,8 +103,6 @@ def write_merged(arguments: TrainArguments) -> None:
     unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
     folder = Path(str(arguments.output_dir))
     model, processor = load_adapter(folder, dtype=weights_dtype(arguments))
-    unfinished = folder / f"{MERGED_FOLDER}.unfinished"
-    save_complete(model, unfinished, None, processor)
-    shutil.rmtree(folder / MERGED_FOLDER, ignore_errors=True)
-    unfinished.rename(folder / MERGED_FOLDER)  # the name stands for a whole model, whenever the process is killed
+    with whole_folder(folder / MERGED_FOLDER, replace=True) as merged:
+        save_complete(model, merged, None, processor)
     logger.info("complete model: %s", folder / MERGED_FOLDER)

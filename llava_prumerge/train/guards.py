@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.train.progress import drop_later_lines
+from llava_prumerge.ground.ranks import is_main_rank
 from llava_prumerge.train.ranks import gather_objects
-from llava_prumerge.train.settings import is_main_rank
+from llava_prumerge.train.step_log import add_lines, drop_later_lines, read_log
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class StepGuard:
         """Forget the skipped steps that a resumed run is about to repeat."""
         if is_main_rank():
             drop_later_lines(self.file, step)
-        self.skipped = len(self.file.read_text(encoding="utf-8").splitlines()) if self.file.is_file() else 0
+        self.skipped = len(read_log(self.file))
 
     def watch(self, ids: list[Any], loss: Tensor, logits: Tensor | None) -> None:
         """Keep what would name the culprits of a micro-batch.
@@ -88,8 +87,7 @@ class StepGuard:
         what = "gradient norm" if losses_finite else "loss"
         self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
         if is_main_rank():
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "not_finite": what, "ids": ids}) + "\n")
+            add_lines(self.file, step, [{"not_finite": what, "ids": ids}])
         logger.warning("step %d skipped: %s is not finite; samples %s", step, what, ", ".join(map(str, ids)))
         if self.in_a_row >= self.limit:
             raise TrainingFault(

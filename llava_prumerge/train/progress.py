@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+
+from llava_prumerge.train.step_log import add_lines, drop_later_lines
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -73,30 +74,9 @@ class ProgressReport(TrainerCallback):
         rate = (step - self.last_step) * self.global_batch / max(now - self.last_time, 1e-9)
         left = (now - self.started) / max(step - self.first_step, 1) * (state.max_steps - step)
         self.last_time, self.last_step = now, step
-        line = {"step": step, "steps": state.max_steps, **logs, "samples_per_second": rate, "seconds_left": left}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        logger.info(format_line(line))
-
-
-def drop_later_lines(path: Path, step: int) -> None:
-    """Remove the metrics of steps that a resumed run is about to repeat."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if is_before(line, step)]
-    if len(kept) < len(lines):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
-
-
-def is_before(line: str, step: int) -> bool:
-    """Whether a metrics line is whole and of a step up to `step`."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
+        line = {"steps": state.max_steps, **logs, "samples_per_second": rate, "seconds_left": left}
+        add_lines(self.path, step, [line])
+        logger.info(format_line({"step": step, **line}))
 
 
 def format_line(line: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from accelerate.utils import gather, gather_object
 from transformers import TrainerCallback
 
 from llava_prumerge.data.errors import SampleError
-from llava_prumerge.train.progress import drop_later_lines
+from llava_prumerge.train.step_log import add_lines, drop_later_lines, read_log
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -61,7 +60,7 @@ class QuarantineLedger(TrainerCallback):
         lines: list[dict[str, Any]] = []
         if state.is_world_process_zero:
             drop_later_lines(self.path, state.global_step)
-            lines = read_quarantine(self.path)
+            lines = read_log(self.path)
         self.seen = {line["index"] for line in gather_object(lines)}
         self.fresh = []
 
@@ -94,16 +93,8 @@ class QuarantineLedger(TrainerCallback):
 
     def write(self, step: int, news: list[BadSample]) -> None:
         """Appends to the file, and says it aloud."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for sample in news:
-                file.write(json.dumps({"step": step, **asdict(sample)}) + "\n")
-                logger.warning(
-                    "bad sample %s: %s; record %d stands in", sample.sample_id, sample.reason, sample.replacement
-                )
-
-
-def read_quarantine(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's quarantine.jsonl; none where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        add_lines(self.path, step, map(asdict, news))
+        for sample in news:
+            logger.warning(
+                "bad sample %s: %s; record %d stands in", sample.sample_id, sample.reason, sample.replacement
+            )

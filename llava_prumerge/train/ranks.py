@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from llava_prumerge.ground.ranks import is_main_rank
 from llava_prumerge.train.checkpoints import (
     Digests,
     digest_files,
@@ -16,7 +17,6 @@ from llava_prumerge.train.checkpoints import (
     list_checkpoints,
     list_files,
 )
-from llava_prumerge.train.settings import is_main_rank
 
 
 def is_distributed() -> bool:

@@ -11,7 +11,6 @@ and in how much memory, also before anything is downloaded; --check only verifie
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.ranks import is_main_rank, world_size
 from llava_prumerge.train.arguments import (
     RecipeError,
     TrainArguments,
@@ -103,7 +104,6 @@ def check(arguments: TrainArguments, inputs: bool = True) -> None:
 def dry_run(arguments: TrainArguments) -> int:
     """Print the plan."""
     from llava_prumerge.train.dry_run import describe_run
-    from llava_prumerge.train.settings import world_size
 
     print(describe_run(arguments, world_size()))
     return 0
@@ -117,7 +117,7 @@ def train(arguments: TrainArguments) -> int:
     from llava_prumerge.train.preemption import StopOnSignal
     from llava_prumerge.train.progress import NothingLeft
     from llava_prumerge.train.provenance import write_provenance
-    from llava_prumerge.train.settings import is_main_rank, start_wandb, world_size
+    from llava_prumerge.train.settings import start_wandb
 
     level = logging.INFO if is_main_rank() else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
@@ -143,7 +143,6 @@ def train(arguments: TrainArguments) -> int:
 def agree_on_resume_point(arguments: TrainArguments) -> Path | None:
     """The newest sound checkpoint, read and hashed by all ranks together, with a word on those that were passed over."""
     from llava_prumerge.train.ranks import checkpoints_together, fault_together
-    from llava_prumerge.train.settings import is_main_rank, world_size
 
     resume, skipped = find_resume_point(arguments, fault_together, checkpoints_together)
     for checkpoint, fault in skipped if is_main_rank() else []:
@@ -163,7 +162,6 @@ def finish(arguments: TrainArguments, trainer: LlavaTrainer, started: float) -> 
         started: time.perf_counter() at the start of this process's part of the run.
     """
     from llava_prumerge.train.assembly import write_merged
-    from llava_prumerge.train.settings import is_main_rank
 
     trainer.save_model()
     if is_main_rank():
@@ -172,14 +170,13 @@ def finish(arguments: TrainArguments, trainer: LlavaTrainer, started: float) -> 
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         record = {"steps": trainer.state.global_step, "loss": losses[-1] if losses else None}
         record["seconds"] = round(time.perf_counter() - started, 1)
-        (Path(str(arguments.output_dir)) / FINISHED_FILE).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        write_json(Path(str(arguments.output_dir)) / FINISHED_FILE, record, indent=None)
         logger.info("done: %s", arguments.output_dir)
 
 
 def merge(arguments: TrainArguments) -> int:
     """Write the complete model of a run that has ended without one."""
     from llava_prumerge.train.assembly import write_merged
-    from llava_prumerge.train.settings import is_main_rank
 
     if is_main_rank():
         write_merged(arguments)

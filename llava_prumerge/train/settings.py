@@ -13,19 +13,10 @@ import torch
 from transformers import TrainingArguments
 
 from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.ground.ranks import is_main_rank, world_size
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 
 CPU_FLAGS = Path("/proc/cpuinfo")
-
-
-def world_size() -> int:
-    """Number of ranks the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_rank() -> bool:
-    """Whether this process writes files and the console."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def uses_bf16(arguments: TrainArguments) -> bool:

@@ -18,7 +18,7 @@ from llava_prumerge.train.preflight import (
     find_resume_point,
     is_finished,
 )
-from llava_prumerge.train.provenance import git_revision, write_provenance
+from llava_prumerge.train.provenance import write_provenance
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -127,10 +127,6 @@ def test_provenance_is_complete_and_appends(tmp_path: Path) -> None:
     assert [entry["world_size"] for entry in history] == [1, 2]
     assert history[0]["packages"]["torch"] and history[0]["code"].keys() == {"revision", "dirty"}
     assert different_settings({**vars(arguments), "seed": 1}, arguments) == ["seed: 1 -> 42"]
-
-
-def test_a_folder_without_git_has_no_revision(tmp_path: Path) -> None:
-    assert git_revision(tmp_path) == {"revision": None, "dirty": None}
 
 
 def test_the_script_says_what_it_needs_at_once() -> None:
