@@ -5,13 +5,14 @@
     runs/NAME/checkpoint-20                         the name appears at once, by a rename
 
 A name alone therefore says that everything had been written; the manifest says that it is still what was written. What is deleted
-loses its name first. Imports nothing heavy: the launcher asks before any rank starts.
+loses its name first. A checkpoint may be a link to a folder elsewhere: the link is what is removed. Imports nothing heavy: the
+launcher asks before any rank starts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_prumerge.ground.errors import FileError, naming
+from llava_prumerge.ground.files import remove_folder, sync_folder, write_json
+from llava_prumerge.ground.reading import read_json_object
+
+logger = logging.getLogger(__name__)
+
 PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
 STAGING_FOLDER = "checkpoint.unfinished"
-REMOVED = ".removed"  # ends the name of a checkpoint that is being deleted
 
 
 class CheckpointError(RuntimeError):
@@ -51,10 +57,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
+def is_named(path: Path) -> bool:
+    """Whether a path has a checkpoint's name."""
+    return path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The folders of a run that have a checkpoint's name, oldest first, whatever they hold."""
-    found = [path for path in run.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=step_of)
+    return sorted((path for path in run.glob(f"{PREFIX}*") if is_named(path) and path.is_dir()), key=step_of)
 
 
 def list_files(checkpoint: Path) -> list[str]:
@@ -81,23 +91,11 @@ def digest_files(checkpoint: Path, names: Iterable[str], sync: bool = False) -> 
     return found
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def seal(checkpoint: Path, digests: Mapping[str, Digest], world_size: int) -> None:
     """Write the manifest, the last file of a checkpoint."""
     files = {name: vars(digest) for name, digest in sorted(digests.items())}
     content = {"step": step_of(checkpoint), "world_size": world_size, "files": files}
-    with (checkpoint / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(checkpoint / MANIFEST_FILE, content, indent=1)
     for folder in {checkpoint, *(path for path in checkpoint.rglob("*") if path.is_dir())}:
         sync_folder(folder)
 
@@ -105,7 +103,7 @@ def seal(checkpoint: Path, digests: Mapping[str, Digest], world_size: int) -> No
 def publish(staged: Path, run: Path) -> Path:
     """Give a sealed checkpoint its name. A folder of that name is a faulty one that resuming skipped, and goes. -> the checkpoint"""
     final = run / staged.name
-    if final.exists():
+    if os.path.lexists(final):
         discard(final)
     staged.rename(final)
     sync_folder(run)
@@ -114,24 +112,40 @@ def publish(staged: Path, run: Path) -> Path:
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, its name first: a kill half-way must not leave a part of it under that name."""
-    for left in checkpoint.parent.glob(f"{PREFIX}*{REMOVED}"):  # by an earlier kill
-        shutil.rmtree(left)
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(checkpoint.name + REMOVED)))
+    """Delete a checkpoint, its name first: a kill half-way must not leave a part of it under that name.
+
+    Raises:
+        FileError: it cannot be deleted.
+    """
+    if checkpoint.is_symlink():
+        with naming(checkpoint, "cannot be removed"):
+            checkpoint.unlink()
+    else:
+        remove_folder(checkpoint)
 
 
 def rotate(run: Path, newest: Path, limit: int | None) -> None:
     """Remove checkpoints until `limit` are left. The one just written stays, whatever the others are called.
 
-    A folder with a later step belongs to a future that this run has left (a faulty checkpoint it skipped): it goes first.
+    One that cannot be removed, as it is protected, is named and stays: it is no reason to stop training. A folder with a later step belongs to a future that this run has left (a faulty checkpoint it skipped): it goes first.
     """
     if limit is None:
         return
     others = [path for path in list_checkpoints(run) if path != newest]
     later = [path for path in others if step_of(path) > step_of(newest)]
     earlier = [path for path in others if step_of(path) < step_of(newest)]
+    remove_leftovers(run)
     for path in [*later, *earlier][: max(len(others) - limit + 1, 0)]:
-        discard(path)
+        try:
+            discard(path)
+        except FileError as error:
+            logger.warning("%s; it stays", error)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a kill has left of checkpoints that were being deleted."""
+    for left in run.glob(f".{PREFIX}*.removed"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -144,10 +158,11 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"it has no {MANIFEST_FILE}, so writing it was never finished")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["files"] = {name: Digest(**entry) for name, entry in content["files"].items()}
-        content["world_size"] = int(content["world_size"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json_object(file)
+        files = content["files"].items()
+        content["files"] = {name: Digest(int(entry["size"]), str(entry["sha256"])) for name, entry in files}
+        content["world_size"], content["step"] = int(content["world_size"]), int(content["step"])
+    except (FileError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"its {MANIFEST_FILE} cannot be read") from error
     return content
 
@@ -155,9 +170,12 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def find_fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be continued from as far as names and sizes tell, which takes no time; or None."""
     try:
-        files: Digests = read_manifest(checkpoint)["files"]
+        manifest = read_manifest(checkpoint)
     except CheckpointError as error:
         return str(error)
+    files: Digests = manifest["files"]
+    if is_named(checkpoint) and manifest["step"] != step_of(checkpoint):
+        return f"its {MANIFEST_FILE} is of step {manifest['step']}"
     if STATE_FILE not in files:
         return f"its {MANIFEST_FILE} does not list {STATE_FILE}"
     for name, written in files.items():
@@ -210,10 +228,13 @@ def check_room(run: Path) -> None:
     Raises:
         CheckpointError: with what is needed and what there is.
     """
-    sealed = [path for path in list_checkpoints(run) if (path / MANIFEST_FILE).is_file()]
-    if not sealed:
+    for checkpoint in reversed(list_checkpoints(run)):
+        try:
+            manifest = read_manifest(checkpoint)
+        except CheckpointError:
+            continue  # a faulty one, which resuming has passed over
+        needed = sum(digest.size for digest in manifest["files"].values())
+        free = shutil.disk_usage(run).free
+        if free < needed:
+            raise CheckpointError(f"a checkpoint takes {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left")
         return
-    needed = sum(digest.size for digest in read_manifest(sealed[-1])["files"].values())
-    free = shutil.disk_usage(run).free
-    if free < needed:
-        raise CheckpointError(f"a checkpoint takes {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left")

@@ -61,6 +61,15 @@ FAULTS = {
     "a file gone": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
     "half written": (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
     "a torn manifest": (lambda folder: os.truncate(folder / "manifest.json", 60), "manifest.json cannot be read"),
+    "an empty manifest": (lambda folder: os.truncate(folder / "manifest.json", 0), "manifest.json cannot be read"),
+    "a manifest that is no text": (
+        lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{}"),
+        "manifest.json cannot be read",
+    ),
+    "a manifest of another kind": (
+        lambda f: (f / "manifest.json").write_text('{"files": [], "world_size": 1}'),
+        "manifest.json cannot be read",
+    ),
     "an empty folder": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "has no manifest.json"),
 }
 
@@ -75,6 +84,62 @@ def test_a_faulty_checkpoint_is_passed_over_and_the_fault_named(tmp_path: Path, 
     assert found == older and [path for path, _ in skipped] == [newer]
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(skipped[0][1])
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if "manifest" in fault])
+def test_a_torn_manifest_does_not_keep_the_next_checkpoint_from_being_written(tmp_path: Path, fault: str) -> None:
+    make(tmp_path, 9)
+    FAULTS[fault][0](make(tmp_path, 10))
+    check_room(tmp_path)
+    FAULTS[fault][0](tmp_path / "checkpoint-9")
+    check_room(tmp_path)
+
+
+def test_a_manifest_of_a_later_version_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path, 3)
+    content = json.loads((folder / "manifest.json").read_text())
+    content["files"] = {name: entry | {"blake3": "0"} for name, entry in content["files"].items()}
+    (folder / "manifest.json").write_text("\ufeff" + json.dumps(content | {"version": 7}))
+    assert read_fault(folder) is None
+
+
+def test_a_copy_under_another_step_is_passed_over(tmp_path: Path) -> None:
+    """It would be taken for the newest for good, and rotation would count from it."""
+    older = make(tmp_path, 9)
+    shutil.copytree(older, tmp_path / "checkpoint-900")
+    shutil.copytree(older, tmp_path / "checkpoint-9-backup")
+    found, skipped = newest_sound(list_checkpoints(tmp_path), read_fault)
+    assert found == older and skipped == [(tmp_path / "checkpoint-900", "its manifest.json is of step 9")]
+    assert read_fault(tmp_path / "checkpoint-9-backup") is None  # resume=FOLDER takes any name
+
+
+def test_a_checkpoint_moved_to_another_disk_resumes_and_rotates(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    moved = make(elsewhere, 5)
+    (run / "checkpoint-5").symlink_to(moved)
+    assert newest_sound(list_checkpoints(run), read_fault) == (run / "checkpoint-5", [])
+    newest = make(run, 6)
+    rotate(run, newest, 1)
+    assert list_checkpoints(run) == [newest] and read_fault(moved) is None
+    staged = make(run / "checkpoint.unfinished", 7)
+    (run / "checkpoint-7").symlink_to(tmp_path / "gone")
+    assert publish(staged, run) == run / "checkpoint-7" and read_fault(run / "checkpoint-7") is None
+
+
+def test_a_protected_checkpoint_stays_and_is_named(tmp_path: Path, monkeypatch, caplog) -> None:
+    first, second, third = (make(tmp_path, step) for step in (1, 2, 3))
+    whole = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == first:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    rotate(tmp_path, third, 1)
+    assert list_checkpoints(tmp_path) == [first, third] and not second.exists()
+    assert "checkpoint-1: cannot be removed: permission denied; it stays" in caplog.text
 
 
 def test_a_flipped_bit_is_found_by_reading_alone(tmp_path: Path) -> None:
