@@ -1,6 +1,6 @@
 """What a benchmark is: where its files lie, what it asks, what a right answer is. The registry is this folder.
 
-A file of this folder is a benchmark when it defines a subclass of `Benchmark`; adding one is adding a file.
+A file of this folder is a benchmark when it defines a subclass of `Benchmark` of its name; adding one is adding a file.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Benchmark(ABC):
         headline: the metric a table prints; `maximum` its largest value.
         folder: below the evaluation data folder.
         max_new_tokens: LLaVA's limit for this task.
-        options: accepted `key=value` settings of the scorer, the default first.
+        options: accepted `key=value` settings of the scorer, the default first; () accepts any text.
     """
 
     name: ClassVar[str]
@@ -113,6 +113,12 @@ class Benchmark(ABC):
     maximum: ClassVar[float] = 100.0
     max_new_tokens: ClassVar[int] = 128
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    not_scored: ClassVar[str] = "no annotations here: the benchmark's server scores the upload file"
+    """What is said where `can_score` says no."""
+
+    def can_score(self, files: Files, options: Mapping[str, str]) -> bool:
+        """Whether answers can be scored here, or only be generated."""
+        return files.annotations is not None
 
     @abstractmethod
     def files(self, data: Path) -> Files:
@@ -160,14 +166,25 @@ class Benchmark(ABC):
             only: score just these questions (a limited run); None scores all.
             options: the scorer's settings, see `Benchmark.options`.
         """
+        self.check_options(options)
+        references, texts, part = self.join(answers, files, only)
+        return replace(self.measure(references, texts, **options), part=part)
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse settings that the scorer does not have, and values that it does not accept."""
         for name, value in options.items():
             accepted = self.options.get(name)
             if accepted is None:
                 raise EvaluationError(
                     f"{self.name}: unknown setting {name!r}; it has {', '.join(self.options) or 'none'}"
                 )
-            if value not in accepted:
+            if accepted and value not in accepted:
                 raise EvaluationError(f"{self.name}: {name} must be one of {', '.join(accepted)}, not {value!r}")
+
+    def join(
+        self, answers: Path, files: Files, only: Iterable[Question] | None
+    ) -> tuple[list[Any], list[str], str | None]:
+        """References and answers, one to one, and which part of the benchmark they are (None: all of it)."""
         references = everything = self.references(files)
         if only is not None:
             path = files.need("questions")
@@ -177,8 +194,8 @@ class Benchmark(ABC):
             raise EvaluationError(f"{self.name}: {files.annotations or answers} has nothing to compare with")
         texts = self.read_answers(answers, files)
         require_same_keys(references, texts, answers, files.annotations or answers)
-        score = self.measure(list(references.values()), [texts[key] for key in references], **options)
-        return replace(score, part=self.describe_part(list(everything.values()), list(references.values())))
+        part = self.describe_part(list(everything.values()), list(references.values()))
+        return list(references.values()), [texts[key] for key in references], part
 
     def describe_part(self, everything: Sequence[Any], scored: Sequence[Any]) -> str | None:
         """In words, which part of all references was scored; None for all of them."""
@@ -216,9 +233,10 @@ def without_suffix(text: str, suffix: str = SHORT_ANSWER) -> str:
 
 
 def names() -> list[str]:
-    """The benchmarks of this folder. Files are read, not imported, so that listing them stays cheap."""
-    declares = re.compile(r"^class \w+\(Benchmark\):", re.MULTILINE)
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if declares.search(path.read_text("utf-8")))
+    """The benchmarks of this folder: files with a class whose `name` is the file's. They are read, not imported."""
+    declares = re.compile(r"^    name = \"(\w+)\"$", re.MULTILINE)
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [path.stem for path in files if path.stem in declares.findall(path.read_text("utf-8"))]
 
 
 def find(name: str) -> Benchmark:

@@ -161,8 +161,8 @@ class Run:
         return header
 
     def score(self) -> Score | None:
-        """The score; None where there are no annotations."""
-        if self.files.annotations is None:
+        """The score; None where answers cannot be scored here."""
+        if not self.task.can_score(self.files, self.scoring):
             return None
         only = self.questions if self.subject.settings.limit is not None else None
         return self.task.score(self.answers, self.files, only, **self.scoring)
@@ -184,13 +184,13 @@ def prepare(model: str, tasks: str, data: Path, out: Path, values: dict[str, str
         out: the folder of all results; the row gets a folder of its own there.
         values: settings of the generation and of the scorers.
     """
-    chosen = [benchmark.find(name) for name in (benchmark.names() if tasks == "all" else tasks.split(","))]
+    chosen = choose(tasks, data)
     scoring = {key: values[key] for task in chosen for key in task.options if key in values}
     subject = Subject(model, parse_generation({key: value for key, value in values.items() if key not in scoring}))
     runs = []
     for task in chosen:
         files = task.files(data)
-        if files.questions is None or not files.questions.is_file():
+        if files.questions is None or not files.questions.exists():
             raise EvaluationError(
                 f"{files.questions}: no such file; docs/evaluation.md says where a benchmark's data goes"
             )
@@ -200,6 +200,20 @@ def prepare(model: str, tasks: str, data: Path, out: Path, values: dict[str, str
         own = {key: value for key, value in scoring.items() if key in task.options}
         runs.append(Run(subject, task, files, questions[: subject.settings.limit], out / subject.folder, own))
     return runs
+
+
+def choose(tasks: str, data: Path) -> list[Benchmark]:
+    """The benchmarks of `--task`: those named, or with "all" every one whose questions are there."""
+    if tasks != "all":
+        return [benchmark.find(name) for name in tasks.split(",")]
+    every = [benchmark.find(name) for name in benchmark.names()]
+    present = [task for task in every if (asked := task.files(data).questions) is not None and asked.exists()]
+    if not present:
+        raise EvaluationError(f"{data}: questions of no benchmark are there; docs/evaluation.md says what goes where")
+    absent = [task.name for task in every if task not in present]
+    if absent:
+        logger.info("all: %s; not in %s: %s", ", ".join(task.name for task in present), data, ", ".join(absent))
+    return present
 
 
 class LoadedModel:

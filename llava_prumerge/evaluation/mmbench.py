@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, Score
 from llava_prumerge.evaluation.intervals import wilson
@@ -94,6 +95,8 @@ class MmBench(Benchmark):
     headline = "circular"
     folder = "mmbench"
     max_new_tokens = 1024
+    suffix: ClassVar[str] = OPTION_LETTER
+    """What follows the options: asks for the letter."""
 
     def files(self, data: Path) -> Files:
         table = data / self.folder / "mmbench_dev_20230712.tsv"
@@ -120,7 +123,7 @@ class MmBench(Benchmark):
             )  # may name another row's
             extra = {"round_id": 0, "options": options, "option_char": list(LETTERS[: len(options)])}
             questions.append(
-                Question(int(float(row["index"])), prompt, f"{prompt}\n{OPTION_LETTER}", None, picture, extra)
+                Question(int(float(row["index"])), prompt, f"{prompt}\n{self.suffix}", None, picture, extra)
             )
         return questions
 

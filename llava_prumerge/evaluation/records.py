@@ -81,6 +81,17 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
+def read_one_object(path: str | Path) -> dict[str, Any] | None:
+    """The object that a file is as a whole; None for a folder, a list and JSON lines, of which each is a record."""
+    if Path(path).is_dir():
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError:  # JSON lines, or nothing that the caller's other reader can take either
+        return None
+    return content if isinstance(content, dict) and not {"question_id", "id"} & content.keys() else None
+
+
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """Rows of a tab-separated file with a header; an empty cell is "" and "None" or "N/A" stay text."""
     csv.field_size_limit(1 << 30)  # MMBench keeps its images, base64, in a column
@@ -103,7 +114,8 @@ def read_workbook(path: str | Path) -> list[dict[str, str]]:
 def field(record: Mapping[str, Any], name: str, path: str | Path) -> Any:
     """A record's field, or an error that names the file and the fields there are."""
     if name not in record:
-        raise EvaluationError(f"{path}: a record has no {name!r}, only {', '.join(map(str, record)) or 'nothing'}")
+        known = ", ".join(map(str, record))
+        raise EvaluationError(f"{path}: a record has no {name!r}, only {known[:160] or 'nothing'}")
     return record[name]
 
 

@@ -13,13 +13,11 @@ from llava_prumerge.ground.files import write_text
 
 Result = dict[str, Any]
 
-NOT_SCORED = "no annotations here: the benchmark's server scores the upload file"
-
 
 def describe_score(task: Benchmark, score: Score | None) -> Result:
-    """The scored part of a result; without annotations (VQAv2's server has them) it says so and holds no number."""
+    """The scored part of a result; where nothing can be scored (VQAv2's server has the truth) it says so."""
     if score is None:
-        return {"value": None, "note": NOT_SCORED}
+        return {"value": None, "note": task.not_scored}
     return {
         "value": score.headline if score.n else None,
         "metric": task.name_of(score),
@@ -37,7 +35,7 @@ def describe_score(task: Benchmark, score: Score | None) -> Result:
 def report(task: Benchmark, score: Score | None) -> dict[str, Any]:
     """What scoring prints."""
     if score is None:
-        return {"task": task.name, "note": NOT_SCORED}
+        return {"task": task.name, "note": task.not_scored}
     rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
     metrics = {task.name_of(score) if name == task.headline else name: value for name, value in score.metrics.items()}
     return {"task": task.name, **metrics, "n": score.n, **rule}

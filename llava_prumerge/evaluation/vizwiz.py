@@ -1,0 +1,179 @@
+"""VizWiz-VQA: questions that blind people asked about their photographs; ten human answers each.
+
+Rules: the official evaluation. The prediction is brought to VQAEval's normal form, the human answers are not, and
+humans are left out by position. `mode=both_normalised` normalises both sides, as lmms-eval does. The validation split
+is scored here. LLaVA's question file asks the test split, whose answers are not public: that gives a submission.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_prumerge.evaluation.benchmark import SHORT_ANSWER, Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.intervals import wilson
+from llava_prumerge.evaluation.normalise import (
+    agree_with_others,
+    best_constant,
+    normalise_m4c,
+    normalise_vqa,
+    score_normalised,
+)
+from llava_prumerge.evaluation.records import (
+    EvaluationError,
+    Key,
+    Record,
+    field,
+    index_by,
+    read_json,
+    read_records,
+    require_same_keys,
+    text_field,
+)
+
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+NUMBER = re.compile(r"(\d+)\.\w+$")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What people answered about one photograph."""
+
+    answer_type: str
+    answerable: bool
+    answers: tuple[str, ...]
+
+
+def average_precision(truth: Sequence[bool], scores: Sequence[float]) -> float:
+    """Precision averaged over the steps of recall; equal scores are one step."""
+    positives, hits, seen, area = sum(truth), 0, 0, 0.0
+    for level in sorted(set(scores), reverse=True):
+        found = [is_true for is_true, score in zip(truth, scores, strict=True) if score == level]
+        hits, seen = hits + sum(found), seen + len(found)
+        area += sum(found) / positives * hits / seen if positives else 0.0
+    return area
+
+
+class VizWiz(Benchmark):
+    """Mean VQA accuracy of the validation split."""
+
+    name = "vizwiz"
+    title = "VizWiz"
+    headline = "overall"
+    folder = "vizwiz"
+    options = {"mode": ("official", "both_normalised")}
+
+    def files(self, data: Path) -> Files:
+        root = data / self.folder
+        truth = root / "val.json"
+        if truth.is_file():
+            return Files(truth, truth, images=root / "val")
+        return Files(root / "llava_test.jsonl", None, images=root / "test")
+
+    def questions(self, files: Files) -> list[Question]:
+        path = files.need("questions")
+        records = read_records(path)
+        if records and "answers" not in records[0]:
+            return read_questions(path)
+        questions = []
+        for record in records:
+            text = f"{text_field(record, 'question', path)}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
+            image = text_field(record, "image", path)
+            questions.append(Question(image, text, text, image))
+        return questions
+
+    def references(self, files: Files) -> dict[Key, Photo]:
+        path = files.need("annotations")
+        records = index_by(read_json(path), lambda record: self.image_of(record, path), path)
+        return {key: self.read_photo(record, path) for key, record in records.items()}
+
+    def image_of(self, record: Record, path: Path) -> str:
+        """The image that an annotation is about."""
+        if not isinstance(record, dict):
+            raise EvaluationError(f"{path}: every annotation must be an object, found {record!r}")
+        return text_field(record, "image", path)
+
+    def read_photo(self, record: Record, path: Path) -> Photo:
+        """One annotation."""
+        answers = tuple(text_field(answer, "answer", path) for answer in field(record, "answers", path))
+        if not answers:
+            raise EvaluationError(f"{path}: {record['image']} has no human answers")
+        return Photo(str(record.get("answer_type", "other")), bool(record.get("answerable", 1)), answers)
+
+    def part_of(self, reference: Photo) -> str:
+        return reference.answer_type
+
+    def answer_key(self, record: Record, path: Path) -> Key:
+        return str(field(record, "image" if "image" in record else "question_id", path))
+
+    def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
+        """Answers of an answer file or a submission, by image; an id may be the number in the image's name."""
+        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
+        texts = {
+            key: text_field(record, "answer" if "answer" in record else "text", path) for key, record in records.items()
+        }
+        if files.annotations is None or not all(str(key).isdigit() for key in texts):
+            return texts
+        numbered = {}
+        for image in self.references(files):
+            found = NUMBER.search(str(image))
+            if found:
+                numbered[str(int(found.group(1)))] = image
+        return {numbered.get(str(int(str(key))), key): text for key, text in texts.items()}
+
+    def measure(self, references: Sequence[Photo], texts: Sequence[str], mode: str = "official") -> Score:
+        pairs = list(zip(texts, references, strict=True))
+        if mode == "official":
+            marks = [agree_with_others(normalise_vqa(text), photo.answers) for text, photo in pairs]
+        else:
+            marks = [score_normalised(text, photo.answers, normalise_m4c) for text, photo in pairs]
+        metrics: dict[str, Any] = {"overall": 100 * math.fsum(marks) / len(marks)}
+        for kind in sorted({photo.answer_type for photo in references}):
+            chosen = [mark for mark, photo in zip(marks, references, strict=True) if photo.answer_type == kind]
+            metrics[kind] = 100 * math.fsum(chosen) / len(chosen)
+        said = [normalise_vqa(text) == "unanswerable" for text in texts]
+        metrics |= answerability([not photo.answerable for photo in references], said)
+        metrics["said_unanswerable"] = 100 * sum(said) / len(said)
+        constant, chance = best_constant([list(photo.answers) for photo in references])
+        return Score(
+            metrics={**metrics, "mode": mode},
+            headline=metrics["overall"],
+            interval=wilson(math.fsum(marks), len(marks)),
+            interval_rule="Wilson",
+            n=len(marks),
+            chance=chance,
+            chance_rule=f"always {constant!r}, the best constant answer",
+            marks=marks,
+        )
+
+    def submit(self, answers: Path, files: Files, out: Path) -> Path | None:
+        """Write the test split's submission: LLaVA's normal form of each answer, in the order of the questions."""
+        if files.annotations is not None:
+            return None
+        records = index_by(read_records(answers), lambda record: str(field(record, "question_id", answers)), answers)
+        asked = read_records(files.need("questions"))
+        keys = [str(field(record, "question_id", files.need("questions"))) for record in asked]
+        require_same_keys(keys, records, answers, files.need("questions"))
+        rows = [
+            {"image": question["image"], "answer": normalise_m4c(text_field(records[key], "text", answers))}
+            for key, question in zip(keys, asked, strict=True)
+        ]
+        target = out.with_suffix(".json")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(rows), "utf-8")
+        return target
+
+
+def answerability(truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
+    """The second task, where saying "unanswerable" is the prediction: average precision and F1 of that class."""
+    hits = sum(is_true and says for is_true, says in zip(truth, said, strict=True))
+    both = sum(truth) + sum(said)
+    return {
+        "unanswerable_average_precision": 100 * average_precision(truth, [float(says) for says in said]),
+        "unanswerable_f1": 200 * hits / both if both else 0.0,
+    }
