@@ -52,8 +52,9 @@ def floor(module: str) -> str:
     inside = module.removeprefix("llava_prumerge").removeprefix(".")
     if inside in ("", "lazy_imports"):
         return "root"
-    contracts = ("methods", "methods.base", "methods.registry", "methods.vision", "methods.decoder")
-    return "methods.base" if inside in contracts else inside.split(".")[0]
+    if inside.startswith(("methods.vision.", "methods.decoder.")):
+        return "methods"
+    return "methods.base" if inside.split(".")[0] == "methods" else inside.split(".")[0]
 
 
 def imports(module: str, nested: bool = True) -> list[tuple[str, str]]:

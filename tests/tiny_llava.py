@@ -23,7 +23,7 @@ REDUCTIONS: dict[str, dict[str, Any]] = {
         "vision": {"name": "prumerge", "iqr_factor": 0.2, "positions": "original", "order": "raster"}
     },
     "prumerge_plus": {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}},
-    "fastv_first": {"decoder": {"name": "fastv", "layer": 1, "keep": 0.25}},
+    "fastv_first": {"decoder": {"name": "fastv", "layer": 1, "keep_ratio": 0.25}},
     "dart_visual": {"decoder": {"name": "dart", "text_pivots": 0}},
     "pyramiddrop_budget": {"decoder": {"name": "pyramiddrop", "budget": 8}},
     "schedule_rates": {"decoder": {"name": "rank_schedule", "rates": [1, 0.75, 0.75, 0.1], "rows": "text"}},

@@ -6,28 +6,23 @@ A method only says what to keep. It never touches masks, positions, labels or ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.ops.cells import Cells, best_rows, cell_rows, lay_cells
+from llava_prumerge.methods.contract import check_pruned, check_reduced
+from llava_prumerge.methods.cost import UNKNOWN, Benchmark, Course, Expected, TokensLeft
+from llava_prumerge.methods.settings import Settings, at_least, setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout
-from llava_prumerge.ops.scores import BlockProjections, outlier_count
+from llava_prumerge.ops.scores import BlockProjections
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 """features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
-
-
-def is_whole(value: object, least: int) -> bool:
-    """Whether a setting is a whole number of at least `least`; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass
@@ -99,44 +94,94 @@ class VisionTokens:
         return given
 
 
-POSITIONS, BLOCKS, SPACES = ("contiguous", "original"), ("own", "next"), ("llm", "clip")
+@dataclass(frozen=True, kw_only=True)
+class ReducerSettings(Settings):
+    """What all vision reducers take that reduce at all."""
+
+    budget: int | None = setting(
+        None, "tokens every image leaves with, exactly (at most all); null: the method's own rule", at_least(1)
+    )
+    positions: Literal["contiguous", "original"] = setting(
+        "contiguous",
+        "rotary positions: contiguous numbers what is kept as LLaVA does, original leaves each token that of its patch",
+        source="released code",
+    )
 
 
-class VisionReducer(nn.Module):
+class Method(nn.Module):
+    """What both contracts share: a name, a paper and settings.
+
+    Attributes:
+        name: what the method is called in files and commands; `register` sets it.
+        paper: authors, venue and number of the paper; empty for a baseline of no paper.
+        settings_class: the dataclass of its settings; `register` takes it from the annotation of `settings`.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    settings_class: ClassVar[type[Settings]] = Settings
+    settings: Settings
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__()
+        self.settings = self.settings_class() if settings is None else settings
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.settings.told().items())
+
+
+class VisionReducer(Method):
     """Reduces each image's tokens once, before the projector ("tower") or just after it ("projected").
-
-    Args:
-        budget: tokens every image leaves with, exactly; None counts each image's outliers (adaptive).
-        iqr_factor: Tukey's factor of the outlier rule that counts.
-        per_head: score by the mean over attention heads instead of one head of the whole width (the released PruMerge).
-        positions: "contiguous" numbers what is kept as LLaVA does; "original" leaves each token the position of its patch.
 
     Attributes:
         site: see above.
         needs_ids: it asks for `VisionTokens.ids`, which cost a pass over all pixels.
         reads_prompt: it asks for `VisionTokens.text` or `VisionTokens.matched`.
+        expected: what it leaves on average where each image decides and somebody published the mean.
+        benchmarks: the project's measurements of speed that it takes part in by default.
     """
 
-    site: ClassVar[str] = "tower"
-    name: ClassVar[str] = ""
+    site: ClassVar[Literal["tower", "projected"]] = "tower"
     needs_ids: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
+    expected: ClassVar[Expected | None] = None
+    benchmarks: ClassVar[tuple[Benchmark, ...]] = ()
 
-    def __init__(
-        self, budget: int | None = None, iqr_factor: float = 1.5, per_head: bool = False, positions: str = "contiguous"
-    ) -> None:
-        super().__init__()
-        self.check(budget is None or is_whole(budget, 1), "budget", budget, "a positive whole number")
-        self.check(positions in POSITIONS, "positions", positions, f"one of {', '.join(POSITIONS)}")
-        self.budget, self.iqr_factor, self.per_head, self.positions = budget, float(iqr_factor), per_head, positions
+    def __call__(self, image: VisionTokens) -> Reduced:
+        """Reduce, and check that what came out is what the contract asks for."""
+        reduced: Reduced = super().__call__(image)
+        check_reduced(self.name, image.features, reduced)
+        return reduced
+
+    def forward(self, image: VisionTokens) -> Reduced:
+        """Reduce. See `Reduced` for what comes out."""
+        raise NotImplementedError
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens every image leaves with; None where a rule decides."""
+        return self.settings.budget if isinstance(self.settings, ReducerSettings) else None
+
+    @property
+    def positions(self) -> str:
+        """How what is kept is numbered, "contiguous" or "original"."""
+        return self.settings.positions if isinstance(self.settings, ReducerSettings) else "contiguous"
 
     def input_size(self, height: int, width: int, patch: int) -> tuple[int, int]:
         """Pixels the tower should see, (height, width); the place to act for methods that resize the image. `patch` in pixels."""
         return height, width
 
-    def forward(self, image: VisionTokens) -> Reduced:
-        """Reduce. See `Reduced` for what comes out."""
-        raise NotImplementedError
+    def attention(self, image: VisionTokens) -> Tensor:
+        """Class attention as this method reads it; shown in pictures also where it reads none. [N, P]"""
+        return image.attention()
+
+    def tokens_left(self, patches: int) -> TokensLeft:
+        """How many of P patches stay, as far as the settings tell."""
+        if self.budget is not None:
+            return TokensLeft(min(self.budget, patches), "its budget")
+        if self.expected is not None:
+            return TokensLeft(max(1, round(self.expected.share * patches)), self.expected.source, exact=False)
+        return TokensLeft(patches, UNKNOWN, exact=False)
 
     @property
     def later_turns(self) -> str:
@@ -146,18 +191,6 @@ class VisionReducer(nn.Module):
     def repeats(self, patches: int, kept: int) -> int:
         """How often a step runs where a method's rule is sequential; 0: the number of tensor calls is fixed."""
         return 0
-
-    def check(self, right: bool, key: str, value: object, accepted: str) -> None:
-        """Refuse a setting that is not right, naming what is accepted."""
-        if not right:
-            raise ReductionError(f"{self.name}: {key} {value!r} is not {accepted}")
-
-    def counts(self, image: VisionTokens) -> Tensor:
-        """How many tokens each image keeps: the budget, or the number of its outliers, at least one. [N]"""
-        images, patches = image.features.shape[:2]
-        if self.budget is not None:
-            return torch.full((images,), min(self.budget, patches), device=image.features.device)
-        return outlier_count(image.attention(self.per_head), self.iqr_factor).clamp(min=1)
 
     def width(self, image: VisionTokens, counts: Tensor, *others: Tensor) -> int:
         """The largest count, and the check of features, attention and others for NaN, in the one host synchronisation.
@@ -174,76 +207,6 @@ class VisionReducer(nn.Module):
         if not all(math.isfinite(end) for end in ends):
             raise ReductionError(f"{self.name}: the image features or their attention hold NaN or infinity")
         return int(largest)
-
-    def extra_repr(self) -> str:
-        shown = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "training"}
-        return ", ".join(f"{key}={value!r}" for key, value in sorted(shown.items()))
-
-
-class ShareReducer(VisionReducer):
-    """A reducer that leaves every image with the same number of tokens: a share of the patches, or the budget.
-
-    Args:
-        keep: share of the patches, rounded up; a number or a fraction such as 1/9.
-        budget: tokens instead, exactly.
-        positions: see `VisionReducer`.
-    """
-
-    def __init__(self, keep: float | str, budget: int | None = None, positions: str = "contiguous") -> None:
-        super().__init__(budget=budget, positions=positions)
-        self.keep = self.as_share("keep", keep)
-
-    def as_share(self, key: str, value: float | str) -> Fraction:
-        """A setting in (0, 1], read as the exact fraction it is written as."""
-        share = Fraction(0)
-        with suppress(ValueError, ZeroDivisionError):
-            share = Fraction(str(value))
-        self.check(0 < share <= 1, key, value, "a number in (0, 1] or a fraction such as 1/9")
-        return share
-
-    def counts(self, image: VisionTokens) -> Tensor:
-        """The same number for each image. [N]"""
-        images, patches = image.features.shape[:2]
-        wanted = math.ceil(self.keep * patches) if self.budget is None else self.budget
-        return torch.full((images,), min(wanted, patches), device=image.features.device)
-
-
-class CellReducer(VisionReducer):
-    """A reducer whose tokens stand for cells of the image, cut into rows and columns.
-
-    Args:
-        rows, columns: cut every image so (the paper's "5x8"); together, and in place of a budget.
-        Others: see `VisionReducer`. A budget or a count that is not rows x columns gives some rows one cell more than others.
-    """
-
-    def __init__(self, rows: int | None = None, columns: int | None = None, **settings: Any) -> None:
-        super().__init__(**settings)
-        if (rows is None) != (columns is None):
-            raise ReductionError(f"{self.name}: rows={rows} and columns={columns} are given together or not at all")
-        if rows is not None:
-            if self.budget is not None:
-                raise ReductionError(f"{self.name}: give rows and columns or budget={self.budget}, not both")
-            self.check(is_whole(rows, 1), "rows", rows, "a positive whole number")
-            self.check(is_whole(columns, 1), "columns", columns, "a positive whole number")
-            self.budget = rows * columns
-        self.rows, self.columns = rows, columns
-
-    def fitted(self, height: int, width: int) -> None:
-        """Check that rows and columns, where given, fit into the grid."""
-        if self.rows is not None and (self.rows > height or self.columns > width):
-            cells = f"{self.rows} x {self.columns} cells"
-            raise ReductionError(f"{self.name}: {cells} do not fit in {height} x {width} patches")
-
-    def cells(self, image: VisionTokens) -> Cells:
-        """The cells of each image; costs the reducer's one host synchronisation."""
-        self.fitted(*image.grid)
-        counts = self.counts(image)
-        if self.budget is None:
-            rows = cell_rows(counts, *image.grid)
-        else:
-            height, width = image.grid
-            rows = torch.full_like(counts, self.rows or best_rows(min(self.budget, height * width), height, width))
-        return lay_cells(counts, rows, self.width(image, counts), image.grid)
 
 
 class AttentionRows(Protocol):
@@ -292,30 +255,46 @@ class DecoderShape:
     reduced: bool = False
 
 
-class DecoderPruner(nn.Module):
+class DecoderPruner(Method):
     """Drops visual tokens just before chosen decoder layers, at prefill.
 
     A `budget` is counted alike by all pruners: visual tokens per image averaged over the decoder's layers (see
     `ops.token_schedule`).
 
+    Args:
+        settings: of the method.
+        shape: of the language model.
+        layers: before which it acts.
+
     Attributes:
         layers: it acts just before these (0 is the first).
+        positions: rotary positions of what stays: "original" leaves them, "renumbered" makes them consecutive.
         later_turns: what a later turn on a kept cache may bring for the outcome to be that of a fresh run of all turns:
             "none" where the choice depends on the question, "text" where it depends on all images together, "images"
             where it depends on nothing.
+        ranks: it computes attention of the prompt to choose by.
+        ranks_ahead: for that it needs the keys of the layer about to run, which no cache holds yet.
+        gates_in_training: while it trains it weighs tokens and drops none.
     """
 
-    name: ClassVar[str] = ""
+    positions: ClassVar[Literal["original", "renumbered"]] = "original"
+    ranks: ClassVar[bool] = False
+    ranks_ahead: ClassVar[bool] = False
+    gates_in_training: ClassVar[bool] = False
     layers: tuple[int, ...]
-    later_turns: str = "none"
 
-    def __init__(self, shape: DecoderShape, layers: tuple[int, ...]) -> None:
-        super().__init__()
-        wrong = [layer for layer in layers if not 0 <= layer < shape.layers]
-        if wrong or not layers:
+    def __init__(self, settings: Settings, shape: DecoderShape, layers: Iterable[int]) -> None:
+        super().__init__(settings)
+        self.depth, self.layers = shape.layers, tuple(sorted(set(layers)))
+        if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < shape.layers:
             accepted = f"within 0 to {shape.layers - 1} and not be empty"
-            raise ReductionError(f"{self.name}: layers {list(layers)} must lie {accepted}")
-        self.layers = tuple(sorted(layers))
+            raise ReductionError(f"{self.name}: layers {list(self.layers)} must lie {accepted}")
+
+    def __call__(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+        """Say what stays, and check that it is what the contract asks for."""
+        kept = super().__call__(layer, tokens)
+        check_pruned(self.name, tokens.layout.is_image, kept)
+        return kept
 
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
         """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training; None keeps everything.
@@ -324,23 +303,18 @@ class DecoderPruner(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def later_turns(self) -> str:
+        """See above."""
+        return "none"
+
+    def course(self, present: int) -> Course:
+        """Visual tokens that each layer sees of an image that comes with so many, as far as the settings tell."""
+        return Course((present,) * self.depth, UNKNOWN, exact=False)
+
+    def extra_repr(self) -> str:
+        return f"before={list(self.layers)}, {super().extra_repr()}".removesuffix(", ")
+
     def loss(self) -> Tensor | None:
         """A term to add to the training loss, of the last forward."""
         return None
-
-
-_REGISTRY: dict[str, type[VisionReducer] | type[DecoderPruner]] = {}
-Method = TypeVar("Method", bound=type)
-
-
-def register(name: str) -> Callable[[Method], Method]:
-    """Enter a method under a name; the name must be new."""
-
-    def enter(cls: Method) -> Method:
-        if name in _REGISTRY:
-            raise ReductionError(f"two methods are called {name!r}: {_REGISTRY[name].__module__} and {cls.__module__}")
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return enter

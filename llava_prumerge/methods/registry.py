@@ -1,16 +1,62 @@
-"""Finds the methods by walking `methods/vision` and `methods/decoder`, and builds one from its block of settings."""
+"""The registry: methods by name, those of `methods/vision` and `methods/decoder` and those of other packages.
+
+A method enters by `@register("name")`. `discover` imports every file of the two folders, and whatever installed packages
+name under the entry-point group `llava_prumerge.methods`.
+"""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
-from collections.abc import Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from llava_prumerge.methods import decoder, vision
-from llava_prumerge.methods.base import _REGISTRY, DecoderPruner, DecoderShape, VisionReducer
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
+from llava_prumerge.methods.settings import SettingInfo, Settings, suggest
 from llava_prumerge.ops.errors import ReductionError
+
+_REGISTRY: dict[str, type[VisionReducer] | type[DecoderPruner]] = {}
+Registered = TypeVar("Registered", bound="type[VisionReducer] | type[DecoderPruner]")
+SITES: dict[str, type[VisionReducer] | type[DecoderPruner]] = {"vision": VisionReducer, "decoder": DecoderPruner}
+"""The keys of a reduction block, and the contract of the method under each."""
+KINDS = {"vision": "vision reducer", "decoder": "decoder pruner"}
+
+
+def register(name: str) -> Callable[[Registered], Registered]:
+    """Enter a method under a name. The annotation of its `settings` says which dataclass they are.
+
+    The same class of the same module may come again, as it does when a notebook's cell is run twice: the newer one
+    takes its place.
+
+    Raises:
+        ReductionError: another method has that name, or the class is no method.
+    """
+
+    def enter(cls: Registered) -> Registered:
+        if not (isinstance(cls, type) and issubclass(cls, VisionReducer | DecoderPruner)):
+            raise ReductionError(f"{name}: {cls!r} is neither a VisionReducer nor a DecoderPruner")
+        other = _REGISTRY.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ReductionError(
+                f"two methods are called {name!r}: {other.__qualname__} of {other.__module__} and {cls.__qualname__} "
+                f"of {cls.__module__}"
+            )
+        cls.name, cls.settings_class = name, _declared_settings(cls)
+        cls.settings_class.infos()  # a class that is no dataclass is refused here
+        _REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def _declared_settings(cls: type) -> type[Settings]:
+    """The settings dataclass that a class or its nearest parent declares."""
+    declared = typing.get_type_hints(cls)["settings"]
+    if not (isinstance(declared, type) and issubclass(declared, Settings)):
+        raise ReductionError(f"{cls.__name__}: settings must be annotated with a dataclass derived from Settings")
+    return declared
 
 
 def discover() -> dict[str, type[VisionReducer] | type[DecoderPruner]]:
@@ -26,46 +72,61 @@ def method_names(kind: type) -> list[str]:
     return [name for name, cls in discover().items() if issubclass(cls, kind)]
 
 
-def fields_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The settings of a method: its constructor's keywords, its parents' included."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if base in (VisionReducer.__base__, object):
-            break
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            named = [item for item in parameters if item.kind is not item.VAR_KEYWORD]
-            found |= {item.name: item for item in named if item.name not in found}
-            if len(named) == len(parameters):
-                break
-    found.pop("shape", None)
-    return found
+def fields_of(cls: type[VisionReducer] | type[DecoderPruner]) -> dict[str, SettingInfo]:
+    """The settings of a method by name."""
+    return cls.settings_class.infos()
 
 
-def _build(kind: type, block: Mapping[str, Any] | None, *positional: object) -> Any:
+def site_of(name: str) -> str:
+    """Which key of a reduction block a method stands under.
+
+    Raises:
+        ReductionError: there is no such method.
+    """
+    return next(site for site, kind in SITES.items() if issubclass(find(name), kind))
+
+
+def find(name: object) -> type[VisionReducer] | type[DecoderPruner]:
+    """A method by its name.
+
+    Raises:
+        ReductionError: there is none; the message names the most alike, and all.
+    """
+    known = discover()
+    if not isinstance(name, str) or name not in known:
+        raise ReductionError(
+            f"method {name!r} is not known{suggest(name, known, 'there are')} (one from outside the package needs its "
+            "module or file named: --plugin NAME, or plugin=NAME)"
+        )
+    return known[name]
+
+
+def find_at(site: str, name: object) -> type[VisionReducer] | type[DecoderPruner]:
+    """A method that is to stand under a key of a reduction block.
+
+    Raises:
+        ReductionError: there is none of that name, or it is of the other contract.
+    """
+    cls = find(name)
+    if not issubclass(cls, SITES[site]):
+        own = site_of(cls.name)
+        raise ReductionError(f"{cls.name} is a {KINDS[own]}; it goes under {own}, not under {site}")
+    return cls
+
+
+def _build(site: str, block: Mapping[str, Any] | None, *positional: object) -> Any:
     if block is None:
         return None
     settings = dict(block)
-    name = settings.pop("name", None)
-    known = method_names(kind)
-    if name not in known:
-        raise ReductionError(f"{kind.__name__} {name!r} is not known; there are: {', '.join(known)}")
-    accepted = fields_of(_REGISTRY[name])
-    unknown = sorted(set(settings) - set(accepted))
-    if unknown:
-        takes = ", ".join(sorted(accepted)) or "none"
-        raise ReductionError(f"{name} has no setting {', '.join(unknown)}; it takes: {takes}")
-    try:
-        return _REGISTRY[name](*positional, **settings)
-    except TypeError as error:
-        raise ReductionError(f"{name}: {error}") from error
+    cls = find_at(site, settings.pop("name", None))
+    return cls(cls.settings_class.read(settings, cls.name), *positional)
 
 
 def build_reducer(block: Mapping[str, Any] | None) -> VisionReducer | None:
-    """A reducer from its block, `{name: prumerge, budget: 40}`; None for None."""
-    return _build(VisionReducer, block)
+    """A reducer from its block, `{name: NAME, budget: 40}`; None for None."""
+    return _build("vision", block)
 
 
 def build_pruner(block: Mapping[str, Any] | None, shape: DecoderShape) -> DecoderPruner | None:
-    """A pruner from its block, `{name: fastv, keep: 0.5}`; None for None."""
-    return _build(DecoderPruner, block, shape)
+    """A pruner from its block, `{name: NAME, budget: 171}`; None for None."""
+    return _build("decoder", block, shape)

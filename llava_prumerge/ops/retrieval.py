@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from llava_prumerge.ops.select import ranks_of
 
-CENTRES = ("both", "visual", "none")
-
 
 def centred(visual: Tensor, text: Tensor, mask: Tensor, centre: str) -> tuple[Tensor, Tensor]:
     """Subtract means in float32: "both" from each side its own, "visual" the patches' mean from both, "none" nothing.
@@ -21,7 +19,7 @@ def centred(visual: Tensor, text: Tensor, mask: Tensor, centre: str) -> tuple[Te
         visual: [N, P, D].
         text: [N, T, D].
         mask: [N, T] bool, real prompt tokens.
-        centre: one of `CENTRES`.
+        centre: "both", "visual" or "none".
 
     Returns:
         visual [N, P, D] and text [N, T, D], float32; what is not real is zero.

@@ -113,10 +113,16 @@ class TokenSchedule:
                 self._plans[key] = self._met(present, self.budget * images * self.layers - self.drops[0] * present)
         return self._plans[key]
 
+    def layer_counts(self, present: int, images: int = 1) -> tuple[int, ...]:
+        """Tokens of a sequence in every layer; see `plan`."""
+        visual = [present] * self.layers
+        for start, count in zip(self.drops, self.plan(present, images), strict=True):
+            visual[start:] = [count] * (self.layers - start)
+        return tuple(visual)
+
     def equivalent(self, present: int, images: int = 1) -> float:
         """What the plan costs: visual tokens per image averaged over the layers."""
-        later = sum(run * count for run, count in zip(self.runs, self.plan(present, images), strict=True))
-        return (self.drops[0] * present + later) / self.layers / images
+        return sum(self.layer_counts(present, images)) / self.layers / images
 
     def _met(self, present: int, total: float) -> tuple[int, ...]:
         """Counts whose sum over the layers after the first drop comes as near `total` as whole tokens do."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, L
 import llava_prumerge
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape
-from llava_prumerge.methods.base import ShareReducer, VisionReducer, VisionTokens
+from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer
 
 PEAK, REST = 4.0, 0.2
@@ -119,10 +119,9 @@ def class_logits(patches: int, outliers: int, seed: int = 0) -> Tensor:
     return torch.cat([torch.zeros(1), logits])
 
 
-def adapts(reducer: VisionReducer) -> bool:
+def adapts(reducer: VisionReducer, patches: int = 576) -> bool:
     """Whether the number of tokens it leaves depends on the image."""
-    fixed = reducer.budget is not None or getattr(reducer, "ratio", None) is not None
-    return not fixed and not isinstance(reducer, ShareReducer) and reducer.name != "none"
+    return not reducer.tokens_left(patches).exact
 
 
 def kept_of(reducer: VisionReducer, logits: Tensor, side: int) -> int:
@@ -152,7 +151,7 @@ def find_logits(block: Mapping[str, Any], tokens: int | None, side: int) -> tupl
         The reducer, logits [1 + P], and the tokens it leaves with them.
     """
     reducer, patches = build_reducer(dict(block)).eval(), side * side
-    if not adapts(reducer):
+    if not adapts(reducer, patches):
         logits = class_logits(patches, patches // 16)
         kept = kept_of(reducer, logits, side)
         if tokens is not None and tokens != kept:

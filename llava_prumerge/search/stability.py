@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.settings import Settings
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
 from llava_prumerge.ops.prompt_rank import ROWS, prompt_attention
 from llava_prumerge.search.calibration import prepare, run_search, search_parser
@@ -42,7 +43,7 @@ class RankWatcher(DecoderPruner):
     name = "rank_watcher"
 
     def __init__(self, shape: DecoderShape, rows: str = "last") -> None:
-        super().__init__(shape, tuple(range(shape.layers)))
+        super().__init__(Settings(), shape, range(shape.layers))
         self.rows, self.scores, self.is_image = rows, [], None
 
     def forward(self, layer: int, tokens: DecoderTokens) -> None:

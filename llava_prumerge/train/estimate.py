@@ -6,7 +6,6 @@ Memory is `llava_prumerge.efficiency.memory`'s sum for the longest sample the re
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts, metho
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.train.arguments import TrainArguments
-from llava_prumerge.train.published import KEPT_SHARES
 from llava_prumerge.train.settings import uses_bf16
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -75,16 +73,8 @@ def reduced_by_reducer(block: dict | None, patches: int) -> tuple[int, str, int]
     name = "none" if reducer is None else reducer.name
     if reducer is None or name == "none":
         return patches, "no vision reducer", patches
-    share = getattr(reducer, "keep", None) or getattr(reducer, "ratio", None)
-    if reducer.budget is not None:
-        kept, source = min(reducer.budget, patches), "its budget"
-    elif share is not None:
-        kept, source = math.ceil(share * patches), "its share"
-    elif name in KEPT_SHARES:
-        kept, source = round(KEPT_SHARES[name] * patches), "the paper's mean; it differs from image to image"
-    else:
-        kept, source = patches, "unknown before the images are seen, all are assumed"
-    return kept, f"{name}: {source}", patches if reducer.site == "projected" else kept
+    left = reducer.tokens_left(patches)
+    return left.tokens, f"{name}: {left.source}", patches if reducer.site == "projected" else left.tokens
 
 
 def read_backend(arguments: TrainArguments) -> str:

@@ -15,8 +15,6 @@ from llava_prumerge.train.arguments import TrainArguments
 LANGUAGE_MODELS = {"vicuna-7b-v1.5": "llava-1.5-7b", "vicuna-13b-v1.5": "llava-1.5-13b"}
 VISION_TOWERS = {"clip-vit-large-patch14-336": "llava-1.5-7b"}
 IMAGE_ID, PAD_ID, ROWS = 32000, 32001, 32064  # what Vicuna's 32,000 tokens become with an image and a padding token
-KEPT_SHARES = {"prumerge": 0.055, "prumerge_plus": 0.25}
-"""Tokens that methods which count per image keep on average, as the PruMerge paper states: 5.5% (32) and 25% (144 of 576)."""
 
 
 @dataclass(frozen=True)

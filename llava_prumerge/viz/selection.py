@@ -84,7 +84,7 @@ class Viewer:
         prompt = None if self.prompt is None else self._prompts(len(images))
         tokens = VisionTokens(features, output.grid, output.probe, output.heads, prompt, image_ids(pixels))
         _, valid, origin = self.reducer(tokens)
-        attention = tokens.attention(self.reducer.per_head).view(-1, *output.grid).cpu()
+        attention = self.reducer.attention(tokens).view(-1, *output.grid).cpu()
         class_token = output.probe()[0].shape[1] == 1
         colour = self.preprocessor.padding_colour
         return [

@@ -41,14 +41,14 @@ def best(tokens: DecoderTokens, row: int, scores: list[float], count: int, among
 
 def test_fastv_keeps_what_the_last_token_attends_to() -> None:
     tokens = make_tokens((64, 30), after=(6, 4))
-    kept = rows_kept("fastv", tokens, 3, keep=0.3)
+    kept = rows_kept("fastv", tokens, 3, keep_ratio=0.3)
     for row, present in enumerate((64, 30)):
         scores = attention_of(tokens, row, int(tokens.layout.last_index()[row]))
         assert kept[row] == best(tokens, row, scores, -(-present * 3 // 10))
 
 
 def test_fastv_before_its_layer_nothing_is_missing() -> None:
-    counts = run(build("fastv", keep=0.25, layer=3), make_tokens())
+    counts = run(build("fastv", keep_ratio=0.25, layer=3), make_tokens())
     assert [int(count[0]) for count in counts] == [64, 64, 64, 16, 16, 16, 16, 16]
 
 
@@ -68,13 +68,13 @@ def test_pyramiddrop_halves_at_each_quarter_of_the_depth() -> None:
 
 def test_pyramiddrops_layers_and_lambda() -> None:
     tokens = make_tokens((64,), after=(6,))
-    counts = [int(count) for count in run(build("pyramiddrop", layers=[1, 5], keep=0.25), tokens)]
+    counts = [int(count) for count in run(build("pyramiddrop", layers=[1, 5], keep_ratio=0.25), tokens)]
     assert counts == [64, 16, 16, 16, 16, 4, 4, 4]
     assert build("pyramiddrop", shape_of(32, 576)).layers == (8, 16, 24)
     assert build("pyramiddrop", shape_of(6, 144)).layers == (2, 3, 5)
     assert build("pyramiddrop", layers=[0, 2]).layers == (0, 2), "its own projections rank, so the first layer can, too"
-    for wrong in ({"keep": 0}, {"keep": 1.2}, {"layers": []}, {"layers": [8]}):
-        with pytest.raises(ReductionError, match="pyramiddrop: (keep|layers)"):
+    for wrong in ({"keep_ratio": 0}, {"keep_ratio": 1.2}, {"layers": []}, {"layers": [8]}):
+        with pytest.raises(ReductionError, match="pyramiddrop: (keep_ratio|layers)"):
             build("pyramiddrop", **wrong)
 
 
@@ -140,7 +140,7 @@ def dart_reference(tokens: DecoderTokens, row: int, count: int, pivots: int, tex
 @pytest.mark.parametrize("keep", [0.03, 0.25, 0.7])
 def test_dart_equals_the_loops(pivots: int, text_pivots: int, keep: float) -> None:
     tokens = make_tokens((64, 30), after=(6, 4))
-    settings = {"pivots": pivots, "text_pivots": text_pivots, "keep": keep}
+    settings = {"pivots": pivots, "text_pivots": text_pivots, "keep_ratio": keep}
     kept = rows_kept("dart", tokens, 2, **settings)
     for row, present in enumerate((64, 30)):
         count = -(-round(present * keep * 100) // 100)
@@ -155,16 +155,16 @@ def test_dart_drops_duplicates() -> None:
     hidden, keys = tokens.hidden.clone(), tokens.keys(0).transpose(1, 2).flatten(2).clone()
     hidden[0, 3:15], keys[0, 3:15], keys[0, 3] = base, 0.0, 100.0
     made = tokens_of(tokens.layout, hidden, keys, keys)
-    assert rows_kept("dart", made, 2, keep=9 / 12, pivots=1, text_pivots=0)[0] == [0, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert rows_kept("dart", made, 2, keep_ratio=9 / 12, pivots=1, text_pivots=0)[0] == [0, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
 def test_darts_settings() -> None:
     tokens = make_tokens()
-    kept = {key: rows_kept("dart", tokens, 2, **{"keep": 0.3, **settings}) for key, settings in {
+    kept = {key: rows_kept("dart", tokens, 2, **{"keep_ratio": 0.3, **settings}) for key, settings in {
         "plain": {}, "pivots": {"pivots": 8}, "text": {"text_pivots": 0}, "norm": {"norm": 8.0}}.items()}  # fmt: skip
     assert all(kept[key] != kept["plain"] for key in ("pivots", "text", "norm"))
     assert build("dart").later_turns == "none" and build("dart", text_pivots=0).later_turns == "text"
-    for wrong in ({"layer": 0}, {"keep": 0}, {"pivots": 0}, {"text_pivots": -1}, {"pivots": 1.5}, {"norm": 0}):
+    for wrong in ({"layer": 0}, {"keep_ratio": 0}, {"pivots": 0}, {"text_pivots": -1}, {"pivots": 1.5}, {"norm": 0}):
         with pytest.raises(ReductionError, match=f"dart: {next(iter(wrong))}"):
             build("dart", **wrong)
 

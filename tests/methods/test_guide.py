@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,15 +27,16 @@ def fenced(language: str) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The guide's modules, registered for the tests of this file alone."""
-    before = dict(base._REGISTRY)
+    before = dict(registry._REGISTRY)
     for number, source in enumerate(fenced("python")):
         path = tmp_path_factory.mktemp("methods") / f"example_{number}.py"
         path.write_text(source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     yield
-    base._REGISTRY.clear()
-    base._REGISTRY.update(before)
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(before)
 
 
 def test_reducer_of_the_guide() -> None:

@@ -95,7 +95,7 @@ def test_trsm_equals_its_rule(centre: str, merge: str, size: int) -> None:
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_trsm_keeps_no_more_than_was_retrieved(depth: int) -> None:
     image = asked()
-    features, valid, origin = reduce(image, "trsm", keep=0.5, retrieve=depth)
+    features, valid, origin = reduce(image, "trsm", keep_ratio=0.5, retrieve=depth)
     expected = [trsm(*sides(image, index, "both"), 21, depth) for index in range(3)]
     assert [row[row >= 0].tolist() for row in origin] == expected
     counts = [len(kept) for kept in expected]
@@ -215,8 +215,8 @@ def test_batch_equals_single_with_ragged_prompts(name: str) -> None:
 def test_default_shares_of_576(name: str, kept: int) -> None:
     image = make_tokens(images=2, grid=(24, 24))
     assert reduce(image, name)[1].sum(dim=1).tolist() == [kept] * 2
-    assert reduce(image, name, keep=0.8)[1].sum(dim=1).tolist() == [461] * 2
-    assert reduce(image, name, keep=0.8, budget=40)[1].sum(dim=1).tolist() == [40] * 2
+    assert reduce(image, name, keep_ratio=0.8)[1].sum(dim=1).tolist() == [461] * 2
+    assert reduce(image, name, keep_ratio=0.8, budget=40)[1].sum(dim=1).tolist() == [40] * 2
 
 
 def union_find(graph: np.ndarray) -> list[int]:
@@ -383,7 +383,7 @@ def test_means_are_over_one_image_and_the_real_words() -> None:
         ("trsm", {"before": -1}, "before -1 is not a whole number of at least 0"),
         ("trsm", {"after": 1.5}, "after 1.5 is not a whole number of at least 0"),
         ("trsm", {"merge": "sum"}, "merge 'sum' is not one of mean, none"),
-        ("trsm", {"keep": 20}, "keep 20 is not a number in"),
+        ("trsm", {"keep_ratio": 20}, "keep_ratio 20 is not a number in"),
         ("par", {"threshold": 0}, "threshold 0 is not a number in"),
         ("par", {"retrieve": "all"}, "retrieve 'all' is not a number in"),
         ("par", {"weights": None}, "weights None is not one of contrast, even"),

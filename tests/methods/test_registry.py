@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderShape, ReductionError, VisionReducer, register
-from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, ReductionError, VisionReducer
+from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names, register
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "method").glob("*.yaml"))
 SHAPE = DecoderShape(layers=32, hidden=4096, heads=32, patches=576)
@@ -23,35 +23,47 @@ def test_every_contract_has_its_methods() -> None:
 
 
 def test_unknown_method_names_those_there_are() -> None:
-    with pytest.raises(ReductionError, match="'prumerg' is not known; there are: cls_topk, .*prumerge, prumerge_plus"):
+    with pytest.raises(ReductionError, match="'prumerg' is not known; did you mean prumerge. There are: atp_llava, "):
         build_reducer({"name": "prumerg"})
-    with pytest.raises(ReductionError, match="DecoderPruner 'prumerge' is not known; there are: .*fastv"):
-        build_pruner({"name": "prumerge"}, SHAPE)
-    with pytest.raises(ReductionError, match="None is not known"):
+    with pytest.raises(ReductionError, match="None is not known; there are: .*--plugin NAME"):
         build_reducer({})
+
+
+def test_a_method_of_the_other_kind_says_where_it_goes() -> None:
+    with pytest.raises(ReductionError, match="prumerge is a vision reducer; it goes under vision, not under decoder"):
+        build_pruner({"name": "prumerge"}, SHAPE)
+    with pytest.raises(ReductionError, match="fastv is a decoder pruner; it goes under decoder"):
+        build_reducer({"name": "fastv"})
 
 
 def test_unknown_setting_names_those_there_are() -> None:
     with pytest.raises(
-        ReductionError, match="prumerge_plus has no setting buget; it takes: budget, extra, grid, iqr_factor"
+        ReductionError, match="prumerge_plus has no setting buget; did you mean budget. It takes: budget, extra, grid"
     ):
         build_reducer({"name": "prumerge_plus", "buget": 3})
     with pytest.raises(ReductionError, match="none has no setting budget; it takes: none"):
         build_reducer({"name": "none", "budget": 3})
-    with pytest.raises(ReductionError, match="fastv has no setting shape; it takes: budget, keep, layer"):
+    with pytest.raises(ReductionError, match="fastv has no setting shape; it takes: budget, keep_ratio, layer"):
         build_pruner({"name": "fastv", "shape": SHAPE}, SHAPE)
 
 
-def test_fields_reach_through_keyword_settings() -> None:
+def test_fields_reach_through_shared_settings() -> None:
     assert {"share", "grid", "neighbours", "ratio", "budget", "positions"} <= set(
         fields_of(discover()["prumerge_plus"])
     )
     assert {"rows", "columns", "budget", "iqr_factor"} <= set(fields_of(discover()["grid"]))
 
 
-def test_a_name_is_taken_once() -> None:
-    with pytest.raises(ReductionError, match="two methods are called 'prumerge'"):
-        register("prumerge")(type("Other", (VisionReducer,), {}))
+def test_a_name_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type("Other", (VisionReducer,), {"__module__": __name__})
+    with pytest.raises(ReductionError, match=f"two methods are called 'prumerge': PruMerge of .*Other of {__name__}"):
+        register("prumerge")(other)
+    monkeypatch.setattr("llava_prumerge.methods.registry._REGISTRY", {})
+    again = type("Other", (VisionReducer,), {"__module__": __name__})
+    assert register("other")(other) is other and register("other")(again) is again, "a notebook's cell, run twice"
+    assert discover()["other"] is again
+    with pytest.raises(ReductionError, match="neither a VisionReducer nor a DecoderPruner"):
+        register("thing")(torch.nn.Linear)
 
 
 def test_nothing_is_nothing() -> None:
@@ -93,7 +105,7 @@ def test_every_method_has_a_file() -> None:
     "settings, word",
     [
         ({"layer": 0}, "layer 0"),
-        ({"keep": 1.5}, "keep 1.5"),
+        ({"keep_ratio": 1.5}, "keep_ratio 1.5"),
         ({"budget": -1}, "budget -1"),
         ({"layer": 32}, "within 0 to 31"),
     ],

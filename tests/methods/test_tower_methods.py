@@ -197,7 +197,7 @@ def test_share_of_the_patches(name: str) -> None:
     assert reduce(image, name)[1].shape == (2, 64)
     for keep, kept in (("1/4", 144), (0.1, 58), (1, 576), ("1/1000", 1)):
         assert reduce(image, name, keep=keep)[1].sum(dim=1).tolist() == [kept] * 2
-    assert reduce(image, name, keep=0.1, budget=7)[1].shape == (2, 7)
+    assert reduce(image, name, keep_ratio=0.1, budget=7)[1].shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["tome", "visionzip", "fastervlm", "divprune"])
@@ -210,10 +210,10 @@ def test_with_all_kept_nothing_changes(name: str) -> None:
 @pytest.mark.parametrize(
     "name, settings, word",
     [
-        ("tome", {"keep": 0}, "keep 0 is not a number in"),
-        ("tome", {"keep": "1/0"}, "keep '1/0' is not a number in"),
-        ("divprune", {"keep": True}, "keep True is not a number in"),
-        ("fastervlm", {"keep": float("nan")}, "keep nan is not a number in"),
+        ("tome", {"keep_ratio": 0}, "keep_ratio 0 is not a number in"),
+        ("tome", {"keep_ratio": "1/0"}, "keep_ratio '1/0' is not a number in"),
+        ("divprune", {"keep_ratio": True}, "keep_ratio True is not a number in"),
+        ("fastervlm", {"keep_ratio": float("nan")}, "keep_ratio nan is not a number in"),
         ("tome", {"rounds": 0}, "rounds 0 is not a positive whole number"),
         ("tome", {"block": "last"}, "block 'last' is not one of own, next"),
         ("visionzip", {"share": 1.5}, "share 1.5 is not a number in"),

@@ -38,8 +38,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llava_prumerge.methods import base, registry
+from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.settings import Settings
 from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
@@ -122,8 +123,8 @@ class Threshold(DecoderPruner):
 
     name = "threshold_of_the_tests"
 
-    def __init__(self, shape: DecoderShape, start: float = 0.25) -> None:
-        super().__init__(shape, (1,))
+    def __init__(self, settings: Settings, shape: DecoderShape, start: float = 0.25) -> None:
+        super().__init__(settings, shape, (1,))
         self.start = start
         self.theta = nn.Parameter(torch.empty(shape.layers))
         self.reset_parameters()
@@ -146,7 +147,7 @@ class Threshold(DecoderPruner):
 @pytest.fixture
 def threshold(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
     registry.discover()
-    monkeypatch.setitem(base._REGISTRY, Threshold.name, Threshold)
+    monkeypatch.setitem(registry._REGISTRY, Threshold.name, Threshold)
     return {"decoder": {"name": Threshold.name}}
 
 

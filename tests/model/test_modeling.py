@@ -223,7 +223,7 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_pruner_sees_the_layers_own_queries_and_keys(cached: bool) -> None:
     """Those of the layer before from its cache or its input, those of the layer itself from its input."""
-    model, seen = tiny_model({"decoder": {"name": "fastv", "layer": 2, "keep": 1.0}}), {}
+    model, seen = tiny_model({"decoder": {"name": "fastv", "layer": 2, "keep_ratio": 1.0}}), {}
     decoder, inputs = model.model.language_model, batch_of()
 
     def ask(layer: int, tokens: DecoderTokens) -> None:
@@ -395,9 +395,9 @@ def test_wrong_numbers_of_placeholders_and_foreign_caches_are_refused() -> None:
 def test_reduction_blocks_are_checked() -> None:
     with pytest.raises(ValueError, match="no part visoin"):
         tiny_config({"visoin": {"name": "prumerge"}})
-    with pytest.raises(ValueError, match="'prumrge' is not known; there are:.*prumerge"):
+    with pytest.raises(ValueError, match="'prumrge' is not known; did you mean prumerge. There are:.*prumerge"):
         tiny_model({"vision": {"name": "prumrge"}})
-    with pytest.raises(ValueError, match="has no setting budgte; it takes:.*budget"):
+    with pytest.raises(ValueError, match="has no setting budgte; did you mean budget. It takes:.*budget"):
         tiny_model({"vision": {"name": "prumerge", "budgte": 3}})
     with pytest.raises(ValueError, match="layer"):
         tiny_model({"decoder": {"name": "fastv", "layer": 9}})

@@ -55,7 +55,7 @@ def say(folder: Path, reduction: dict[str, Any]) -> None:
 
 PRUNER = "language_model.model.pruner.modules_before.1.shared.weight"
 CASES = {
-    "unknown method": (lambda f: say(f, {"vision": {"name": "prumrge"}}), r"'prumrge' is not known; there are: .*prumerge"),
+    "unknown method": (lambda f: say(f, {"vision": {"name": "prumrge"}}), r"'prumrge' is not known; did you mean prumerge. There are: .*prumerge"),
     "unknown site": (lambda f: say(f, {"vison": {"name": "prumerge"}}), r"no part vison; it takes: vision, decoder"),
     "unknown setting": (lambda f: say(f, {"vision": {"name": "prumerge", "k": 3}}), r"prumerge has no setting k; it takes: .*budget"),
     "no name": (lambda f: say(f, {"vision": {"budget": 3}}), r"must name a method"),

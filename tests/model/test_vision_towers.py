@@ -10,7 +10,7 @@ from llava_prumerge.methods.base import VisionTokens
 from llava_prumerge.model.vision_tower import encode
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
-PROMPTED = {"trsm": {"name": "trsm", "keep": 0.3}, "par": {"name": "par", "keep": 0.3, "threshold": 0.4}}
+PROMPTED = {"trsm": {"name": "trsm", "keep_ratio": 0.3}, "par": {"name": "par", "keep_ratio": 0.3, "threshold": 0.4}}
 OTHERS = {name: {"name": name, "budget": 5} for name in ("tome", "visionzip", "fastervlm", "divprune")}
 FAMILY = PROMPTED | OTHERS
 GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)

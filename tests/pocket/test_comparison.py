@@ -14,7 +14,7 @@ import yaml
 
 from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.methods import base
+from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover
 from playground.pocket import reproduce
@@ -45,7 +45,7 @@ def test_a_new_method_gets_its_rows_by_itself(monkeypatch: pytest.MonkeyPatch) -
     class Newcomer(discover()["grid"]):
         name = "newcomer"
 
-    monkeypatch.setitem(base._REGISTRY, "newcomer", Newcomer)
+    monkeypatch.setitem(registry._REGISTRY, "newcomer", Newcomer)
     rows = [row for row in all_rows(NOWHERE) if row.name == "newcomer"]
     assert [row.table for row in rows] == list(BUDGETS) and rows[0].block == {
         "vision": {"name": "newcomer", "budget": 72}

@@ -16,6 +16,7 @@ from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import LanguageShape, ModelShape, VisionShape
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.registry import build_pruner, method_names
+from llava_prumerge.methods.settings import Settings
 from llava_prumerge.profiling import pruner as benchmark
 
 SIDE = 16
@@ -100,12 +101,12 @@ def test_a_full_attention_matrix_would_be_seen(model: torch.nn.Module) -> None:
             received = (tokens.queries(layer - 1) @ tokens.keys(layer - 1).transpose(2, 3)).softmax(-1).mean((1, 2))
             return ~tokens.layout.is_image | (received > received.mean())
 
-    found, _ = squares_of(model, Wasteful(DecoderShape(4, 16, 4, SIDE * SIDE), (1,)))
+    found, _ = squares_of(model, Wasteful(Settings(), DecoderShape(4, 16, 4, SIDE * SIDE), (1,)))
     assert any(shape[-2:] == (LENGTH, LENGTH) for _, shape in found)
 
 
 def test_a_row_says_what_was_measured(model: torch.nn.Module) -> None:
-    row = benchmark.measure(model, SMALL, {"name": "fastv", "layer": 1, "keep": 0.5}, batch=2, repeats=3)
+    row = benchmark.measure(model, SMALL, {"name": "fastv", "layer": 1, "keep_ratio": 0.5}, batch=2, repeats=3)
     assert row["tokens"] == [LENGTH, LENGTH - SIDE * SIDE // 2] and row["before_layer"] == 1 and row["drops"] == 1
     share = 100 * row["own_ms"]["median"] / row["layer_ms"]["median"]
     assert row["share_percent"] == pytest.approx(share, rel=0.05) and row["own_ms"]["median"] > 0
@@ -125,8 +126,8 @@ def test_own_work_is_what_lies_between_layers(model: torch.nn.Module, monkeypatc
             return ~tokens.layout.is_image
 
     monkeypatch.setattr(benchmark.time, "process_time", lambda: now)
-    monkeypatch.setattr(benchmark, "build_pruner", lambda block, shape: Slow(shape, (2,)))
-    model.model.language_model.pruner = Slow(DecoderShape(4, 16, 4, SIDE * SIDE), (2,))
+    monkeypatch.setattr(benchmark, "build_pruner", lambda block, shape: Slow(Settings(), shape, (2,)))
+    model.model.language_model.pruner = Slow(Settings(), DecoderShape(4, 16, 4, SIDE * SIDE), (2,))
     with benchmark.Stopwatch(model.model.language_model) as watch:
         model(**benchmark.make_prompt(SMALL, 1))
     assert (watch.gap(1), watch.gap(2), watch.layer(1), watch.layer(2)) == (0.0, 0.25, 0.0, 0.0)
@@ -135,7 +136,7 @@ def test_own_work_is_what_lies_between_layers(model: torch.nn.Module, monkeypatc
 
 def test_a_method_that_drops_nothing_has_no_row(model: torch.nn.Module) -> None:
     with pytest.raises(EfficiencyError, match="fastv drops nothing in 4 layers"):
-        benchmark.measure(model, SMALL, {"name": "fastv", "layer": 1, "keep": 1.0}, batch=1, repeats=1)
+        benchmark.measure(model, SMALL, {"name": "fastv", "layer": 1, "keep_ratio": 1.0}, batch=1, repeats=1)
 
 
 def test_the_command_ends_with_one_json_object(

@@ -180,12 +180,13 @@ def test_parameter_groups_are_role_by_decay(world) -> None:
 def scaled(monkeypatch):
     """A method with a parameter, known for one test."""
     from llava_prumerge.methods import base, registry
+    from llava_prumerge.methods.settings import Settings
 
     class Scaled(base.VisionReducer):
         name = "scaled"
 
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
             self.scale = torch.nn.Parameter(torch.empty(1))
             self.reset_parameters()
 
@@ -198,7 +199,7 @@ def scaled(monkeypatch):
             return kept, torch.ones_like(origin, dtype=torch.bool), origin
 
     registry.discover()
-    monkeypatch.setitem(base._REGISTRY, "scaled", Scaled)
+    monkeypatch.setitem(registry._REGISTRY, "scaled", Scaled)
 
 
 @pytest.mark.parametrize("stage", ["lora", "full"])

@@ -28,23 +28,90 @@ Ours, where the sources are silent or disagree (each with a field that changes i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, ReductionError, register
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.cost import Course
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import Rule, Settings, above, at_least, setting
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import at_depth
 
 PLACES = (4 / 32, 14 / 32, 24 / 32)
 """The paper's layers 4, 14 and 24 of 32."""
-CHOICES = {
-    "scale": ("minmax", "none"),
-    "axis": ("received", "given"),
-    "average": ("layers", "modules"),
-    "count": ("soft", "straight_through"),
-}
+
+
+def is_target(value: float | str) -> bool:
+    """Whether something is a number, or a share of P written as a fraction."""
+    try:
+        return Fraction(value) > 0
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtpLlavaSettings(Settings):
+    """A field for each number or rule on which sources differ or are silent."""
+
+    target: float | str = setting(
+        "144/576",
+        "N_target, visual tokens per image averaged over the decoder's layers that training steers to, so that it is not "
+        "met exactly: a number, or a share of P written as a fraction; not less than the layers before the first module "
+        "cost",
+        Rule("a number or a fraction such as 144/576, above 0", is_target),
+        source="paper, which also has 88/576",
+    )
+    layers: tuple[int, ...] | None = setting(
+        None,
+        "the modules stand before these; null: 4, 14, 24 of 32 at the same fractions of the depth",
+        source="paper",
+    )
+    temperature: float = setting(10.0, "T of the soft masks", above(0), source="reported, as is 100")
+    lambda_sample: float = setting(3.0, "of the spatial score", source="reported")
+    strides: tuple[int, ...] = setting(
+        (2, 4, 8),
+        "of the nested samplings, each a multiple of the one before; stride s has rate 1 / s^2",
+        source="ours",
+    )
+    outside: float = setting(0.0, "spatial score of tokens that no sampling has", source="reported, as is -100")
+    width: int = setting(64, "of the shared linear map", at_least(1), source="ours")
+    start: float = setting(
+        0.5, "thresholds before training", Rule("a number between 0 and 1", lambda value: 0 < value < 1), source="ours"
+    )
+    scale: Literal["minmax", "none"] = setting(
+        "minmax",
+        "minmax brings both scores to [0, 1] over the visual tokens there are, none leaves them as they are",
+        source="ours",
+    )
+    axis: Literal["received", "given"] = setting(
+        "received",
+        "the self score is the attention a token received from visual tokens, or has given to them",
+        source="ours",
+    )
+    lambda_atp: float = setting(
+        0.05, "weight of the sum over modules of N / P times their layer's number", source="reported, as is 0.01"
+    )
+    lambda_target: float = setting(0.2, "weight of |mean N - N_target|", source="reported")
+    average: Literal["layers", "modules"] = setting(
+        "layers", "the mean of N is taken over all layers of the decoder, or over the modules", source="paper"
+    )
+    count: Literal["soft", "straight_through"] = setting(
+        "straight_through",
+        "soft: N adds up soft masks (the equation's letter), which steers inference to another number; straight_through: "
+        "N counts what inference would keep and takes the soft sum's gradient",
+        source="ours",
+    )
+    through_scores: bool = setting(False, "gradients also reach the language model by way of the scores", source="ours")
+
+    def check(self) -> None:
+        steps = [1, *self.strides]
+        if any(later % step or later == step for step, later in zip(steps, self.strides)):
+            raise ReductionError(f"strides {list(self.strides)} must be rising multiples of each other, 2 or more")
 
 
 class Thresholds(nn.Module):
@@ -73,83 +140,31 @@ class Thresholds(nn.Module):
 
 @register("atp_llava")
 class AtpLlava(DecoderPruner):
-    """Keep the tokens that pass learned thresholds, other ones for each image and layer.
+    """Keep the tokens that pass learned thresholds, other ones for each image and layer."""
 
-    Args:
-        shape: of the language model; P must be the square of a whole number.
-        target: N_target, visual tokens per image averaged over the decoder's layers that training steers to: a number,
-            or a share of P written as a fraction (paper: 144/576, and 88 of 576). Steered to, so not met exactly; must
-            not be less than the layers before the first module cost.
-        layers: the modules stand before these; None takes the paper's 4, 14, 24 of 32 at the same fractions of the
-            depth.
-        temperature: T of the soft masks (10 and 100 are reported).
-        lambda_sample: of the spatial score (reported: 3.0).
-        strides: of the nested samplings, each a multiple of the one before; stride s has rate 1 / s^2.
-        outside: spatial score of tokens that no sampling has (0 and -100 are reported).
-        width: of the shared linear map.
-        start: thresholds before training.
-        scale: "minmax" brings both scores to [0, 1] over the visual tokens there are, "none" leaves them as they are.
-        axis: the self score is the attention a token "received" from visual tokens or has "given" to them.
-        lambda_atp: weight of sum over modules of N / P times their layer's number (0.05 and 0.01 are reported).
-        lambda_target: weight of |mean N - N_target| (reported: 0.2).
-        average: the mean of N is taken over all "layers" of the decoder or over the "modules".
-        count: N adds up "soft" masks (the equation's letter), or "straight_through" counts what inference would keep
-            and takes the soft sum's gradient: steered by soft sums, inference keeps another number than the target.
-        through_scores: gradients also reach the language model by way of the scores.
-    """
+    paper = "ATP-LLaVA, Ye et al., CVPR 2025 (arXiv 2412.00447), our reading"
+    ranks = gates_in_training = True
+    settings: AtpLlavaSettings
 
-    def __init__(
-        self,
-        shape: DecoderShape,
-        target: float | str = "144/576",
-        layers: Sequence[int] | None = None,
-        temperature: float = 10.0,
-        lambda_sample: float = 3.0,
-        strides: Sequence[int] = (2, 4, 8),
-        outside: float = 0.0,
-        width: int = 64,
-        start: float = 0.5,
-        scale: str = "minmax",
-        axis: str = "received",
-        lambda_atp: float = 0.05,
-        lambda_target: float = 0.2,
-        average: str = "layers",
-        count: str = "straight_through",
-        through_scores: bool = False,
-    ) -> None:
-        if layers is None:
-            layers = [at_depth(place, shape.layers) for place in PLACES]
-        super().__init__(shape, tuple(set(layers)))
-        for key, value in {"scale": scale, "axis": axis, "average": average, "count": count}.items():
-            if value not in CHOICES[key]:
-                raise ReductionError(f"{self.name}: {key} {value!r} is not one of {', '.join(CHOICES[key])}")
+    def __init__(self, settings: AtpLlavaSettings, shape: DecoderShape) -> None:
+        layers = settings.layers
+        super().__init__(
+            settings, shape, [at_depth(place, shape.layers) for place in PLACES] if layers is None else layers
+        )
         if self.layers[0] < 1:
             raise ReductionError(f"{self.name}: layer 0 has no layer before it to score by; take 1 or more")
         self.side = math.isqrt(shape.patches)
         if self.side**2 != shape.patches:
             raise ReductionError(f"{self.name}: {shape.patches} visual tokens are no square grid")
-        if not temperature > 0 or not 0 < start < 1 or width < 1:
-            raise ReductionError(
-                f"{self.name}: temperature {temperature} and width {width} must be above 0, "
-                f"start {start} between 0 and 1"
-            )
-        steps = [1, *strides]
-        if any(later % step or later == step for step, later in zip(steps, strides)):
-            raise ReductionError(
-                f"{self.name}: strides {list(strides)} must be rising multiples of each other, 2 or more"
-            )
-        self.target = self._tokens(target, shape.patches)
-        least = self.layers[0] * shape.patches / shape.layers if average == "layers" else 0
+        self.patches, self.target = shape.patches, self._tokens(settings.target, shape.patches)
+        least = self.layers[0] * shape.patches / shape.layers if settings.average == "layers" else 0
         if self.target < least and not shape.reduced:
             raise ReductionError(
-                f"{self.name}: target {target!r} is out of reach: the {self.layers[0]} layers before the first module "
-                f"alone cost {least:g} visual tokens averaged over {shape.layers} layers; take a larger target, "
+                f"{self.name}: target {settings.target!r} is out of reach: the {self.layers[0]} layers before the first "
+                f"module alone cost {least:g} visual tokens averaged over {shape.layers} layers; take a larger target, "
                 "earlier layers or average=modules"
             )
-        self.depth, self.patches, self.strides = shape.layers, shape.patches, tuple(strides)
-        self.temperature, self.lambda_sample, self.outside = float(temperature), float(lambda_sample), float(outside)
-        self.scale, self.axis, self.average, self.count = scale, axis, average, count
-        self.lambda_atp, self.lambda_target, self.through_scores = lambda_atp, lambda_target, through_scores
+        width, start = settings.width, settings.start
         self.modules_before = nn.ModuleDict({str(at): Thresholds(shape.patches, width, start) for at in self.layers})
         self._passed: Tensor | None = None  # [B, L] product of the soft masks so far
         self._stays: Tensor | None = None  # [B, L] bool, what inference would still have
@@ -158,15 +173,19 @@ class AtpLlava(DecoderPruner):
 
     def _tokens(self, target: float | str, patches: int) -> float:
         """N_target in tokens."""
-        try:
-            tokens = float(Fraction(target)) * patches if isinstance(target, str) else float(target)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ReductionError(
-                f"{self.name}: target {target!r} is neither a number nor a fraction such as 144/576"
-            ) from error
+        tokens = float(Fraction(target)) * patches if isinstance(target, str) else target
         if not 0 < tokens <= patches:
             raise ReductionError(f"{self.name}: target {target!r} is not within 0 to {patches} tokens")
         return tokens
+
+    def course(self, present: int) -> Course:
+        """All tokens up to the first module, then as many in each layer as meet the target."""
+        first, after = self.layers[0], self.target
+        if self.settings.average == "layers":
+            after = (self.target * self.depth - first * present) / (self.depth - first)
+        after = min(max(after, 0.0), present)
+        visual = (float(present),) * first + (after,) * (self.depth - first)
+        return Course(visual, "its target, which training steers to", exact=False)
 
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor:
         """-> [B, L]: float gates in training, bool otherwise."""
@@ -174,7 +193,7 @@ class AtpLlava(DecoderPruner):
         if layer == self.layers[0]:
             self._begin(tokens)
         present = layout.is_image if self._stays is None else self._stays
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.through_scores):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.through_scores):
             own, cross = (self._scaled(score, present) for score in self._scores(layer, tokens))
         redundancy, spatial = (own + cross) / 2, self.spatial_scores(layout.origin)
         lowest, sparsest = self.modules_before[str(layer)](self._by_place(layout.origin, own, cross))  # [B, 1] each
@@ -182,7 +201,8 @@ class AtpLlava(DecoderPruner):
         if not self.training:
             return ~layout.is_image | passes
         soft = torch.maximum(
-            ((redundancy - lowest) * self.temperature).sigmoid(), ((spatial - sparsest) * self.temperature).sigmoid()
+            ((redundancy - lowest) * self.settings.temperature).sigmoid(),
+            ((spatial - sparsest) * self.settings.temperature).sigmoid(),
         )
         gate = torch.where(layout.is_image, soft, 1.0)
         self._passed, self._stays = self._passed * gate, self._stays & passes
@@ -210,7 +230,7 @@ class AtpLlava(DecoderPruner):
         layout, before = tokens.layout, layer - 1
         weight = layout.is_image.float() if self._passed is None else (layout.is_image * self._passed).detach()
         keys = tokens.keys(before)  # [B, H, L, D/H]
-        if self.axis == "received":
+        if self.settings.axis == "received":
             asking, asked = tokens.mean_query(before, weight).to(keys.dtype), keys
         else:
             share = (weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)).to(keys.dtype)
@@ -229,7 +249,7 @@ class AtpLlava(DecoderPruner):
         """
         if not self.training and not bool((scores.isfinite() | ~present).all()):
             raise ReductionError(f"{self.name}: the scores of the visual tokens hold NaN or infinity")
-        if self.scale == "minmax":
+        if self.settings.scale == "minmax":
             low = scores.masked_fill(~present, torch.inf).amin(dim=1, keepdim=True)
             high = scores.masked_fill(~present, -torch.inf).amax(dim=1, keepdim=True)
             span = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
@@ -240,10 +260,10 @@ class AtpLlava(DecoderPruner):
         """Eq. 5: of the sparsest sampling that has the patch. [B, L] raster indices -> [B, L]"""
         place = torch.arange(self.patches, device=origin.device)
         row, column = place // self.side, place % self.side
-        scores = torch.full((self.patches + 1,), self.outside, device=origin.device)  # the last for no patch
-        for stride in self.strides:
+        scores = torch.full((self.patches + 1,), self.settings.outside, device=origin.device)  # the last for no patch
+        for stride in self.settings.strides:
             sampled = (row % stride == 0) & (column % stride == 0)
-            scores[:-1].masked_fill_(sampled, 1 - self.lambda_sample / stride**2)
+            scores[:-1].masked_fill_(sampled, 1 - self.settings.lambda_sample / stride**2)
         return scores[origin]
 
     def _by_place(self, origin: Tensor, *scores: Tensor) -> Tensor:
@@ -257,7 +277,7 @@ class AtpLlava(DecoderPruner):
     def _counted(self, is_image: Tensor) -> Tensor:
         """N: visual tokens per image that are left, averaged over the batch."""
         soft = (self._passed * is_image).sum() / self._images
-        if self.count == "soft":
+        if self.settings.count == "soft":
             return soft
         return soft + (self._stays.sum() / self._images - soft).detach()
 
@@ -266,7 +286,7 @@ class AtpLlava(DecoderPruner):
         if len(self._counts) < len(self.layers) or self._begun is None:
             return None
         counts = [self._counts[layer] for layer in self.layers]
-        if self.average == "modules":
+        if self.settings.average == "modules":
             return sum(counts) / len(counts)
         runs = [end - start for start, end in zip(self.layers, [*self.layers[1:], self.depth], strict=True)]
         later = sum(run * count for run, count in zip(runs, counts, strict=True))
@@ -278,7 +298,4 @@ class AtpLlava(DecoderPruner):
         if mean is None:
             return None
         deep = sum(count / self.patches * layer for layer, count in self._counts.items())
-        return self._seen * (self.lambda_atp * deep + self.lambda_target * (mean - self.target).abs())
-
-    def extra_repr(self) -> str:
-        return f"layers={list(self.layers)}, target={self.target:g}, temperature={self.temperature}"
+        return self._seen * (self.settings.lambda_atp * deep + self.settings.lambda_target * (mean - self.target).abs())

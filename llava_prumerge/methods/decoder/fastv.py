@@ -8,44 +8,40 @@ projections, so any attention backend serves.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, ReductionError, register
-from llava_prumerge.ops.token_schedule import TokenSchedule, constant
+from llava_prumerge.methods.base import DecoderShape
+from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import at_least, fraction, setting
+from llava_prumerge.ops.token_schedule import constant
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastVSettings(BudgetSettings):
+    """One drop."""
+
+    layer: int = setting(
+        2,
+        "K, the first layer that runs on fewer tokens, ranked by the layer before",
+        at_least(1, "a layer of at least 1, which has one before it to rank by"),
+        source="paper",
+    )
+    keep_ratio: float = setting(
+        0.5,
+        "share of each sequence's visual tokens that stays, rounded up; without meaning where there is a budget",
+        fraction(zero=True),
+        source="paper",
+        formerly="keep",
+    )
 
 
 @register("fastv")
-class FastV(DecoderPruner):
-    """Keep the most attended share of the visual tokens from one layer on.
+class FastV(PromptRankedPruner):
+    """Keep the most attended share of the visual tokens from one layer on."""
 
-    Args:
-        shape: of the language model.
-        layer: K, the first layer that runs on fewer tokens (paper: 2); ranked by the layer before.
-        keep: share of each sequence's visual tokens that stays (paper: 0.5); without meaning where there is a budget.
-        budget: visual tokens per image averaged over all decoder layers, the K full ones included, see `ops.token_schedule`;
-            None uses `keep`.
-    """
+    paper = "FastV, Chen et al., ECCV 2024 (arXiv 2403.06764)"
+    settings: FastVSettings
 
-    def __init__(self, shape: DecoderShape, layer: int = 2, keep: float = 0.5, budget: float | None = None) -> None:
-        if layer < 1:
-            raise ReductionError(f"{self.name}: layer {layer} has no layer before it to rank by; take 1 or more")
-        if not 0 <= keep <= 1:
-            raise ReductionError(f"{self.name}: keep {keep!r} is not in [0, 1]")
-        super().__init__(shape, (layer,))
-        self.keep, self.budget = keep, budget
-        patches = None if shape.reduced else shape.patches
-        self.schedule = TokenSchedule(self.name, shape.layers, self.layers, constant, keep, budget, patches=patches)
-
-    @torch.no_grad()
-    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
-        """-> [B, L] bool."""
-        layout = tokens.layout
-        counts = self.schedule.counts(layer, layout, always=self.training)
-        if counts is None:
-            return None
-        row = tokens.attention(layer - 1, layout.prompt_end()[:, None])  # [B, H, 1, L]
-        return self.schedule.best(layout, row.mean(dim=1)[:, 0], counts)
-
-    def extra_repr(self) -> str:
-        return f"layer={self.layers[0]}, keep={self.keep}, budget={self.budget}"
+    def __init__(self, settings: FastVSettings, shape: DecoderShape) -> None:
+        super().__init__(settings, shape, (settings.layer,), constant, settings.keep_ratio)

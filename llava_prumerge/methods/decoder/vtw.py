@@ -8,50 +8,70 @@ default at the same fraction of the depth.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, ReductionError, register
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.cost import Course
+from llava_prumerge.methods.pruners import BudgetSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import setting
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import at_depth
 
 FOUND = 15 / 32
 """The authors' K for LLaVA-1.5-7B, as a fraction of the depth."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithdrawalSettings(BudgetSettings):
+    """K is a whole number of layers, so that a budget is met to within P / 2L tokens; not behind a vision reducer."""
+
+    layer: int | None = setting(
+        None,
+        "K, the first layer without visual tokens, in place of a budget; null: 15 of 32 at the same fraction of the depth",
+        source="released code, LLaVA-1.5-7B",
+    )
+
+    def check(self) -> None:
+        if self.layer is not None and self.budget is not None:
+            raise ReductionError(f"give layer={self.layer} or budget={self.budget:g}, not both")
+
+
 @register("vtw")
 class VisualTokensWithdrawal(DecoderPruner):
-    """Drop every visual token before one layer.
+    """Drop every visual token before one layer."""
 
-    Args:
-        shape: of the language model.
-        layer: K, the first layer without visual tokens; None takes the authors' 15 of 32, at the same fraction of the
-            depth.
-        budget: in place of `layer`, visual tokens per image averaged over all decoder layers. K is a whole number of
-            layers, so that the budget is met to within P / 2L tokens; not together with a vision reducer, whose counts
-            may differ from image to image.
-    """
+    paper = "VTW, Lin et al., AAAI 2025 (arXiv 2405.05803)"
+    settings: WithdrawalSettings
 
-    later_turns = "images"
-
-    def __init__(self, shape: DecoderShape, layer: int | None = None, budget: float | None = None) -> None:
-        if layer is not None and budget is not None:
-            raise ReductionError(f"{self.name}: give layer={layer} or budget={budget}, not both")
-        if budget is not None:
-            layer = self._layer_of(budget, shape)
+    def __init__(self, settings: WithdrawalSettings, shape: DecoderShape) -> None:
+        layer = settings.layer
+        if settings.budget is not None:
+            layer = self._layer_of(settings.budget, shape)
         elif layer is None:
             layer = at_depth(FOUND, shape.layers)
-        if not isinstance(layer, int) or not 1 <= layer <= shape.layers:
+        if not 1 <= layer <= shape.layers:
             raise ReductionError(f"{self.name}: layer {layer!r} is not one of 1 to {shape.layers}")
-        super().__init__(shape, (min(layer, shape.layers - 1),))
-        self.layer, self.budget = layer, budget
+        super().__init__(settings, shape, (min(layer, shape.layers - 1),))
+        self.layer = layer
+
+    @property
+    def later_turns(self) -> str:
+        """Nothing decides but the layer."""
+        return "images"
+
+    def course(self, present: int) -> Course:
+        """All tokens, then none."""
+        return Course((present,) * self.layer + (0,) * (self.depth - self.layer), "its settings")
 
     def _layer_of(self, budget: float, shape: DecoderShape) -> int:
         """The K that costs nearest to a budget; all layers where it allows for that."""
         if shape.reduced:
             raise ReductionError(
-                f"{self.name}: budget {budget!r} cannot be met behind a vision reducer; give layer instead"
+                f"{self.name}: budget {budget:g} cannot be met behind a vision reducer; give layer instead"
             )
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
-            raise ReductionError(f"{self.name}: budget {budget!r} is not a number of tokens above 0")
         layer = round(budget * shape.layers / shape.patches)
         if layer < 1:
             raise ReductionError(
@@ -63,6 +83,3 @@ class VisualTokensWithdrawal(DecoderPruner):
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
         """-> [B, L] bool."""
         return None if self.layer > layer else ~tokens.layout.is_image
-
-    def extra_repr(self) -> str:
-        return f"layer={self.layer}, budget={self.budget}"

@@ -9,29 +9,22 @@ sequential: one step for each kept token, for all images at once.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_prumerge.methods.base import Reduced, ShareReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import ShareReducer
+from llava_prumerge.methods.registry import register
 from llava_prumerge.ops.merge import pick
 
 
 @register("divprune")
 class DivPrune(ShareReducer):
-    """Keep a diverse subset, in raster order.
-
-    Args:
-        keep: share of the patches (1/9: 64 of 576).
-        Others: see `ShareReducer`.
-    """
+    """Keep a diverse subset, in raster order; by default 64 of 576."""
 
     site = "projected"
-
-    def __init__(self, keep: float | str = "1/9", **settings: Any) -> None:
-        super().__init__(keep=keep, **settings)
+    paper = "DivPrune, Alvar et al., CVPR 2025 (arXiv 2503.02175)"
 
     def repeats(self, patches: int, kept: int) -> int:
         """One step per kept token."""

@@ -8,31 +8,21 @@ the block after it, as the released PruMerge does: `block: next` is `cls_topk` w
 
 from __future__ import annotations
 
-from typing import Any
-
-from llava_prumerge.methods.base import BLOCKS, Reduced, ShareReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import BlockReducer
+from llava_prumerge.methods.registry import register
 from llava_prumerge.ops.merge import pick
 from llava_prumerge.ops.select import top_mask
 
 
 @register("fastervlm")
-class FasterVLM(ShareReducer):
-    """Keep the patches the class token attends to most, in raster order.
+class FasterVLM(BlockReducer):
+    """Keep the patches the class token attends to most, in raster order; by default 64 of 576."""
 
-    Args:
-        keep: share of the patches (1/9: 64 of 576).
-        block: whose attention: "own", the block that made the features (released), or "next", the one that would read
-            them.
-        Others: see `ShareReducer`.
-    """
-
-    def __init__(self, keep: float | str = "1/9", block: str = "own", **settings: Any) -> None:
-        super().__init__(keep=keep, **settings)
-        self.check(block in BLOCKS, "block", block, f"one of {', '.join(BLOCKS)}")
-        self.block = block
+    paper = "FasterVLM, Zhang et al. (arXiv 2412.01818 v1; later VisPruner, ICCV 2025)"
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""
-        scores = image.attention(per_head=True, own=self.block == "own")
+        scores = self.attention(image)
         counts = self.counts(image)
         return pick(image.features, top_mask(scores, counts), self.width(image, counts))

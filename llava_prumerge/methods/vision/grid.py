@@ -6,13 +6,17 @@ it; our reading: the middle patch of each of rows x columns equal cells.
 
 from __future__ import annotations
 
-from llava_prumerge.methods.base import CellReducer, Reduced, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import CellReducer
+from llava_prumerge.methods.registry import register
 from llava_prumerge.ops.merge import select
 
 
 @register("grid")
 class Grid(CellReducer):
-    """Keep the middle patch of each cell. Settings: see `CellReducer`; without any, as many cells as the image has outliers."""
+    """Keep the middle patch of each cell. Without a setting there are as many cells as the image has outliers."""
+
+    paper = "LLaVA-PruMerge, Shang et al., ICCV 2025 (arXiv 2403.15388), Spatial in Table 4"
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""

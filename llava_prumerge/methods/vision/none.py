@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from llava_prumerge.methods.base import Reduced, VisionReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionReducer, VisionTokens
+from llava_prumerge.methods.cost import TokensLeft
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import Settings
 
 
 @register("none")
 class KeepAll(VisionReducer):
     """Keep all P tokens as they are."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    paper = "LLaVA-1.5, Liu et al., CVPR 2024 (arXiv 2310.03744)"
+    settings: Settings
+
+    def tokens_left(self, patches: int) -> TokensLeft:
+        """All."""
+        return TokensLeft(patches, "every patch stays")
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, P, C] unchanged."""

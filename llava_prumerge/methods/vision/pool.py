@@ -6,13 +6,15 @@ cells are rows x columns. As one matrix product it also serves images that get d
 
 from __future__ import annotations
 
-from llava_prumerge.methods.base import CellReducer, Reduced, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import CellReducer
+from llava_prumerge.methods.registry import register
 from llava_prumerge.ops.merge import mix
 
 
 @register("pool")
 class Pool(CellReducer):
-    """Average each cell. Settings: see `CellReducer`; without any, as many cells as the image has outliers."""
+    """Average each cell. Without a setting there are as many cells as the image has outliers."""
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C]; a cell's origin is its middle patch."""

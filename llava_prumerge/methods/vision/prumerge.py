@@ -12,104 +12,111 @@ outliers) PruMerge+ uses the nearest stride that exists.
 
 from __future__ import annotations
 
-from fractions import Fraction
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens, register
-from llava_prumerge.ops.merge import MERGES, leftover_weights, mix, nearest_weights
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import Benchmark, Expected, TokensLeft
+from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import at_least, fraction, setting
+from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ops.merge import leftover_weights, mix, nearest_weights
 from llava_prumerge.ops.scores import outlier_mask
 from llava_prumerge.ops.select import even_mask, pack, raster_priority, stride_mask, top_mask
 
-ORDERS = ("attention", "raster")
-GRIDS = ("stride", "even")
 
+@dataclass(frozen=True, kw_only=True)
+class PruMergeSettings(OutlierSettings):
+    """A budget includes the extra token."""
 
-def _as_ratio(value: float | str | None, name: str) -> float | None:
-    """A share of the tokens; "1/8" is read as the fraction it is."""
-    if value is None:
-        return None
-    try:
-        ratio = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ReductionError(f"{name}: ratio {value!r} is not a number or a fraction such as 1/8") from error
-    if not 0 < ratio <= 1:
-        raise ReductionError(f"{name}: ratio {value!r} is not in (0, 1]")
-    return ratio
+    ratio: float | None = setting(
+        None,
+        "the release's non-adaptive mode: class attention keeps this share of the patches in every image; not with budget",
+        fraction(),
+        source="released code, 1/8",
+    )
+    neighbours: int = setting(
+        32,
+        "k of the merge: how many of the most similar tokens a kept one takes up",
+        at_least(0),
+        source="released code",
+    )
+    merge: Literal["sum", "neighbours", "average"] = setting(
+        "sum", "weights of the merge: sum as released, neighbours and average are normalised", source="released code"
+    )
+    extra: bool = setting(
+        True, "append one token that sums up everything dropped, weighted by class attention", source="released code"
+    )
+    order: Literal["attention", "raster"] = setting(
+        "attention", "order of what is kept: falling class attention, or that of the raster", source="released code"
+    )
+
+    def check(self) -> None:
+        if self.budget is not None and self.ratio is not None:
+            raise ReductionError(f"give budget={self.budget} or ratio={self.ratio:g}, not both")
 
 
 @register("prumerge")
-class PruMerge(VisionReducer):
-    """Keep the outliers of the class attention and merge their nearest tokens into them.
+class PruMerge(OutlierReducer):
+    """Keep the outliers of the class attention and merge their nearest tokens into them."""
 
-    Args:
-        budget: tokens each image leaves with, the extra token included; None counts outliers per image.
-        ratio: the release's non-adaptive mode: this share of the patches is kept, plus the extra token. Not together with budget.
-        neighbours: k of the merge (the paper gives none; the release has 32).
-        merge: "sum" (released), "neighbours", "average" (see `nearest_weights`).
-        extra: append one token that sums up everything dropped, weighted by class attention.
-        order: "attention" (released: falling class attention) or "raster".
-        iqr_factor, per_head, positions: see `VisionReducer`.
-    """
-
-    def __init__(
-        self,
-        budget: int | None = None,
-        ratio: float | str | None = None,
-        neighbours: int = 32,
-        merge: str = "sum",
-        extra: bool = True,
-        order: str = "attention",
-        iqr_factor: float = 1.5,
-        per_head: bool = False,
-        positions: str = "contiguous",
-    ) -> None:
-        super().__init__(budget=budget, iqr_factor=iqr_factor, per_head=per_head, positions=positions)
-        self.ratio = _as_ratio(ratio, self.name)
-        if budget is not None and ratio is not None:
-            raise ReductionError(f"{self.name}: give budget={budget} or ratio={ratio}, not both")
-        if merge not in MERGES:
-            raise ReductionError(f"{self.name}: merge {merge!r} is not one of {', '.join(MERGES)}")
-        if order not in ORDERS:
-            raise ReductionError(f"{self.name}: order {order!r} is not one of {', '.join(ORDERS)}")
-        if not isinstance(neighbours, int) or neighbours < 0:
-            raise ReductionError(f"{self.name}: neighbours {neighbours!r} is not a whole number of at least 0")
-        self.neighbours, self.merge, self.extra, self.order = neighbours, merge, extra, order
+    paper = "LLaVA-PruMerge, Shang et al., ICCV 2025 (arXiv 2403.15388)"
+    expected = Expected(0.055, "the paper's mean; it differs from image to image")  # 5.5%: 32 of 576
+    benchmarks = (Benchmark.REDUCTION, Benchmark.LATENCY, Benchmark.TRAINING)
+    settings: PruMergeSettings
 
     @property
     def fewest(self) -> int:
         """Tokens that class attention has to select: none where the extra token alone still stands for the image."""
-        return 0 if self.extra else 1
+        return 0 if self.settings.extra else 1
+
+    def tokens_left(self, patches: int) -> TokensLeft:
+        """Of the fixed mode; else see `VisionReducer`."""
+        if self.settings.ratio is None or self.budget is not None:
+            return super().tokens_left(patches)
+        kept = self.selected(patches, self.settings.ratio) + self.sampled(patches, self.settings.ratio)
+        return TokensLeft(min(kept + self.settings.extra, patches), "its ratio")
+
+    def selected(self, patches: int, ratio: float) -> int:
+        """Tokens that class attention selects in the fixed mode."""
+        return max(int(patches * ratio), self.fewest)
+
+    def sampled(self, patches: int, ratio: float) -> int:
+        """Tokens that are sampled beside them."""
+        return 0
 
     def important(self, scores: Tensor) -> Tensor:
         """What the class attention selects in each image. [N, P] bool"""
         patches = scores.shape[1]
         if self.budget is not None:
-            return top_mask(scores, patches if self.budget >= patches else self.budget - self.extra)
-        if self.ratio is not None:
-            return top_mask(scores, max(int(patches * self.ratio), self.fewest))
-        outliers = outlier_mask(scores, self.iqr_factor)
+            return top_mask(scores, patches if self.budget >= patches else self.budget - self.settings.extra)
+        if self.settings.ratio is not None:
+            return top_mask(scores, self.selected(patches, self.settings.ratio))
+        outliers = outlier_mask(scores, self.settings.iqr_factor)
         return outliers | top_mask(scores, self.fewest) if self.fewest else outliers
 
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:
         """What stays, and in which order. -> keep [N, P] bool, priority [N, P]"""
         keep = self.important(scores)
-        return keep, raster_priority(keep) if self.order == "raster" else scores
+        return keep, raster_priority(keep) if self.settings.order == "raster" else scores
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], the extra token last of the valid ones."""
-        scores = image.attention(self.per_head)
+        scores = self.attention(image)
         keep, priority = self.kept(image, scores)
         counts = keep.sum(dim=1)
-        index, valid = pack(keep, priority, self.width(image, counts) + self.extra)
+        index, valid = pack(keep, priority, self.width(image, counts) + self.settings.extra)
         return self.merged(image, scores, index, valid, counts, ~keep)
 
     def width(self, image: VisionTokens, counts: Tensor) -> int:
         """Without the extra token, which no count includes."""
         size = super().width(image, counts)
         if torch.compiler.is_compiling() and self.budget is not None and self.budget < image.features.shape[1]:
-            size -= self.extra
+            size -= self.settings.extra
         return size
 
     def merged(
@@ -127,85 +134,100 @@ class PruMerge(VisionReducer):
         An image that keeps `counts` tokens ([N] or a number) has a place for the extra one in its row of index, unless
         nothing was dropped.
         """
-        mixing = nearest_weights(image.keys, scores, index, self.neighbours, self.merge, pool)
+        mixing = nearest_weights(image.keys, scores, index, self.settings.neighbours, self.settings.merge, pool)
         origin = index.masked_fill(~valid, -1)
-        if self.extra:
+        if self.settings.extra:
             number = torch.arange(index.shape[1], device=index.device)
             place = number == (counts if isinstance(counts, int) else counts[:, None])  # [N, K]
-            rest = leftover_weights(scores, dropped, normalise=self.merge == "average")
+            rest = leftover_weights(scores, dropped, normalise=self.settings.merge == "average")
             mixing = torch.where(place[..., None], rest, mixing)  # [N, K, P]
             valid = valid | place
         return mix(mixing, image.features), valid, origin
 
 
+@dataclass(frozen=True, kw_only=True)
+class PruMergePlusSettings(PruMergeSettings):
+    """In the fixed mode (`ratio`) as many tokens again are sampled at the stride int(1/ratio), duplicates kept."""
+
+    grid: Literal["stride", "even"] = setting(
+        "stride",
+        "the sample: stride as released (every int(int(1/r)/3)-th index below the last one, r the share of outliers, "
+        "duplicates dropped), even for exactly three per outlier, spread over the tokens not yet kept",
+        source="released code",
+    )
+    share: float = setting(
+        0.25,
+        "with a budget, the part of it that the class attention selects; the rest is sampled",
+        fraction(zero=True),
+        source="ours, 1:3 as in the release",
+    )
+
+
 @register("prumerge_plus")
 class PruMergePlus(PruMerge):
-    """PruMerge, and tokens sampled evenly over the image beside the outliers.
+    """PruMerge, and tokens sampled evenly over the image beside the outliers."""
 
-    Args:
-        grid: "stride" (released: every int(int(1/r)/3)-th index below the last one, r the share of outliers, duplicates dropped) or
-            "even" (three times as many as outliers, spread evenly over the tokens not yet kept, so that the number is exact and the last
-            patch can be reached).
-        share: with a budget, the part of it that the class attention selects; the rest is sampled evenly (1:3 as in the release).
-        ratio: the release's fixed mode for training: this share by attention and as many at the stride int(1/ratio) from half of it,
-            duplicates kept, so that every image has the same number.
-        Others: see `PruMerge`.
-    """
-
-    def __init__(self, grid: str = "stride", share: float = 0.25, **settings: object) -> None:
-        super().__init__(**settings)
-        if grid not in GRIDS:
-            raise ReductionError(f"{self.name}: grid {grid!r} is not one of {', '.join(GRIDS)}")
-        if not 0 <= share <= 1:
-            raise ReductionError(f"{self.name}: share {share!r} is not in [0, 1]")
-        self.grid, self.share = grid, share
+    expected = Expected(0.25, "the paper's mean; it differs from image to image")  # 144 of 576
+    benchmarks = (*PruMerge.benchmarks, Benchmark.PADDING, Benchmark.THROUGHPUT)
+    settings: PruMergePlusSettings
 
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Outliers by falling attention, then the grid in raster order (or all in raster order). -> [N, P], [N, P]"""
         patches = scores.shape[1]
         if self.budget is not None and self.budget < patches:
-            wanted = self.budget - self.extra
-            count = round(wanted * self.share)
+            wanted = self.budget - self.settings.extra
+            count = round(wanted * self.settings.share)
             outliers = top_mask(scores, count)
             grid = even_mask(~outliers, wanted - count)
         else:
             outliers = self.important(scores)
             counts = outliers.sum(dim=1)
-            if self.grid == "even":
+            if self.settings.grid == "even":
                 grid = even_mask(~outliers, 3 * counts)
             else:
                 strides = (patches // (3 * counts.clamp(min=1))).clamp(min=1)  # int(int(1/r)/3) without its rounding
                 grid = stride_mask(strides, patches - 1, patches)
         keep = outliers | grid
-        if self.order == "raster":
+        if self.settings.order == "raster":
             return keep, raster_priority(keep)
         grid_last = raster_priority(keep, -1)  # scores are positive
         return keep, torch.where(outliers, scores, grid_last)
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], the extra token last of the valid ones."""
-        if self.ratio is None:
+        ratio = self.settings.ratio
+        if ratio is None:
             return super().forward(image)
-        scores = image.attention(self.per_head)
+        scores = self.attention(image)
         images, patches = scores.shape
-        count, step = max(int(patches * self.ratio), self.fewest), int(1 / self.ratio)
-        top = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-        grid = torch.arange(min(int(step / 2), patches - 1), patches - 1, step, device=scores.device).expand(images, -1)
+        top = scores.argsort(dim=1, descending=True, stable=True)[:, : self.selected(patches, ratio)]
+        sample = self.sample(patches, ratio)
+        grid = torch.arange(sample.start, sample.stop, sample.step, device=scores.device).expand(images, -1)
         index = torch.cat([top, grid], dim=1)  # [N, K], with duplicates
         kept = index.shape[1]
         if kept > patches:
             raise ReductionError(
-                f"{self.name}: ratio {self.ratio:g} and its grid make more than the {patches} tokens there are"
+                f"{self.name}: ratio {ratio:g} and its grid make more than the {patches} tokens there are"
             )
         self.width(image, scores.new_full((images,), kept))
-        if self.order == "raster":
+        if self.settings.order == "raster":
             index = index.sort(dim=1, stable=True).values
         rest = self._released_rest(index, patches)
         dropped = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, rest, True)
         pool = torch.cat([index, rest], dim=1)  # [N, P]
-        index = pool[:, : kept + self.extra]  # with a place for the extra token
+        index = pool[:, : kept + self.settings.extra]  # with a place for the extra token
         valid = (torch.arange(index.shape[1], device=index.device) < kept).expand(images, -1)
         return self.merged(image, scores, index, valid, kept, dropped, pool)
+
+    def sampled(self, patches: int, ratio: float) -> int:
+        """Tokens that are sampled beside them, duplicates among them."""
+        return len(self.sample(patches, ratio))
+
+    @staticmethod
+    def sample(patches: int, ratio: float) -> range:
+        """Indices of the fixed mode's sample."""
+        step = int(1 / ratio)
+        return range(min(int(step / 2), patches - 1), patches - 1, step)
 
     @staticmethod
     def _released_rest(index: Tensor, patches: int) -> Tensor:

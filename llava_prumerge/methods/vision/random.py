@@ -6,32 +6,39 @@ state: an image keeps the same patches in any batch, on any device, in training 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import Rule, setting
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.merge import select
 from llava_prumerge.ops.select import pack, raster_priority, splitmix, top_mask
 
 
-@register("random")
-class RandomSample(VisionReducer):
-    """Keep patches drawn by lot, in raster order.
+@dataclass(frozen=True, kw_only=True)
+class RandomSettings(OutlierSettings):
+    """Without a budget an image keeps as many as it has outliers."""
 
-    Args:
-        seed: of the lot.
-        Others: see `VisionReducer`; without a budget an image keeps as many as it has outliers.
-    """
+    seed: int = setting(
+        0, "of the lot", Rule("a whole number of 64 bits", lambda value: -(2**63) <= value < 2**63), source="ours"
+    )
+
+
+@register("random")
+class RandomSample(OutlierReducer):
+    """Keep patches drawn by lot, in raster order."""
 
     needs_ids = True
+    settings: RandomSettings
 
-    def __init__(self, seed: int = 0, **settings: Any) -> None:
-        super().__init__(**settings)
-        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
-            raise ReductionError(f"{self.name}: seed {seed!r} is not a whole number of 64 bits")
-        self.seed = seed
-        self._start = int(splitmix(torch.tensor(seed, device="cpu")))  # loading builds models on the meta device
+    def __init__(self, settings: RandomSettings | None = None) -> None:
+        super().__init__(settings)
+        seed = torch.tensor(self.settings.seed, device="cpu")  # loading builds models on the meta device
+        self._start = int(splitmix(seed))
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""

@@ -10,41 +10,45 @@ them; this place is our reading, and so is the number of rounds.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from llava_prumerge.methods.base import BLOCKS, Reduced, ShareReducer, VisionTokens, is_whole, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import at_least, setting
 from llava_prumerge.ops.matching import bipartite_merge, merge_schedule
 from llava_prumerge.ops.merge import mix
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToMeSettings(BlockSettings):
+    """By default 64 of 576 tokens."""
+
+    rounds: int = setting(
+        8,
+        "rounds of matching, over which the merges are spread evenly; more follow where no round may merge more than half",
+        at_least(1),
+        source="our reading; ToMe merges once per block",
+    )
+
+
 @register("tome")
-class ToMe(ShareReducer):
-    """Merge tokens into means over the patches they stand for, in raster order of the patch each was merged into.
+class ToMe(BlockReducer):
+    """Merge tokens into means over the patches they stand for, in raster order of the patch each was merged into."""
 
-    Args:
-        keep: share of the patches (1/9: 64 of 576).
-        rounds: of matching, over which the merges are spread evenly; more follow where no round may merge more than
-            half (ToMe: one per block).
-        block: whose keys: "own", the block that made the features, or "next", the one that would read them.
-        Others: see `ShareReducer`.
-    """
-
-    def __init__(self, keep: float | str = "1/9", rounds: int = 8, block: str = "own", **settings: Any) -> None:
-        super().__init__(keep=keep, **settings)
-        self.check(is_whole(rounds, 1), "rounds", rounds, "a positive whole number")
-        self.check(block in BLOCKS, "block", block, f"one of {', '.join(BLOCKS)}")
-        self.rounds, self.block = rounds, block
+    paper = "ToMe, Bolya et al., ICLR 2023 (arXiv 2210.09461)"
+    settings: ToMeSettings
 
     def repeats(self, patches: int, kept: int) -> int:
         """The rounds it takes."""
-        return len(merge_schedule(patches, kept, self.rounds))
+        return len(merge_schedule(patches, kept, self.settings.rounds))
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C]."""
-        keys = image.block(self.block == "own").head_keys
+        keys = image.block(self.own).head_keys
         size = self.width(image, self.counts(image), keys)
         with torch.no_grad():
-            mixing, origin = bipartite_merge(keys, merge_schedule(keys.shape[1], size, self.rounds))
+            mixing, origin = bipartite_merge(keys, merge_schedule(keys.shape[1], size, self.settings.rounds))
         return mix(mixing, image.features), torch.ones_like(origin, dtype=torch.bool), origin

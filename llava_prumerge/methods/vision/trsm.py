@@ -6,75 +6,79 @@ the prompt as query, retrieval of the most similar visual tokens, compression "b
 between prompt embeddings and projected visual tokens in the language model's space, both mean-centred; lists of all
 prompt tokens that grow at the same pace until their union is as large as wanted; every other token averaged into its
 nearest kept one. The abstract merges what was retrieved "with the text tokens"; here it stays at the image's place. "By
-20%" can mean to 20% (`keep: 0.2`, the default) or down by 20% (`keep: 0.8`).
+20%" can mean to 20% (`keep_ratio: 0.2`, the default) or down by
+20% (`keep_ratio: 0.8`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
 import torch
 
-from llava_prumerge.methods.base import SPACES, Reduced, ShareReducer, VisionTokens, is_whole, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import TokensLeft
+from llava_prumerge.methods.reducers import PromptSettings, ShareReducer
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.merge import group_weights, mix, nearest_centres, pick
-from llava_prumerge.ops.retrieval import CENTRES, centred, prompt_similarity, queries_of, union_order
+from llava_prumerge.ops.retrieval import centred, prompt_similarity, queries_of, union_order
 
-MERGES = ("mean", "none")
+
+@dataclass(frozen=True, kw_only=True)
+class TRSMSettings(PromptSettings):
+    """All fields are our reading. With `centre: both` a prompt of one token says nothing: the first patches stay."""
+
+    keep_ratio: Fraction = setting(
+        0.2,
+        "share of the patches that stays at most, and exactly where retrieve is not given",
+        fraction(),
+        source='abstract, "by 20%"',
+        formerly="keep",
+    )
+    retrieve: int | None = setting(
+        None,
+        "patches that each prompt token retrieves; null: as many as fill keep_ratio. A budget that asks for more goes on "
+        "in the same order",
+        at_least(1),
+        source="our reading",
+    )
+    merge: Literal["mean", "none"] = setting(
+        "mean", "mean averages what is dropped into its nearest kept token, none drops it", source="our reading"
+    )
 
 
 @register("trsm")
 class TRSM(ShareReducer):
-    """Keep the union of what the prompt tokens retrieve, in raster order. All fields are our reading; training-free.
-
-    Args:
-        keep: share of the patches that stays at most, and exactly where `retrieve` is not given.
-        retrieve: patches that each prompt token retrieves; None: as many as fill `keep`. The order of the union goes on
-            beyond it where a budget asks for more.
-        space: "llm" (projected tokens and prompt embeddings) or "clip" (where the tower comes with its text side).
-        centre: means subtracted before the cosine: "both", "visual", "none" (see `ops.retrieval.centred`). With "both"
-            a prompt of a single token says nothing, and the first tokens of the raster stay.
-        before, after: prompt tokens of the conversation's template, at its beginning and end, that retrieve nothing.
-        merge: "mean" averages what is dropped into its nearest kept token, "none" drops it.
-        Others: see `ShareReducer`.
-    """
+    """Keep the union of what the prompt tokens retrieve, in raster order; training-free."""
 
     site, reads_prompt = "projected", True
+    paper = "TRSM, Liu et al. (arXiv 2410.07278 v1), our reading of the abstract"
+    settings: TRSMSettings
 
-    def __init__(
-        self,
-        keep: float | str = 0.2,
-        retrieve: int | None = None,
-        space: str = "llm",
-        centre: str = "both",
-        before: int = 0,
-        after: int = 0,
-        merge: str = "mean",
-        **settings: Any,
-    ) -> None:
-        super().__init__(keep=keep, **settings)
-        self.check(retrieve is None or is_whole(retrieve, 1), "retrieve", retrieve, "a positive whole number")
-        self.check(space in SPACES, "space", space, f"one of {', '.join(SPACES)}")
-        self.check(centre in CENTRES, "centre", centre, f"one of {', '.join(CENTRES)}")
-        self.check(is_whole(before, 0), "before", before, "a whole number of at least 0")
-        self.check(is_whole(after, 0), "after", after, "a whole number of at least 0")
-        self.check(merge in MERGES, "merge", merge, f"one of {', '.join(MERGES)}")
-        self.retrieve, self.space, self.centre, self.merge = retrieve, space, centre, merge
-        self.before, self.after = before, after
+    def tokens_left(self, patches: int) -> TokensLeft:
+        """The share, which is the most where `retrieve` limits the lists."""
+        left = super().tokens_left(patches)
+        if self.settings.retrieve is None or self.budget is not None:
+            return left
+        return TokensLeft(left.tokens, f"{left.source}, at most", exact=False)
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, D]."""
         counts = self.counts(image)
-        given = image.matched(self.space)
+        given = image.matched(self.settings.space)
         with torch.no_grad():
-            visual, text = centred(*given, self.centre)
-            queries = queries_of(given[2], self.before, self.after)
+            visual, text = centred(*given, self.settings.centre)
+            queries = queries_of(given[2], self.settings.before, self.settings.after)
             depth, place = union_order(prompt_similarity(visual, text), queries)  # [N, P]
-            if self.retrieve is not None and self.budget is None:
-                counts = torch.minimum(counts, (depth < self.retrieve).sum(dim=1)).clamp(min=1)
+            if self.settings.retrieve is not None and self.budget is None:
+                counts = torch.minimum(counts, (depth < self.settings.retrieve).sum(dim=1)).clamp(min=1)
             keep = place < counts[:, None]
         size = self.width(image, counts, *given[:2])
         features, valid, origin = pick(image.features, keep, size)
-        if self.merge == "mean":
+        if self.settings.merge == "mean":
             index = origin.clamp(min=0)
             with torch.no_grad():
                 mixing = group_weights(nearest_centres(visual, index, ~keep, valid), index)

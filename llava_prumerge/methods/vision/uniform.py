@@ -7,37 +7,40 @@ against 69.8) that the other reading is just as likely: the first tokens of the 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import setting
 from llava_prumerge.ops.merge import select
 from llava_prumerge.ops.select import spread_index
 
-SAMPLES = ("stride", "first")
+
+@dataclass(frozen=True, kw_only=True)
+class UniformSettings(OutlierSettings):
+    """Without a budget an image keeps as many as it has outliers."""
+
+    sample: Literal["stride", "first"] = setting(
+        "stride", "stride takes the middle of equal runs of the raster, first takes its beginning", source="our reading"
+    )
 
 
 @register("uniform")
-class Uniform(VisionReducer):
-    """Keep patches by their place in the raster alone.
+class Uniform(OutlierReducer):
+    """Keep patches by their place in the raster alone."""
 
-    Args:
-        sample: "stride" takes the middle of equal runs of the raster, "first" takes its beginning.
-        Others: see `VisionReducer`; without a budget an image keeps as many as it has outliers.
-    """
-
-    def __init__(self, sample: str = "stride", **settings: Any) -> None:
-        super().__init__(**settings)
-        if sample not in SAMPLES:
-            raise ReductionError(f"{self.name}: sample {sample!r} is not one of {', '.join(SAMPLES)}")
-        self.sample = sample
+    paper = "LLaVA-PruMerge, Shang et al., ICCV 2025 (arXiv 2403.15388), Sequential in Table 4"
+    settings: UniformSettings
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""
         counts = self.counts(image)
         size = self.width(image, counts)
-        if self.sample == "stride":
+        if self.settings.sample == "stride":
             index, valid = spread_index(counts, size, image.features.shape[1])
         else:
             index = torch.arange(size, device=counts.device).expand(len(counts), -1)

@@ -10,62 +10,62 @@ dominant tokens are patches here.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
 import torch
 
-from llava_prumerge.methods.base import BLOCKS, Reduced, ShareReducer, VisionTokens, register
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import fraction, setting
 from llava_prumerge.ops.merge import group_weights, mix, nearest_centres, pick, select
 from llava_prumerge.ops.select import pack, raster_priority, top_mask
 
-MERGES = ("add", "mean", "none")
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZipSettings(BlockSettings):
+    """By default 54 dominant and 10 contextual of 576 tokens."""
+
+    share: Fraction = setting(
+        "27/32",
+        "part of what is kept that is dominant, rounded: 54 of 64, 108 of 128, 162 of 192",
+        fraction(),
+        source="released code",
+    )
+    merge: Literal["add", "mean", "none"] = setting(
+        "add",
+        "add puts the mean of a group on top of its target, mean averages target and group, none keeps the bare targets",
+        source="released code",
+    )
 
 
 @register("visionzip")
-class VisionZip(ShareReducer):
-    """Dominant tokens in raster order, then contextual tokens in raster order of their targets.
+class VisionZip(BlockReducer):
+    """Dominant tokens in raster order, then contextual tokens in raster order of their targets."""
 
-    Args:
-        keep: share of the patches (1/9: 64 of 576).
-        share: part of what is kept that is dominant, rounded (27/32: 54 of 64, 108 of 128, 162 of 192).
-        merge: "add" puts the mean of a group on top of its target (released), "mean" averages target and group, "none"
-            keeps the bare targets.
-        block: whose attention and keys: "own", the block that made the features (released), or "next", the one that
-            would read them.
-        Others: see `ShareReducer`.
-    """
-
-    def __init__(
-        self,
-        keep: float | str = "1/9",
-        share: float | str = "27/32",
-        merge: str = "add",
-        block: str = "own",
-        **settings: Any,
-    ) -> None:
-        super().__init__(keep=keep, **settings)
-        self.check(merge in MERGES, "merge", merge, f"one of {', '.join(MERGES)}")
-        self.check(block in BLOCKS, "block", block, f"one of {', '.join(BLOCKS)}")
-        self.share, self.merge, self.block = self.as_share("share", share), merge, block
+    paper = "VisionZip, Yang et al., CVPR 2025 (arXiv 2412.04467)"
+    settings: VisionZipSettings
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C]; a contextual token's origin is its target."""
-        own, patches = self.block == "own", image.features.shape[1]
-        scores = image.attention(per_head=True, own=own)
+        patches = image.features.shape[1]
+        scores = self.attention(image)
         size = self.width(image, self.counts(image))
-        contextual = 0 if size == patches else size - round(self.share * size)
+        contextual = 0 if size == patches else size - round(self.settings.share * size)
         dominant = top_mask(scores, size - contextual)  # [N, P]
         kept = pick(image.features, dominant, size - contextual)
         if not contextual:
             return kept
         rest, _ = pack(~dominant, raster_priority(dominant), patches - size + contextual)  # [N, M] in raster order
         targets = rest[:, :: rest.shape[1] // contextual][:, :contextual]
-        if self.merge == "none":
+        if self.settings.merge == "none":
             merged = select(image.features, targets)
         else:
             members = ~dominant.scatter(1, targets, True)
-            gathered = nearest_centres(image.block(own).head_keys, targets, members)  # [N, contextual, P]
-            merged = mix(group_weights(gathered, targets, add=self.merge == "add"), image.features)
+            gathered = nearest_centres(image.block(self.own).head_keys, targets, members)  # [N, contextual, P]
+            merged = mix(group_weights(gathered, targets, add=self.settings.merge == "add"), image.features)
         features, valid, origin = kept
         valid = torch.cat([valid, torch.ones_like(targets, dtype=torch.bool)], dim=1)
         return torch.cat([features, merged], dim=1), valid, torch.cat([origin, targets], dim=1)

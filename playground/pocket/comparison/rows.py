@@ -63,8 +63,8 @@ DECODER: dict[str, dict[str, Any]] = {
 OWN: dict[str, dict[str, Any]] = {  # by their papers' rules, whatever that costs
     PRUMERGE: {"vision": {"name": "prumerge"}},
     PRUMERGE_PLUS: {"vision": {"name": "prumerge_plus"}},
-    "TRSM, 20%": {"vision": {"name": "trsm", "keep": 0.2}},
-    "TRSM, 80%": {"vision": {"name": "trsm", "keep": 0.8}},
+    "TRSM, 20%": {"vision": {"name": "trsm", "keep_ratio": 0.2}},
+    "TRSM, 80%": {"vision": {"name": "trsm", "keep_ratio": 0.8}},
     "PAR, 11%": {"vision": {"name": "par"}},
     "FastV": {"decoder": {"name": "fastv"}},
     "DART": {"decoder": {"name": "dart"}},

@@ -1,0 +1,71 @@
+"""What a method costs, told by the method itself: tokens it leaves, layer by layer, and what it ranks. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+UNKNOWN = "unknown before the images are seen, all are assumed"
+
+
+class Benchmark(StrEnum):
+    """The project's own measurements of speed; a method says in which it takes part where none is named."""
+
+    REDUCTION = "reduction"
+    LATENCY = "latency"
+    TRAINING = "training"
+    PADDING = "padding"
+    THROUGHPUT = "throughput"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The share of the patches that a method leaves on average, where each image decides.
+
+    Attributes:
+        share: of the patches.
+        source: who says so.
+    """
+
+    share: float
+    source: str
+
+
+@dataclass(frozen=True)
+class TokensLeft:
+    """How many tokens a vision reducer leaves of an image, as far as that is known without the image.
+
+    Attributes:
+        tokens: of one image.
+        source: where the number comes from.
+        exact: every image is left with so many; else it is an expectation.
+    """
+
+    tokens: int
+    source: str
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Course:
+    """How many visual tokens of a sequence each decoder layer sees with a pruner.
+
+    Attributes:
+        visual: per layer, of one image.
+        source: where the numbers come from.
+        exact: they are met by every image; else they are an expectation.
+    """
+
+    visual: tuple[float, ...]
+    source: str
+    exact: bool = True
+
+    @property
+    def before_drops(self) -> tuple[float, ...]:
+        """Visual tokens just before each drop."""
+        return tuple(before for before, after in zip(self.visual, self.visual[1:]) if after < before)
+
+    @property
+    def equivalent(self) -> float:
+        """Visual tokens averaged over the layers."""
+        return sum(self.visual) / len(self.visual)

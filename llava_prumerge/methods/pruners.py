@@ -1,0 +1,88 @@
+"""What decoder pruners share: whole numbers of tokens per layer, from rates or a budget, and the best of them by a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.cost import Course
+from llava_prumerge.methods.settings import Settings, above, setting
+from llava_prumerge.ops.prompt_rank import prompt_attention
+from llava_prumerge.ops.token_schedule import Curve, TokenSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings(Settings):
+    """Of pruners that can be told what they may cost."""
+
+    budget: float | None = setting(
+        None,
+        "visual tokens per image averaged over all decoder layers, the full ones included; null: the method's own rates",
+        above(0, "a number of tokens above 0"),
+    )
+
+
+class ScheduledPruner(DecoderPruner):
+    """A pruner that keeps the tokens with the highest scores, as many as a schedule says.
+
+    Args:
+        settings: of the method.
+        shape: of the language model.
+        layers: before which it acts.
+        curve, free, bounds: of the schedule, see `ops.token_schedule.TokenSchedule`.
+    """
+
+    settings: BudgetSettings
+
+    def __init__(
+        self,
+        settings: BudgetSettings,
+        shape: DecoderShape,
+        layers: Iterable[int],
+        curve: Curve,
+        free: float,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(settings, shape, layers)
+        patches = None if shape.reduced else shape.patches
+        self.schedule = TokenSchedule(
+            self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches
+        )
+
+    @torch.no_grad()
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+        """-> [B, L] bool, or None where nobody loses any."""
+        counts = self.schedule.counts(layer, tokens.layout, always=self.training)
+        if counts is None:
+            return None
+        return self.schedule.best(tokens.layout, self.scores(layer, tokens, counts), counts)
+
+    def scores(self, layer: int, tokens: DecoderTokens, counts: Tensor) -> Tensor:
+        """What is best, of which `counts` [B] visual tokens stay. -> [B, L]; text and padding do not matter"""
+        raise NotImplementedError
+
+    def course(self, present: int) -> Course:
+        """The schedule's whole numbers."""
+        source = "its settings" if self.schedule.budget is None else "its budget"
+        return Course(self.schedule.layer_counts(present), source)
+
+
+class PromptRankedPruner(ScheduledPruner):
+    """A pruner that ranks visual tokens by the attention they receive from the prompt, averaged over heads.
+
+    Attributes:
+        rows: of the prompt that rank, "last" or "text", see `ops.prompt_rank`.
+    """
+
+    ranks = True
+    rows: Literal["last", "text"] = "last"
+
+    def scores(self, layer: int, tokens: DecoderTokens, counts: Tensor) -> Tensor:
+        """Attention in the layer before, or in this one where the method ranks ahead. -> [B, L]"""
+        asked = layer if self.ranks_ahead else layer - 1
+        return prompt_attention(tokens.attention, tokens.layout, asked, self.rows)
