@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from llava_prumerge.data.conversation import Template, encode_training, get_template
-from llava_prumerge.data.images import MAX_PIXELS, ImageError, ImagePreprocessor, load_image
+from llava_prumerge.data.image_paths import ImageError, trusted_folders
+from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
 from llava_prumerge.data.records import RecordError, open_records
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class LlavaDataset(Dataset):
         self.image_tokens = image_tokens
         self.max_length = max_length
         self.max_pixels = max_pixels
-        self.trusted = tuple(trusted)
+        self.trusted = trusted_folders(trusted)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,10 +82,10 @@ class LlavaDataset(Dataset):
         if record["image"]:
             try:
                 paths = record["image"]
-                images = [load_image(self.image_folder, path, self.max_pixels, self.trusted) for path in paths]
+                images = (load_image(self.image_folder, path, self.max_pixels, self.trusted) for path in paths)
+                item["pixel_values"] = self.preprocessor(images)  # [n, 3, S, S]
             except ImageError as error:
                 raise ImageError(error.reason, record["id"]) from error
-            item["pixel_values"] = self.preprocessor(images)  # [n, 3, S, S]
         return item
 
     @property

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.fetch import FetchError, Unreachable, read_address
-from llava_prumerge.data.images import FORMATS
+from llava_prumerge.data.image_paths import ImageError
+from llava_prumerge.data.images import MAX_PIXELS, decode_image
 from llava_prumerge.data.records import RecordError, normalise_record, read_records
 from llava_prumerge.ground.files import write_bytes
 
@@ -108,8 +107,7 @@ def fetch_picture(url: str, target: Path) -> None:
     """Saves a picture as the server sends it, whatever its format; what is none is refused."""
     content = read_address(url, MAX_BYTES)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.verify()
-    except Exception as error:  # Pillow's readers let out whatever a broken file makes them meet
-        raise FetchError(f"{url}: no picture ({type(error).__name__})") from error
+        decode_image(io.BytesIO(content), "what the server sends", MAX_PIXELS // THREADS)
+    except ImageError as error:
+        raise FetchError(f"{url}: no picture ({error.reason})") from error
     write_bytes(target, content, sync=False)

@@ -29,6 +29,7 @@ from llava_prumerge.data.audit import Audit, describe, summarise
 from llava_prumerge.data.conversation import get_template
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
 from llava_prumerge.data.fetch import FetchError
+from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
 from llava_prumerge.data.record_check import Checker, CheckError
@@ -76,7 +77,8 @@ def make_checker(found: RecipeData, args: argparse.Namespace) -> Checker:
     if image_tokens is None:
         image_tokens = IMAGE_TOKENS if found.backbone is None else count_image_tokens(found.backbone)
     length = MAX_LENGTH if found.max_length is None else found.max_length
-    return Checker(str(found.images), str(found.tokenizer), template, image_tokens, length, tuple(args.trust))
+    trusted = trusted_folders([*found.trusted, *args.trusted])
+    return Checker(str(found.images), str(found.tokenizer), template, image_tokens, length, trusted)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -175,7 +177,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"placeholders counted (default: the recipe's, else {MAX_LENGTH})",
     )
-    add("--trust", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable")
+    where = "links in the image folder may lead to here; repeatable (a recipe's key: trusted)"
+    add("--trusted", "--trust", action="append", default=[], metavar="DIR", help=where)
     add("--workers", type=positive, default=available_cores(), help="processes (default: the cores, here %(default)s)")
     add(
         "--report",
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         return args.command(args)
-    except (RecipeError, CheckError, RecordFileError, FetchError, OSError) as error:  # OSError: the disk
+    except (RecipeError, TrustError, CheckError, RecordFileError, FetchError, OSError) as error:  # OSError: the disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -67,6 +67,15 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged
 
 
+def read_names(key: str, value: Any) -> list[str]:
+    """The list of a key that holds names: a YAML list, or text with commas between; null, "" and "none" are none."""
+    items = value.split(",") if isinstance(value, str) else value
+    items = [] if items in (["none"], [""], None) else items
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise RecipeError(f"{key}={value!r}: must be a list of names")
+    return [item.strip() for item in items]
+
+
 def apply_override(merged: dict[str, Any], override: str) -> None:
     """Apply one `key=value` in place; a dotted key reaches into a mapping."""
     key, _, text = override.partition("=")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import llava_prumerge
-from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_recipe
+from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
 
-KEYS = ("data", "images", "template", "max_length", "model", "language_model", "vision_tower")
+KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
 _OPEN_CLIP = "open_clip_config.json"
 
 
@@ -21,6 +21,7 @@ class RecipeData:
     Args:
         data: the record file.
         images: the image folder.
+        trusted: folders that links in it may lead to.
         tokenizer: folder of the tokenizer.
         backbone: folder whose config.json tells the placeholders per image: a whole model or a vision tower.
         template: the conversation template.
@@ -29,6 +30,7 @@ class RecipeData:
 
     data: Path
     images: Path | None = None
+    trusted: tuple[str, ...] = ()
     tokenizer: Path | None = None
     backbone: Path | None = None
     template: str | None = None
@@ -47,6 +49,7 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
     values = read_recipe(tokens)
     if values.get("data") is None:
         raise RecipeError(f"{' '.join(tokens)} names no data")
+    trusted = read_names("trusted", values.pop("trusted", None))
     for key in KEYS:
         expected: type = int if key == "max_length" else str
         if not isinstance(values.get(key), expected | None):
@@ -55,6 +58,7 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
     return RecipeData(
         data=Path(values["data"]),
         images=_path(values.get("images")),
+        trusted=tuple(trusted),
         tokenizer=_path(whole or values.get("language_model")),
         backbone=_path(whole or values.get("vision_tower")),
         template=values.get("template"),

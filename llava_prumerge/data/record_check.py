@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.conversation import IGNORE_INDEX, IMAGE_MARKER, MaskError, encode_training, truncate
-from llava_prumerge.data.images import ImageError, contained_path, load_image, misnamed_format, renamed_image
+from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image, shown
+from llava_prumerge.data.images import decode_image, describe_file
 from llava_prumerge.data.records import RecordError
 
 if TYPE_CHECKING:
@@ -103,12 +104,14 @@ class Checker:
 
     def _check_image(self, path: str, sample_id: str, index: int) -> list[Finding]:
         try:
-            load_image(self.images, path, trusted=self.trusted)
+            file = contained_path(self.images, path, self.trusted)
+            decode_image(file, shown(path))
         except ImageError as error:
-            if error.kind == "missing" and (other := renamed_image(self.images, path)):
+            if error.kind == "missing" and (other := renamed_image(self.images, path, self.trusted)):
                 detail = f"wrong extension: {path!r} is missing, {other!r} is there; rename it"
                 return [Finding("wrong extension", sample_id, index, detail)]
             return [Finding(error.kind, sample_id, index, error.reason)]
-        if found := misnamed_format(contained_path(self.images, path, self.trusted)):
-            return [Finding("misnamed", sample_id, index, f"misnamed: {path!r} is {found}", bad=False)]
-        return []
+        return [
+            Finding(kind, sample_id, index, f"{kind}: {path!r} {words}", bad=False)
+            for kind, words in describe_file(file)
+        ]

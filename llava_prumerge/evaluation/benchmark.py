@@ -49,6 +49,7 @@ class Question:
         image: path below `Files.images`, or None for a question about no image.
         embedded: the image itself, base64, where the question file carries it.
         extra: further fields of the answer record.
+        place: where it stands, for messages: "FILE, line 7".
     """
 
     id: str | int
@@ -57,6 +58,7 @@ class Question:
     image: str | None = None
     embedded: str | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     @property
     def has_image(self) -> bool:

@@ -16,11 +16,10 @@ import yaml
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.fingerprint import describe_environment, method_label, method_name
+from llava_prumerge.evaluation.fingerprint import describe_environment, fingerprint, method_label, method_name
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
 from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
 from llava_prumerge.evaluation.settings import Settings, apply_overrides, parse_generation, read_method
-from llava_prumerge.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from llava_prumerge.evaluation.generate import Ranks

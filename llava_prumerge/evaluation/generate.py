@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,22 +9,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.errors import SampleError
-from llava_prumerge.data.images import FORMATS, MAX_PIXELS, ImagePreprocessor, load_image
+from llava_prumerge.data.images import ImagePreprocessor, decode_base64, load_image
 from llava_prumerge.evaluation.answers import AnswerWriter, answer_record, pending
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, make_prefix_cache
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.ground import ranks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger("eval")
 
@@ -88,7 +88,8 @@ class Prompter:
     def __init__(self, processor: Any, config: Any, settings: Settings, images: Path | None) -> None:
         self.tokenizer = processor.tokenizer
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
-        self.config, self.template, self.images = config, settings.template, images
+        self.config, self.template = config, settings.template
+        self.images, self.trusted = images, settings.trusted
         self.encoded: dict[tuple[str, bool], list[int]] = {}
         self.padding = self.tokenizer.pad_token_id
         if self.padding is None:
@@ -110,16 +111,16 @@ class Prompter:
         at = ids.index(image)
         return [*ids[:at], *[image] * self.config.image_seq_length, *ids[at + 1 :]]
 
-    def read_image(self, question: Question) -> Image.Image:
+    def read_image(self, question: Question) -> Image:
         """The question's image, in RGB."""
         try:
             if question.embedded is not None:
-                return decode_image(question.embedded)
+                return decode_base64(question.embedded, "its image")
             if self.images is None:
                 raise EvaluationError("this task has no image folder")
-            return load_image(self.images, question.image)
+            return load_image(self.images, question.image, trusted=self.trusted)
         except SampleError as error:
-            raise EvaluationError(f"question {question.id!r}: {error}") from error
+            raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
 
     def pictures(self, questions: Sequence[Question]) -> Pictures | None:
         """The images of a batch, one per question, equal ones read once; None for a batch without images."""
@@ -128,7 +129,7 @@ class Prompter:
         first: dict[str | None, int] = {}
         index = [first.setdefault(picture_of(question), len(first)) for question in questions]
         firsts = [questions[index.index(at)] for at in range(len(first))]
-        return Pictures(self.preprocess([self.read_image(question) for question in firsts]), torch.tensor(index))
+        return Pictures(self.preprocess(self.read_image(question) for question in firsts), torch.tensor(index))
 
     def collate(self, rows: Sequence[list[int]], start: Sequence[int] = ()) -> dict[str, Tensor]:
         """Ids and their mask, [B, L] each: the start that all rows have, padding, and what follows it in each row."""
@@ -142,21 +143,6 @@ class Prompter:
 def picture_of(question: Question) -> str | None:
     """What two questions about one image have in common: its path, or its content."""
     return question.image if question.embedded is None else question.embedded
-
-
-def decode_image(content: str) -> Image.Image:
-    """An image that is text in a table, under the same limits as one from a file."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(content, validate=True)), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise EvaluationError(
-                    f"an image of {image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels"
-                )
-            return image.convert("RGB")
-    except EvaluationError:
-        raise
-    except Exception as error:  # Pillow's decoders let out whatever a broken image makes them meet
-        raise EvaluationError(f"an image in the question file cannot be decoded: {error}") from error
 
 
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: int) -> list[list[Question]]:

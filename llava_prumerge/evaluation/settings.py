@@ -34,6 +34,7 @@ class Settings:
         max_new_tokens: the task's own limit for None.
         limit: only the first so many questions, for trials.
         workers: threads that read images.
+        trusted: folders that links in the image folder may lead to.
         model_label: how tables call the model; its folder's name for None.
         label: how tables call the row; the method with its settings for None.
         train: how the weights learnt the method: none (training-free), projector, lora, full.
@@ -51,6 +52,7 @@ class Settings:
     max_new_tokens: int | None = None
     limit: int | None = None
     workers: int = 4
+    trusted: tuple[str, ...] = ()
     model_label: str | None = None
     label: str | None = None
     train: str | None = None
@@ -72,12 +74,24 @@ def parse_generation(values: Mapping[str, str]) -> Settings:
             )
         elif key in ("batch_size", "max_new_tokens", "limit", "workers"):
             typed[key] = whole_number(key, value)
+        elif key == "trusted":
+            typed[key] = read_trusted(value)
         else:
             typed[key] = value
     for key, accepted in {**CHOICES, "train": TRAINED}.items():
         if key in typed and typed[key] not in accepted:
             raise EvaluationError(f"{key} must be one of {', '.join(accepted)}, not {typed[key]!r}")
     return Settings(**typed, overrides=overrides)
+
+
+def read_trusted(value: str) -> tuple[str, ...]:
+    """Folders, with commas between."""
+    from llava_prumerge.data.image_paths import TrustError, trusted_folders
+
+    try:
+        return trusted_folders([folder.strip() for folder in value.split(",") if folder.strip()])
+    except TrustError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def whole_number(name: str, value: str) -> int:

@@ -21,6 +21,7 @@ from llava_prumerge.hub.source import BASE_FILE, ReleaseError, Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LONGEST = 4096  # pixels of an image that is handed to the checkpoint's processor as it is
 QUESTION = "What is in this picture?"
 NEW_TOKENS = 32
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,11 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     from transformers.utils.logging import disable_progress_bar
 
-    from llava_prumerge.data.images import load_image
+    from llava_prumerge.data.images import padded_picture, read_image
 
     disable_progress_bar()
     model, processor = load(given.folder)
-    image = drawn_image() if given.image is None else load_image(given.image.parent, given.image.name)
+    image = drawn_image() if given.image is None else read_image(given.image)
+    if max(image.size) > LONGEST:  # the checkpoint's own processor would make a square of this side first
+        image = padded_picture(image, LONGEST, (122, 116, 104))
     sys.stdout.write(json.dumps(ask(model, processor, image, given.question)) + "\n")
     return 0
 

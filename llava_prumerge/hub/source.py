@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from llava_prumerge.model.fingerprint import fingerprint
+from llava_prumerge.evaluation.fingerprint import fingerprint
 
 BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
 MERGED = "merged"

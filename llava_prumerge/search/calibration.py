@@ -64,6 +64,7 @@ def make_batches(
     size: int,
     template: str = "vicuna_v1",
     aspect: str = "pad",
+    trusted: Sequence[str] = (),
 ) -> list[dict[str, Tensor]]:
     """Left-padded prompts [B, L] with their images [B, 3, S, S], as the evaluation asks them.
 
@@ -74,6 +75,7 @@ def make_batches(
         size: pairs per batch.
         template: conversation template.
         aspect: "pad" to a square (LLaVA-1.5) or "square" to crop.
+        trusted: folders that links in the image folder may lead to.
     """
     preprocess = ImagePreprocessor(processor.image_processor, aspect=aspect)
     collate = Collator(processor.tokenizer.pad_token_id or 0, "left")
@@ -81,7 +83,7 @@ def make_batches(
     for pair in pairs:
         text = prompt(template, pair.question)
         ids = encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)
-        items.append({"input_ids": ids, "pixel_values": preprocess([load_image(images, pair.image)])})
+        items.append({"input_ids": ids, "pixel_values": preprocess([load_image(images, pair.image, trusted=trusted)])})
     batches = [collate(items[start : start + size]) for start in range(0, len(items), size)]
     return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]
 
@@ -103,6 +105,9 @@ def search_parser(module: str, description: str | None, out: Path, samples: int)
     parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--out", type=Path, default=out, help="the file to write")
+    parser.add_argument(
+        "--trusted", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable"
+    )
     parser.add_argument("--samples", type=int, default=samples, help="questions to measure on")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--template", default="vicuna_v1")
@@ -115,7 +120,9 @@ def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGener
     """The model, the batches and the number of questions that a command line asks for."""
     pairs = read_pairs(given.questions, given.samples)
     model, processor = load_model(given.model, dtype=given.dtype, device=given.device)
-    batches = make_batches(pairs, given.images, processor, model.config, given.batch_size, given.template)
+    batches = make_batches(
+        pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=given.trusted
+    )
     return model, batches, len(pairs)
 
 

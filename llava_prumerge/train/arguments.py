@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llava_prumerge.data.recipe import RecipeError, read_recipe
+from llava_prumerge.data.recipe import RecipeError, read_names, read_recipe
 
 
 def option(default: Any, text: str) -> Any:
@@ -50,6 +50,7 @@ class DataArguments:
 
     data: str | None = option(None, "records in LLaVA's JSON format")
     images: str | None = option(None, "folder that the records' image paths are relative to")
+    trusted: list[str] = option([], "folders outside `images` that links in it may lead to")
     template: str = option("vicuna_v1", "conversation template: plain in stage 1, vicuna_v1 in stage 2")
     image_aspect: Literal["pad", "square"] = option("pad", "pad to a square, or resize and centre-crop as CLIP does")
     max_length: int = option(2048, "tokens per sample, image placeholders included; longer samples are cut")
@@ -137,11 +138,7 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
             raise RecipeError(f"{key}={value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
         return value
     if origin is list:
-        items = value.split(",") if isinstance(value, str) else value
-        items = [] if items in (["none"], [""], None) else items
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise RecipeError(f"{key}={value!r}: must be a list of names")
-        return [item.strip() for item in items]
+        return read_names(key, value)
     if origin is dict:
         if not isinstance(value, dict):
             raise RecipeError(f"{key}={value!r}: must be a mapping")

@@ -55,6 +55,7 @@ def build_dataset(
             image_token_id=config.image_token_id,
             image_tokens=config.image_seq_length,
             max_length=arguments.max_length,
+            trusted=arguments.trusted,
         )
     except ValueError as error:
         raise RecipeError(f"data={arguments.data}: {error}") from error

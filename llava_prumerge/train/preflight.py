@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
@@ -29,6 +30,7 @@ FREE_KEYS = frozenset(
         "max_skipped_steps",
         "workers",
         "bad_sample_limit",
+        "trusted",
         "output_dir",
         "merge",
     }
@@ -63,6 +65,10 @@ def check_inputs(arguments: TrainArguments) -> None:
     for key in ("data", "deepspeed"):
         if inputs.get(key) is not None and not Path(str(inputs[key])).is_file():
             raise RecipeError(f"{key}={inputs[key]}: must be a file")
+    try:
+        trusted_folders(arguments.trusted)
+    except TrustError as error:
+        raise RecipeError(str(error)) from error
     for key in ("images", "model", "language_model", "vision_tower"):
         if inputs.get(key) is not None and not Path(str(inputs[key])).is_dir():
             raise RecipeError(f"{key}={inputs[key]}: must be a folder")

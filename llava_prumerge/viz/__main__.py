@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from llava_prumerge.data.images import load_image
+from llava_prumerge.data.images import read_image
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.viz.overlay import describe, write_overlay
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     written = []
     for start in range(0, len(given.images), BATCH):
         paths = [Path(name) for name in given.images[start : start + BATCH]]
-        images = [load_image(path.parent, path.name) for path in paths]
+        images = [read_image(path) for path in paths]
         for path, selection in zip(paths, viewer.look(images)):
             name = viewer.reducer.name
             target = Path(given.out, f"{path.stem}_{name}.png")

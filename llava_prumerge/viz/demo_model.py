@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.data.conversation import prompt
-from llava_prumerge.data.images import ImagePreprocessor, pad_to_square
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
 from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
 from llava_prumerge.viz.overlay import paint_patches
+from llava_prumerge.viz.selection import SIDE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +80,7 @@ class DemoModel:
         self.model, self.processor = model, processor
         self.own_block: dict[str, Any] = model.config.reduction or {}
         self.own: Methods = (model.model.reducer, model.model.language_model.pruner)
-        self.colour = ImagePreprocessor(processor.image_processor).padding_colour
+        self.preprocess = ImagePreprocessor(processor.image_processor)
         self._turn = threading.Lock()  # the methods belong to the model, so questions take turns
 
     def build(self, block: dict[str, Any]) -> Methods:
@@ -166,13 +167,16 @@ class DemoModel:
 
     def _generate(self, image: Image, text: str, new_tokens: int) -> Tensor:
         """Greedy new token ids. [T]"""
-        inputs = self.processor(images=image, text=text, return_tensors="pt").to(self.model.device, self.model.dtype)
+        config, device = self.model.config, self.model.device
+        ids = encode(self.processor.tokenizer, text, config.image_token_id, config.image_seq_length)
+        inputs = {"input_ids": torch.tensor([ids], device=device)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["pixel_values"] = self.preprocess([image]).to(device, self.model.dtype)
         plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        ids = self.model.generate(**inputs, max_new_tokens=new_tokens, **plain)
-        return ids[0, inputs["input_ids"].shape[1] :].cpu()
+        return self.model.generate(**inputs, max_new_tokens=new_tokens, **plain)[0, len(ids) :].cpu()
 
     def _draw(self, image: Image, trace: Trace) -> list[tuple[str, Image]]:
-        square = pad_to_square(image, self.colour)
+        square = padded_picture(image, SIDE, self.preprocess.padding_colour)
         stages = [("into the decoder", trace.kept)]
         if trace.pruned:
             stages.append((f"from layer {max(trace.pruned)} on", trace.pruned[max(trace.pruned)]))

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_prumerge.viz.selection import Selection
+from llava_prumerge.viz.selection import SIDE, Selection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 576  # pixels of a drawn image
 DIMMED = 0.78  # how far dropped patches fade to white
 OUTLINE = (214, 39, 40)
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.data.images import ImagePreprocessor, pad_to_square
+from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.vision_tower import encode, image_ids, resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SIDE = 576  # pixels of a drawn image
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Selection:
     """What is left of one image.
 
     Attributes:
-        image: padded to a square, as the tower sees it but in its own resolution.
+        image: padded to a square, as the tower sees it but in the resolution of drawings.
         grid: (rows, columns) of patches.
         origin: raster index of the patch each kept token stands for; -1 for one that stands for several.
         attention: [rows, columns] that each patch receives.
@@ -89,7 +91,7 @@ class Viewer:
         colour = self.preprocessor.padding_colour
         return [
             Selection(
-                image=pad_to_square(image, colour) if self.preprocessor.aspect == "pad" else image,
+                image=padded_picture(image, SIDE, colour) if self.preprocessor.aspect == "pad" else image,
                 grid=output.grid,
                 origin=tuple(origin[index][valid[index]].tolist()),
                 attention=attention[index],

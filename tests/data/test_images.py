@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import pickle
+import random
+import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_prumerge.data.image_paths import ImageError, TrustError, trusted_folders
 from llava_prumerge.data.images import (
-    ImageError,
+    MAX_SIDE,
     ImagePreprocessor,
+    decode_base64,
+    decode_image,
+    describe_file,
     load_image,
-    misnamed_format,
     pad_to_square,
+    padded_picture,
     pil_image_processor,
+    read_image,
 )
+from llava_prumerge.data.resize import KERNELS, Axis, resize_window
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -49,6 +61,19 @@ def noise(width: int, height: int) -> Image.Image:
 def ramps() -> Image.Image:
     rows, columns = np.mgrid[0:4, 0:6]
     return Image.fromarray(np.stack([columns * 50, rows * 80, (rows + columns) * 30], axis=-1).astype(np.uint8))
+
+
+def png(values: np.ndarray, colour: int, transparent: bytes = b"") -> bytes:
+    """A PNG of 16 bits per sample, [rows, columns, samples], of which Pillow writes grey alone."""
+    height, width = values.shape[:2]
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + (chunk(b"tRNS", transparent) if transparent else b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def reference_pixels(image: Image.Image, size: int, aspect: str) -> np.ndarray:
@@ -140,7 +165,7 @@ def test_accepted_formats_become_rgb(save_image: SaveImage, name: str, mode: str
     image = load_image(path.parent, name)
     assert (image.mode, image.size) == ("RGB", (40, 30))
     assert image.tobytes() == Image.open(path).convert("RGB").tobytes()
-    assert misnamed_format(path) is None
+    assert describe_file(path) == []
 
 
 def test_an_animation_gives_its_first_frame(save_image: SaveImage) -> None:
@@ -148,12 +173,13 @@ def test_an_animation_gives_its_first_frame(save_image: SaveImage) -> None:
     path = save_image("a.gif")
     frames[0].save(path, save_all=True, append_images=frames[1:])
     assert load_image(path.parent, "a.gif").getpixel((0, 0)) == (255, 0, 0)
+    assert describe_file(path) == [("animation", "moves; its first frame is taken")]
 
 
 def test_a_misnamed_image_is_read_and_told_of(save_image: SaveImage) -> None:
     path = save_image("a.jpg", format="GIF", mode="P")
     assert load_image(path.parent, "a.jpg").size == (40, 30)
-    assert misnamed_format(path) == "GIF"
+    assert describe_file(path) == [("misnamed", "is GIF")]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +192,8 @@ def test_a_misnamed_image_is_read_and_told_of(save_image: SaveImage) -> None:
         ("sub/../../secret.jpg", "path escapes"),
         ("..\\secret.jpg", "path escapes"),
         ("C:\\secret.jpg", "path escapes"),
+        ("http://x/y.jpg", "bad path"),
+        ("data:image/png;base64," + "A" * 9000, "bad path"),
         ("link.jpg", "path escapes"),
         ("linked/secret.jpg", "path escapes"),
         ("absent.jpg", "missing"),
@@ -186,7 +214,7 @@ def test_paths_that_are_refused(save_image: SaveImage, tmp_path: Path, relative:
     (root / "loop.jpg").symlink_to(root / "loop.jpg")
     with pytest.raises(ImageError) as caught:
         load_image(root, relative)
-    assert caught.value.kind == kind
+    assert caught.value.kind == kind and len(str(caught.value)) < 800
 
 
 def test_links_inside_the_folder_and_to_trusted_folders_are_followed(save_image: SaveImage, tmp_path: Path) -> None:
@@ -206,14 +234,14 @@ def test_files_that_are_refused(save_image: SaveImage) -> None:
     (root / "text.jpg").write_text("not an image")
     (root / "empty.jpg").write_bytes(b"")
     save_image("a.tiff")
-    save_image("deep.png", mode="I;16")
+    (root / "long.png").write_bytes(png(np.zeros((1, MAX_SIDE + 1), np.uint16), 0))
     kinds = {
         "cut.jpg": "broken",
         "cut.png": "broken",
         "text.jpg": "not an image",
         "empty.jpg": "not an image",
         "a.tiff": "not an image",
-        "deep.png": "unsupported depth",
+        "long.png": "too large",
     }
     for name, kind in kinds.items():
         with pytest.raises(ImageError, match=name) as caught:
@@ -237,3 +265,194 @@ def test_errors_survive_the_way_out_of_a_worker() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.kind, copy.sample_id) == ("sample x1: missing: 'a.jpg'", "missing", "x1")
     assert isinstance(ImageError(str(error)), ImageError)
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def palette() -> Image.Image:
+    return noise(20, 16).quantize(16)
+
+
+def alpha(mode: str) -> Image.Image:
+    return Image.merge("RGBA", [*noise(20, 16).split(), noise(20, 17).convert("L").crop((0, 0, 20, 16))]).convert(mode)
+
+
+ORIENTED = Image.Exif()
+ORIENTED[0x0112] = 6  # shown turned by a quarter
+KINDS: dict[str, Callable[[], bytes]] = {
+    "palette, one transparent": lambda: saved(palette(), "PNG", transparency=3),
+    "palette, an alpha for each": lambda: saved(palette(), "PNG", transparency=bytes(range(0, 256, 16))),
+    "grey, one transparent": lambda: saved(noise(20, 16).convert("L"), "PNG", transparency=7),
+    "colour, one transparent": lambda: saved(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+    "black and white, transparent": lambda: saved(noise(20, 16).convert("1"), "PNG", transparency=0),
+    "GIF, transparent": lambda: saved(palette(), "GIF", transparency=3),
+    "GIF, moving": lambda: saved(
+        palette(), "GIF", save_all=True, append_images=[palette().rotate(180)], transparency=1
+    ),
+    "PNG, moving": lambda: saved(noise(20, 16), "PNG", save_all=True, append_images=[noise(20, 16).rotate(180)]),
+    "WEBP, moving": lambda: saved(alpha("RGBA"), "WEBP", save_all=True, append_images=[noise(20, 16)], lossless=True),
+    "grey with alpha": lambda: saved(alpha("LA"), "PNG"),
+    "colour with alpha": lambda: saved(alpha("RGBA"), "PNG"),
+    "WEBP with alpha": lambda: saved(alpha("RGBA"), "WEBP", lossless=True),
+    "CMYK": lambda: saved(noise(20, 16).convert("CMYK"), "JPEG"),
+    "turned by EXIF": lambda: saved(noise(20, 16), "JPEG", exif=ORIENTED),
+    "16-bit colour": lambda: png(np.random.default_rng(0).integers(0, 65536, (16, 20, 3)), 2),
+    "16-bit grey with alpha": lambda: png(np.random.default_rng(0).integers(0, 65536, (16, 20, 2)), 4),
+    "16-bit colour with alpha": lambda: png(np.random.default_rng(0).integers(0, 65536, (16, 20, 4)), 6),
+    "16-bit grey, dark": lambda: png(np.random.default_rng(0).integers(0, 256, (16, 20)), 0, b"\0\7"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error")
+def test_pixels_are_those_of_llavas_conversion_however_an_image_comes(kind: str, tmp_path: Path) -> None:
+    content = KINDS[kind]()
+    (tmp_path / "a.png").write_bytes(content)
+    with Image.open(io.BytesIO(content)) as opened:
+        opened.info.pop("transparency", None)  # for this line alone: Pillow warns of an alpha per palette entry
+        expected = opened.convert("RGB")
+    text = base64.b64encode(content).decode()
+    wrapped = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    ways = {
+        "folder": load_image(tmp_path, "a.png"),
+        "path": read_image(tmp_path / "a.png"),
+        "upload": decode_image(io.BytesIO(content), "a"),
+        "table": decode_base64(text, "a"),
+        "table with line breaks": decode_base64(f"{wrapped}\r\n", "a"),
+        "address": decode_base64(f"data:image/png;base64,{text}", "a"),
+        "for addresses": decode_base64(base64.urlsafe_b64encode(content).decode(), "a"),
+    }
+    preprocessor = ImagePreprocessor(clip_processor(24))
+    for way, image in ways.items():
+        assert (image.mode, image.tobytes()) == ("RGB", expected.tobytes()), way
+        assert not image.info, way
+        # What transformers makes of it: it composes on white what still says that it is transparent.
+        np.testing.assert_allclose(preprocessor([image])[0].numpy(), reference_pixels(expected, 24, "pad"), atol=2e-6)
+
+
+def test_grey_of_16_bits_keeps_its_picture(tmp_path: Path) -> None:
+    ramp = np.arange(0, 65536, 64).reshape(32, 32)
+    (tmp_path / "deep.png").write_bytes(png(ramp, 0))
+    image = read_image(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(image)[..., 1], ramp >> 8), "white, if it were clipped"
+    assert [kind for kind, _ in describe_file(tmp_path / "deep.png")] == ["16-bit grey"]
+
+
+@pytest.mark.parametrize("text", ["", "AAA", "%%%%", "data:image/png;base64,", "é", "data:image/png,AAAA=A", "QUJD"])
+def test_text_that_is_no_image(text: str) -> None:
+    with pytest.raises(ImageError, match="not an image: row 7"):
+        decode_base64(text, "row 7")
+
+
+def naive(image: Image.Image, size: int, aspect: str, kernel: int = Image.Resampling.BICUBIC) -> Image.Image:
+    """LLaVA's steps on the whole image: pad, resize, cut the middle out."""
+    image = pad_to_square(image, (122, 116, 104)) if aspect == "pad" else image
+    short = size if aspect == "squash" else min(image.size)
+    resized = (size, size) if aspect == "squash" else tuple(int(size * length / short) for length in image.size)
+    image = image.resize(resized, kernel)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def bounded(image: Image.Image, size: int, aspect: str, kernel: int = Image.Resampling.BICUBIC) -> Image.Image:
+    """The same without the whole image."""
+    axes = []
+    for pixels in image.size:
+        length = max(image.size) if aspect == "pad" else pixels
+        resized = size if aspect != "square" else int(size * length / min(image.size))
+        first = (resized - size) // 2
+        axes.append(Axis(pixels, (length - pixels) // 2, length, resized, first, first + size, kernel))
+    return resize_window(image, axes[0], axes[1], (122, 116, 104))
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square", "squash"])
+@pytest.mark.parametrize("size", [336, 96, 5])
+def test_a_window_has_the_pixels_of_the_whole(aspect: str, size: int) -> None:
+    draw = random.Random(size)
+    shapes = [(1, 1), (1, 900), (900, 1), (2, 3), (337, 1200), (1200, 337), (size, 700), (700, size), (1000, 1000)]
+    shapes += [(draw.choice([draw.randint(1, 9), draw.randint(10, 800)]), draw.randint(1, 800)) for _ in range(12)]
+    for shape in shapes:
+        if aspect == "square" and max(shape) > 40 * min(shape):
+            continue  # the whole would take long
+        image = noise(*shape)
+        image = image.point(lambda value: 255 * (value > 128)) if shape[0] % 2 else image  # overshoots, and is cut
+        for kernel in KERNELS:
+            assert bounded(image, size, aspect, kernel).tobytes() == naive(image, size, aspect, kernel).tobytes(), shape
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+@pytest.mark.parametrize("shape", [(1, 20000), (65000, 1), (3, 9000), (1, MAX_SIDE), (MAX_SIDE, 2)])
+def test_thin_images_take_no_more_than_they_become(
+    aspect: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's square of the first takes 1.6 GB, its resized form 9 GB."""
+    sizes = []
+    for owner, name in ((Image, "new"), (Image.Image, "resize"), (Image.Image, "crop")):
+        whole = getattr(owner, name)
+
+        def watched(*given: object, whole: Callable = whole, **options: object) -> Image.Image:
+            made = whole(*given, **options)
+            sizes.append(made.width * made.height)
+            return made
+
+        monkeypatch.setattr(owner, name, watched)
+    preprocessor = ImagePreprocessor(clip_processor(336), aspect)
+    image = Image.new("RGB", shape, (200, 30, 30))
+    sizes.clear()
+    tracemalloc.start()
+    pixels = preprocessor([image])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pixels.shape == (1, 3, 336, 336)
+    if aspect == "square":
+        colour = (np.array([200, 30, 30]) / 255 - MEAN) / STD
+        assert (pixels[0].numpy() - colour[:, None, None]).max() < 1e-5
+    assert max(sizes) <= 1 << 20 and peak < 12 * 336 * 336 * 3 * 4 + 64 * max(shape)
+
+
+def test_a_drawing_of_a_strip_is_as_small_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = noise(12, 1500)
+    assert padded_picture(strip, 60, (1, 2, 3)).tobytes() == pad_to_square(strip, (1, 2, 3)).resize((60, 60)).tobytes()
+    monkeypatch.setattr(Image.Image, "paste", lambda *given: None)
+    assert padded_picture(Image.new("RGB", (60000, 2)), 60, (1, 2, 3)).size == (60, 60)
+
+
+def test_other_kernels_than_those_that_are_bounded_are_refused() -> None:
+    from transformers import CLIPImageProcessorPil
+
+    with pytest.raises(ValueError, match="resample=1; accepted: 3 .bicubic., 2 .bilinear."):
+        ImagePreprocessor(CLIPImageProcessorPil(resample=1))
+
+
+def test_a_hub_cache_is_read_without_a_setting(save_image: SaveImage, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--owner--name"
+    snapshot, blobs = repository / "snapshots" / "0123abc", repository / "blobs"
+    (snapshot / "images").mkdir(parents=True)
+    blobs.mkdir()
+    save_image("a.png").rename(blobs / "5f1d")
+    secret = save_image("secret.png")
+    (snapshot / "images" / "a.png").symlink_to("../../../blobs/5f1d")
+    (snapshot / "images" / "other.png").symlink_to(secret)
+    for root in (snapshot, snapshot / "images"):
+        assert load_image(root, "a.png" if root.name == "images" else "images/a.png").size == (40, 30)
+    linked = tmp_path / "linked"
+    linked.symlink_to(snapshot)
+    assert load_image(linked, "images/a.png").size == (40, 30)
+    with pytest.raises(ImageError, match="path escapes.*trusted="):
+        load_image(snapshot, "images/other.png")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "theirs").symlink_to(snapshot)
+    with pytest.raises(ImageError, match="path escapes"):
+        load_image(folder, "theirs/images/a.png")
+    assert load_image(folder, "theirs/images/a.png", trusted=[snapshot]).size == (40, 30)
+
+
+def test_only_folders_can_be_trusted(tmp_path: Path) -> None:
+    assert trusted_folders([tmp_path]) == (str(tmp_path),)
+    with pytest.raises(TrustError, match="trusted=.*absent: no such folder"):
+        trusted_folders([tmp_path / "absent"])

@@ -185,7 +185,7 @@ def test_a_broken_image_is_named(loaded, data: Path, tmp_path: Path) -> None:
             generate(
                 *loaded, [Question(7, "p", "t", image)], tmp_path, tmp_path / "a.jsonl", Settings(), 4, "tiny", Ranks()
             )
-    with pytest.raises(EvaluationError, match="cannot be decoded"):
+    with pytest.raises(EvaluationError, match="question 7: not an image"):
         generate(
             *loaded, [Question(7, "p", "t", None, "AAAA")], None, tmp_path / "a.jsonl", Settings(), 4, "tiny", Ranks()
         )

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from llava_prumerge.evaluation.execution import stage_of
-from llava_prumerge.evaluation.fingerprint import method_label, method_name
+from llava_prumerge.evaluation.fingerprint import fingerprint, method_label, method_name
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.run import parse_settings
 from llava_prumerge.evaluation.settings import apply_overrides, parse_generation, read_method
-from llava_prumerge.model.fingerprint import fingerprint
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
