@@ -125,6 +125,15 @@ def test_the_ground_needs_the_standard_library_alone(module: str) -> None:
         assert ours(imported) or imported.split(".")[0] in sys.stdlib_module_names, f"{module} imports {imported}"
 
 
+@pytest.mark.parametrize("module", [name for name in SOURCES if floor(name) == "efficiency"])
+def test_arithmetic_needs_no_torch(module: str) -> None:
+    """Methods are asked what they leave, and they import it; nothing else here does."""
+    for imported, _ in imports(module):
+        assert imported.split(".")[0] not in ("torch", "transformers", "numpy"), f"{module} imports {imported}"
+    for imported, _ in imports(module, nested=False):
+        assert floor(imported) in ("efficiency", "ground", "ops") or not ours(imported), f"{module} imports {imported}"
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_are_explicit_and_public(module: str) -> None:
     for imported, name in imports(module):

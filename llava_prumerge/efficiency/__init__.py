@@ -1,1 +1,1 @@
-"""What reduction costs and saves: measured time and memory, and operation counts."""
+"""What reduction costs and saves, computed: operations, time and memory at least. Nothing here imports torch by itself."""

@@ -22,7 +22,8 @@ from llava_prumerge.efficiency.options import Parser
 from llava_prumerge.ops.errors import ReductionError
 
 COMMANDS = {
-    **{name: f"llava_prumerge.efficiency.{name}" for name in ("flops", "roofline", "memory")},
+    "flops": "llava_prumerge.profiling.flops",
+    **{name: f"llava_prumerge.efficiency.{name}" for name in ("roofline", "memory")},
     **{name: f"llava_prumerge.profiling.{name}" for name in ("latency", "collect")},
 }
 """Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""

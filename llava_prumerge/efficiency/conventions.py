@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llava_prumerge.efficiency.operations import HALF, tool_prefill
+from llava_prumerge.efficiency.operations import HALF, decoder_block, head, layer, matrix_flops, tool_prefill
 from llava_prumerge.efficiency.shapes import LanguageShape
 from llava_prumerge.efficiency.tokens import TokenCounts
 
+SQUARED = ("scores", "mix", "softmax")
+"""Operations on pairs of tokens: of their n^2 a causal mask leaves n (n + 1) / 2."""
 
-def layer_macs(shape: LanguageShape, tokens: int, matrices: int, causal: bool = False) -> int:
+
+def layer_macs(shape: LanguageShape, tokens: float, matrices: int, causal: bool = False) -> float:
     """Multiply-adds of one decoder layer: 4nd^2 + 2n^2d + `matrices` ndm, and with grouped keys and values less.
 
     Args:
         shape: d is its hidden width, m that of its FFN.
-        tokens: n.
+        tokens: n; a mean may have a fraction.
         matrices: of the FFN that are counted; a Llama has 3.
-        causal: of the n^2 pairs count those that a causal mask leaves, n (n + 1) / 2.
+        causal: of the n^2 pairs count those that a causal mask leaves.
     """
-    width = shape.attention_width
-    pairs = tokens * (tokens + 1) // 2 if causal else tokens**2
-    projections = 2 * shape.hidden * (width + shape.kv_width)
-    return tokens * (projections + matrices * shape.hidden * shape.intermediate) + 2 * pairs * width
+    left_out = ("gate", "up", "down")[: 3 - matrices]
+    counted: float = 0
+    for item in layer(decoder_block(shape), tokens, tokens, HALF):
+        if item.product and item.name not in left_out:
+            halved = causal and item.name in SQUARED
+            counted += item.count * (tokens + 1) // (2 * tokens) if halved else item.count
+    return counted // 2
 
 
-def head_flops(shape: LanguageShape, tokens: int = 1) -> int:
+def head_flops(shape: LanguageShape, tokens: int = 1) -> float:
     """The language-model head, 2 per multiply-add."""
-    return 2 * shape.hidden * shape.vocabulary * tokens
+    return matrix_flops([head(shape, tokens)])
 
 
-def prefill_flops(shape: LanguageShape, lengths: tuple[int, ...], causal: bool = False) -> int:
-    """True FLOPs of all matrix products of the layers, 2 per multiply-add; the head is not among them."""
-    return sum(2 * layer_macs(shape, tokens, 3, causal) for tokens in lengths)
+def prefill_flops(shape: LanguageShape, lengths: Iterable[float], causal: bool = False) -> float:
+    """True FLOPs of all matrix products of the layers, 2 per multiply-add; the head is not among them.
+
+    Dense, with as many key heads as query heads, this is 24 n D^2 + 4 n^2 D per layer for an FFN of 2 x 4 D (VisPCO).
+
+    Args:
+        shape: of the decoder.
+        lengths: tokens in each layer.
+        causal: see `layer_macs`.
+    """
+    runs = Counter(lengths).items()
+    return sum(2 * layers * layer_macs(shape, tokens, 3, causal) for tokens, layers in runs if tokens)
 
 
 def _one_layer(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
@@ -56,12 +72,11 @@ def _module(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
 
 
 def _tool(shape: LanguageShape, counts: TokenCounts, causal: bool) -> float:
-    squared = ("scores", "mix", "softmax")
     total = 0.0
     for tokens, layers in counts.grouped():
         share = (tokens + 1) / (2 * tokens) if causal and tokens else 1.0
         made = tool_prefill(shape, [(tokens, layers)], HALF)[:-1]
-        total += sum(item.count * item.times * (share if item.name in squared else 1) for item in made)
+        total += sum(item.count * item.times * (share if item.name in SQUARED else 1) for item in made)
     return total + tool_prefill(shape, [], HALF)[-1].count
 
 

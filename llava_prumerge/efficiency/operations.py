@@ -8,6 +8,7 @@ precision. `layer` and what is built of it are ours: each tensor is moved as oft
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Operation:
         count: of arithmetic operations.
         weights, read, written, cache_read, cache_written: bytes moved.
         times: how often it runs.
+        product: it is a matrix product and nothing else.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Operation:
     cache_read: float = 0
     cache_written: float = 0
     times: int = 1
+    product: bool = False
 
     @property
     def bytes(self) -> float:
@@ -98,16 +101,16 @@ class Block(NamedTuple):
     gated: bool
 
 
-def linear(name: str, inputs: int, outputs: int, rows: int, widths: Widths, cached: bool = False) -> Operation:
+def linear(name: str, inputs: int, outputs: int, rows: float, widths: Widths, cached: bool = False) -> Operation:
     """A matrix product that reads its input and weights once; its result goes to the cache or to memory."""
     made = rows * outputs
     written = {"cache_written": made * widths.cache} if cached else {"written": made * widths.activations}
     count, read = 2 * inputs * made, rows * inputs * widths.activations
-    return Operation(name, count, inputs * outputs * widths.weights, read, **written)
+    return Operation(name, count, inputs * outputs * widths.weights, read, **written, product=True)
 
 
 def layer(
-    block: Block, rows: int, keys: int, widths: Widths, fused: bool = False, causal: bool = True
+    block: Block, rows: float, keys: float, widths: Widths, fused: bool = False, causal: bool = True
 ) -> list[Operation]:
     """One block for one sequence.
 
@@ -136,9 +139,9 @@ def layer(
         found.append(Operation("attention", 2 * products + exponents, read=query, written=query, cache_read=2 * cache))
     else:
         found += [
-            Operation("scores", products, read=query, written=scores, cache_read=cache),
+            Operation("scores", products, read=query, written=scores, cache_read=cache, product=True),
             Operation("softmax", exponents, read=scores, written=scores),
-            Operation("mix", products, read=scores, written=query, cache_read=cache),
+            Operation("mix", products, read=scores, written=query, cache_read=cache, product=True),
         ]
     if gated:
         turned = rows * (attention + kv)
@@ -168,7 +171,7 @@ def prefill(shape: LanguageShape, grouped: list[tuple[int, int]], widths: Widths
         if length
         for item in layer(block, length, length, widths, fused)
     ]
-    return [*layers, linear("head", shape.hidden, shape.vocabulary, 1, HALF)]
+    return [*layers, head(shape)]
 
 
 def decode(
@@ -181,15 +184,28 @@ def decode(
         for length, times in grouped
         for item in layer(block, 1, length + written, widths, fused)
     ]
-    return [*layers, linear("head", shape.hidden, shape.vocabulary, 1, HALF)]
+    return [*layers, head(shape)]
 
 
-def tower(shape: VisionShape, patches: int, fused: bool) -> list[Operation]:
-    """The vision tower up to the features, at 16 bits."""
+def head(shape: LanguageShape, tokens: int = 1) -> Operation:
+    """The language-model head at some positions, at 16 bits."""
+    return linear("head", shape.hidden, shape.vocabulary, tokens, HALF)
+
+
+def tower(shape: VisionShape, patches: int, fused: bool, blocks: int | None = None) -> list[Operation]:
+    """The vision tower on one image, at 16 bits.
+
+    Args:
+        shape: of the tower.
+        patches: it sees; attention is over these and the class token.
+        fused: see `layer`.
+        blocks: that run; None is those LLaVA needs for the features.
+    """
     block = Block(shape.width, shape.width, shape.width, shape.heads, shape.intermediate, False)
     rows = patches + 1
-    blocks = [replace(item, times=shape.run) for item in layer(block, rows, rows, HALF, fused, causal=False)]
-    return [linear("patches", 3 * shape.patch**2, shape.width, patches, HALF), *blocks]
+    times = shape.run if blocks is None else blocks
+    made = [replace(item, times=times) for item in layer(block, rows, rows, HALF, fused, causal=False)]
+    return [linear("patches", 3 * shape.patch**2, shape.width, patches, HALF), *made]
 
 
 def projector(inputs: int, hidden: int, tokens: int) -> list[Operation]:
@@ -199,6 +215,11 @@ def projector(inputs: int, hidden: int, tokens: int) -> list[Operation]:
     mapped = tokens * hidden * HALF.activations
     activation = Operation("activation", 5 * tokens * hidden, read=mapped, written=mapped)
     return [linear("first", inputs, hidden, tokens, HALF), activation, linear("second", hidden, hidden, tokens, HALF)]
+
+
+def matrix_flops(operations: Iterable[Operation]) -> float:
+    """FLOPs of all matrix products, 2 per multiply-add. Attention that is fused is not told apart and does not count."""
+    return sum(item.count * item.times for item in operations if item.product)
 
 
 def batched(operations: list[Operation], batch: int) -> list[Operation]:

@@ -95,7 +95,7 @@ def honest_seconds(
     }
 
 
-def matrix_flops(shape: ModelShape, counts: TokenCounts) -> int:
+def products(shape: ModelShape, counts: TokenCounts) -> float:
     """True FLOPs of a prefill's matrix products, the head at the last position included."""
     return prefill_flops(shape.language, counts.lengths) + head_flops(shape.language)
 
@@ -108,7 +108,7 @@ def floors(shape: ModelShape, counts: TokenCounts, machine: Hardware, precision:
     language = shape.language
     matrices = sum(inputs * outputs for inputs, outputs in language.linear)
     weights = PRECISIONS[precision].weights * language.layers * matrices + 2 * language.hidden * language.vocabulary
-    return matrix_flops(shape, counts) / machine.fp16, weights / machine.bandwidth
+    return products(shape, counts) / machine.fp16, weights / machine.bandwidth
 
 
 def both_presets(as_json: bool = False) -> str:
@@ -121,7 +121,7 @@ def both_presets(as_json: bool = False) -> str:
         paper = {"tokens": length, "tera_flops": work, "prefill_ms": time, "moved_gb": moved}
         honest = {
             "tokens": counts.lengths[0],
-            "tera_flops": matrix_flops(shape, counts) / 1e12,
+            "tera_flops": products(shape, counts) / 1e12,
             "prefill_ms": 1e3 * honest_seconds(shape, counts, machine, dtype)["prefill"],
             "held_gb": sum(inference(shape, counts, dtype, fused=False).values()) / 1e9,
         }
@@ -253,7 +253,7 @@ def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenC
             f"{given.dtype} weights, batch {given.batch}, attention {'fused' if given.fused else 'not fused'}; "
             f"all {full.visual[0]} visual tokens > reduced, in ms",
             columns(table),
-            f"floors of the reduced prefill, one sequence: {amount(matrix_flops(shape, counts))} of matrix products "
+            f"floors of the reduced prefill, one sequence: {amount(products(shape, counts))} of matrix products "
             "at the peak | weights read once",
         ]
     )

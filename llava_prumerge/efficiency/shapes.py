@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -185,7 +186,6 @@ def _shape_of(config: Any, path: Path) -> ModelShape:
         raise EfficiencyError(f"{path} is not a LLaVA's: it needs {' and '.join(parts)}, as transformers writes them")
     vision, text = (config[part] for part in parts)
     depth, feature = vision.get("num_hidden_layers", 12), config.get("vision_feature_layer", -2)
-    heads, hidden = text.get("num_attention_heads", 32), text.get("hidden_size", 4096)
     try:
         return ModelShape(
             path.parent.resolve().name,
@@ -198,15 +198,21 @@ def _shape_of(config: Any, path: Path) -> ModelShape:
                 image=vision.get("image_size", 224),
                 patch=vision.get("patch_size", 32),
             ),
-            LanguageShape(
-                layers=text.get("num_hidden_layers", 32),
-                hidden=hidden,
-                intermediate=text.get("intermediate_size", 11008),
-                heads=heads,
-                kv_heads=text.get("num_key_value_heads") or heads,
-                head_width=text.get("head_dim") or hidden // heads,
-                vocabulary=text.get("vocab_size", 32000),
-            ),
+            language_shape(text),
         )
     except (TypeError, ZeroDivisionError) as error:
         raise EfficiencyError(f"{path}: {error}") from error
+
+
+def language_shape(text: Mapping[str, Any]) -> LanguageShape:
+    """From transformers' configuration of a decoder, as a mapping; LlamaConfig's defaults where it says nothing."""
+    heads, hidden = text.get("num_attention_heads", 32), text.get("hidden_size", 4096)
+    return LanguageShape(
+        layers=text.get("num_hidden_layers", 32),
+        hidden=hidden,
+        intermediate=text.get("intermediate_size", 11008),
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_width=text.get("head_dim") or hidden // heads,
+        vocabulary=text.get("vocab_size", 32000),
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llava_prumerge.efficiency.roofline import honest_seconds, matrix_flops
+from llava_prumerge.efficiency.roofline import honest_seconds, products
 from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts
 from llava_prumerge.profiling.machine import Peaks, find_peaks
@@ -101,7 +101,7 @@ def compare(
     ]
     found[0]["promised"] = round(shape.vision.run / shape.vision.blocks, 4)
     full = systems[0]
-    work = matrix_flops(shape, counts_of_tokens(shape, full.tokens, setting.prompt))
+    work = products(shape, counts_of_tokens(shape, full.tokens, setting.prompt))
     for system in systems:
         if f"decode|{system.name}" in times:
             ours, theirs = (times[f"decode|{label}"] for label in (system.name, f"{STOCK}, {system.name}"))
@@ -114,7 +114,7 @@ def compare(
         if system is full:
             continue
         if f"prefill|{system.name}" in times:
-            less = work / matrix_flops(shape, counts_of_tokens(shape, system.tokens, setting.prompt))
+            less = work / products(shape, counts_of_tokens(shape, system.tokens, setting.prompt))
             gain = ratios(times[f"prefill|{ALL}"], times[f"prefill|{system.name}"])
             reached = {"promised": round(less, 4), "reached": round(gain["median"] / less, 4)}
             found.append(

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from llava_prumerge.efficiency.conventions import prefill_flops
+from llava_prumerge.efficiency.shapes import LanguageShape, language_shape
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner
 from llava_prumerge.ops.prompt_rank import ROWS
@@ -36,7 +38,7 @@ from llava_prumerge.search.calibration import SearchError, prepare, run_search, 
 from llava_prumerge.search.comparison import SCORES, Comparison
 from llava_prumerge.search.drawing import draw_shares
 from llava_prumerge.search.method_file import write_method
-from llava_prumerge.search.prefill_cost import budget_for, prefill_flops
+from llava_prumerge.search.prefill_cost import budget_for
 
 if TYPE_CHECKING:
     import optuna
@@ -129,7 +131,7 @@ class SigmoidSpace:
         shape: of the language model.
         present: visual tokens per image, the mean; `most` the largest number.
         budget: equivalent tokens; or
-        flops: a share of the full decoder's operations, with the language model's `config` and `text` tokens.
+        flops: a share of the full decoder's operations, with its shape in `decoder` and `text` tokens.
         rows: rows of the prompt that rank.
     """
 
@@ -140,14 +142,14 @@ class SigmoidSpace:
         most: int,
         budget: float | None = None,
         flops: float | None = None,
-        config: Any = None,
+        decoder: LanguageShape | None = None,
         text: float = 0.0,
         rows: str = "last",
     ) -> None:
         if (budget is None) == (flops is None):
             raise SearchError("give one of --budget and --flops")
         self.shape, self.present, self.most, self.rows = shape, present, most, rows
-        self.budget, self.flops, self.config, self.text = budget, flops, config, text
+        self.budget, self.flops, self.decoder, self.text = budget, flops, decoder, text
         self.least = (FIRST * most + (shape.layers - FIRST)) / shape.layers  # one token in each later layer
         if budget is not None and not self.least <= budget < present:
             raise SearchError(
@@ -187,8 +189,8 @@ class SigmoidSpace:
     def _budget(self, share: float, gamma: float) -> float:
         """The budget in tokens, to a hundredth, whose operations are the share asked for."""
         visual = lambda budget: self.layer_tokens(self._with(share, gamma, budget))  # noqa: E731
-        flops = lambda budget: prefill_flops(self.config, [self.text + count for count in visual(budget)])  # noqa: E731
-        full = prefill_flops(self.config, [self.text + round(self.present)] * self.shape.layers)
+        flops = lambda budget: prefill_flops(self.decoder, [self.text + count for count in visual(budget)])  # noqa: E731
+        full = prefill_flops(self.decoder, [self.text + round(self.present)] * self.shape.layers)
         return round(budget_for(self.flops, full, flops, self.least, self.present), 2)
 
 
@@ -216,7 +218,9 @@ def search(given: argparse.Namespace) -> str:
     comparison = Comparison(model, batches, given.score, given.answer_tokens)
     target = {"budget": given.budget, "flops": given.flops, "rows": given.rows}
     counts = {"present": comparison.present, "most": comparison.most, "text": comparison.text}
-    space = SigmoidSpace(comparison.shape, config=model.config.text_config, **counts, **target)
+    space = SigmoidSpace(
+        comparison.shape, decoder=language_shape(model.config.text_config.to_dict()), **counts, **target
+    )
     names = ("score", "answer_tokens", "sampler", "seed", "template", "dtype")
     settings = {"model": given.model, "questions": str(given.questions), "samples": number, **target}
     settings |= {name: getattr(given, name) for name in names}

@@ -231,3 +231,14 @@ def test_the_documents_conventions_table_is_what_the_command_gives() -> None:
     assert len(counts) == 4
     for value, tokens in counts.items():
         assert f"  {value}  " in main(["flops", "--tokens", tokens])
+
+
+def test_what_is_computed_is_computed_without_torch() -> None:
+    """On a machine without it, and at once."""
+    commands = [["flops"], ["roofline"], ["roofline", "--preset", "both"], ["memory", "--per-layer", "2x576,30x144"]]
+    program = (
+        "import sys\nfrom llava_prumerge.efficiency.__main__ import main\n"
+        f"for words in {commands}: main(words)\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines()[-1:] == ["False False"], done.stderr

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llava_prumerge.efficiency.conventions import CONVENTIONS, layer_macs
+from llava_prumerge.efficiency.conventions import CONVENTIONS, layer_macs, prefill_flops
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.flops import decode_flops, projector_flops, ranking_flops, split, tower_flops
-from llava_prumerge.efficiency.reduction_flops import reducer_flops
+from llava_prumerge.efficiency.flops import ranking_flops, split
+from llava_prumerge.efficiency.operations import HALF, decode, matrix_flops, projector, tower
 from llava_prumerge.efficiency.shapes import named_shapes
 from llava_prumerge.efficiency.tokens import constant_counts, layered_counts, method_counts
 from llava_prumerge.methods.registry import discover
+from llava_prumerge.profiling.flops import reducer_flops
 
 SEVEN, THIRTEEN, POCKET = (named_shapes()[name] for name in ("llava-1.5-7b", "llava-1.5-13b", "pocket"))
 BY_LETTER = {item.letter: item.flops for item in CONVENTIONS}
@@ -124,14 +125,14 @@ def test_where_a_reducer_stands_decides_what_it_saves() -> None:
 
 
 def test_parts_published_as_not_counted_by_anyone() -> None:
-    assert tower_flops(SEVEN.vision, 576, blocks=24) == pytest.approx(0.381e12, rel=0.003)
-    assert projector_flops(SEVEN, 576) == pytest.approx(0.024e12, abs=0.0005e12)
+    assert matrix_flops(tower(SEVEN.vision, 576, fused=False, blocks=24)) == pytest.approx(0.381e12, rel=0.003)
+    assert matrix_flops(projector(1024, 4096, 576)) == pytest.approx(0.024e12, abs=0.0005e12)
 
 
 def test_the_tower_and_one_layer_are_what_torch_counts() -> None:
     transformers = pytest.importorskip("transformers")
     vision, language = POCKET.vision, POCKET.language
-    tower = transformers.CLIPVisionModel(
+    clip = transformers.CLIPVisionModel(
         transformers.CLIPVisionConfig(
             hidden_size=vision.width,
             intermediate_size=vision.intermediate,
@@ -150,7 +151,7 @@ def test_the_tower_and_one_layer_are_what_torch_counts() -> None:
         head_dim=language.head_width,
         vocab_size=language.vocabulary,
     )
-    config._attn_implementation = tower.config._attn_implementation = "eager"
+    config._attn_implementation = clip.config._attn_implementation = "eager"
     decoder = transformers.LlamaForCausalLM(config)
 
     def counted(action: object) -> int:
@@ -160,14 +161,14 @@ def test_the_tower_and_one_layer_are_what_torch_counts() -> None:
         return counter.get_total_flops()
 
     pixels, ids = torch.zeros(1, 3, vision.image, vision.image), torch.zeros(1, 50, dtype=torch.long)
-    assert sum(p.numel() for p in tower.parameters()) < vision.parameters
-    assert counted(lambda: tower(pixel_values=pixels)) == tower_flops(vision, vision.patches)
+    assert sum(p.numel() for p in clip.parameters()) < vision.parameters
+    assert counted(lambda: clip(pixel_values=pixels)) == matrix_flops(tower(vision, vision.patches, fused=False))
     ours = split(POCKET, constant_counts(POCKET, 10, 40))["prefill"]
     assert counted(lambda: decoder(ids, logits_to_keep=1)) == ours
     assert sum(p.numel() for p in decoder.parameters()) == language.parameters
     cache = decoder(ids, logits_to_keep=1).past_key_values
     step = counted(lambda: decoder(ids[:, :1], past_key_values=cache))
-    assert step == decode_flops(language, (50,) * language.layers)
+    assert step == matrix_flops(decode(language, [(50, language.layers)], HALF, fused=False))
 
 
 def test_a_reducers_operations_are_the_formulas() -> None:
@@ -185,6 +186,16 @@ def test_ranking_costs_a_row_per_drop_and_keys_where_the_layer_has_not_run() -> 
     lengths = [616, 328, 184]
     rows = sum(2 * 4096 * (4096 + n) + 2 * n * 4096**2 for n in lengths)
     assert ranking_flops(SEVEN.language, method_counts(SEVEN, "pyramiddrop")) == rows
+
+
+def test_the_formula_of_papers_is_the_sum_of_the_operations() -> None:
+    """VisPCO (ACL 2026): 24 n D^2 + 4 n^2 D a layer, for an FFN whose matrices have 8 D^2 in all."""
+    from dataclasses import replace
+
+    shape = replace(SEVEN.language, hidden=96, heads=4, kv_heads=4, head_width=24, intermediate=256)
+    for tokens in (1, 17, 612):
+        assert prefill_flops(shape, [tokens] * 3) == 3 * (24 * tokens * 96**2 + 4 * tokens**2 * 96)
+    assert prefill_flops(shape, [0.5, 0]) == pytest.approx(24 * 0.5 * 96**2 + 4 * 0.25 * 96, abs=2)
 
 
 def test_grouped_keys_cost_less() -> None:

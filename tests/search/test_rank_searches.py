@@ -11,12 +11,13 @@ import torch
 import yaml
 from tiny_llava import pixels, rows_of, sample_rows, tiny_model
 
+from llava_prumerge.efficiency.conventions import prefill_flops
+from llava_prumerge.efficiency.shapes import language_shape
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner
 from llava_prumerge.search import g_search, p_sigmoid, stability
 from llava_prumerge.search.calibration import SearchError
 from llava_prumerge.search.comparison import Comparison
-from llava_prumerge.search.prefill_cost import prefill_flops
 
 SHAPE = DecoderShape(4, 32, 4, 16)
 DROPS_MUCH = {"name": "rank_schedule", "rates": [1, 0, 0, 0]}
@@ -90,8 +91,8 @@ def test_costs_are_zero_without_a_pruner_and_answers_are_greedy_ones() -> None:
 def test_every_sigmoid_meets_the_budget(share: float, gamma: float) -> None:
     space = p_sigmoid.SigmoidSpace(SHAPE, 16, 16, budget=8)
     assert sum(space.layer_tokens(space.block(share, gamma))) == 8 * 4
-    text = tiny_model().config.text_config
-    space = p_sigmoid.SigmoidSpace(SHAPE, 16, 16, flops=0.7, config=text, text=8)
+    text = language_shape(tiny_model().config.text_config.to_dict())
+    space = p_sigmoid.SigmoidSpace(SHAPE, 16, 16, flops=0.7, decoder=text, text=8)
     cost = prefill_flops(text, [8 + count for count in space.layer_tokens(space.block(share, gamma))])
     full = prefill_flops(text, [24] * 4)
     assert 0.7 - 1 / 24 < cost / full <= 0.7 + 0.02

@@ -1,12 +1,21 @@
-"""Operations of a vision reducer, counted while it runs once on one made-up image of the right shape."""
+"""FLOPs with and without a method: those of the model computed, a vision reducer's own counted while it runs once.
+
+    python -m llava_prumerge.efficiency flops --model llava-1.5-7b --method prumerge_plus --tokens 144
+
+The reducer runs on one made-up image of the right shape.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from llava_prumerge.efficiency.shapes import ModelShape
+from llava_prumerge.efficiency.flops import as_text, report
+from llava_prumerge.efficiency.options import add_layout, counts_of, settings_of
+from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 
 
 def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settings: Mapping[str, Any]) -> int:
@@ -14,7 +23,7 @@ def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settin
 
     Matrix products alone are counted, as everywhere in these tables: sorting and softmax over P numbers are nothing
     beside them. The class query and the keys of the tower's next block are among them where the method asks. Loads
-    torch.
+    torch, which the rest of the command does without.
 
     Args:
         shape: of the model.
@@ -51,3 +60,19 @@ def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settin
     with torch.inference_mode(), counter:
         reducer(image)
     return counter.get_total_flops()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_layout(parser)
+
+
+def run(given: argparse.Namespace) -> str:
+    """The command. -> what to print"""
+    shape = model_shape(given.model)
+    counts = counts_of(given, shape)
+    reducer = 0
+    if counts.reduced:
+        reducer = reducer_flops(shape, given.method, counts.visual[0], counts.text, settings_of(given))
+    found = report(shape, counts, reducer)
+    return json.dumps({"method": given.method, **found}) if given.json else as_text(shape, counts, found, given.method)
