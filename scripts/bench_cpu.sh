@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# The CPU matrix behind docs/results/efficiency_cpu.*: bash scripts/bench_cpu.sh [OUT_PREFIX]. Under 15 minutes on two quiet cores.
-# Each step leaves a file in runs/bench/<revision>; a second run does what is not there yet. Environment: QUICK=1 (a trial
-# in two minutes, whose numbers mean nothing), PYTHON.
+# The CPU matrix behind docs/results/efficiency_cpu.*: bash scripts/bench_cpu.sh [OUT_PREFIX], 15 minutes on two cores.
+# Each step leaves a file in the checkout's runs/bench/<revision>; a second run does what is not there yet. Environment:
+# QUICK=1 (a trial in two minutes, whose numbers mean nothing), PYTHON.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python="${PYTHON:-python}"
-[[ -z "${PYTHON:-}" && -x .venv/bin/python ]] && python=.venv/bin/python
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# glibc gives every large tensor back to the system and asks for it again: a third of a step on CPU.
-export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+choose_python
+prepare_environment
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-prefix="${1:-docs/results/efficiency_cpu}"
+prefix="${1:-$checkout/docs/results/efficiency_cpu}"
+[[ "$prefix" == /* ]] || prefix="$PWD/$prefix"
+cd "$checkout"  # whose revision, pocket world and recipes are measured
 revision="$(git describe --always --dirty 2>/dev/null || echo unknown)"
 folder="runs/bench/$revision${QUICK:+-quick}"
 mkdir -p "$folder"
 pocket=playground/pocket
 
 failed=()
-step() { # NAME COMMAND... gets --out FILE; a file that is there is a step that is done, and one that fails leaves the others alone
+# NAME COMMAND... gets --out FILE. A file that is there is a step that is done; one that fails leaves the others alone.
+step() {
     local name="$1" began=$SECONDS
     shift
     if [[ -s "$folder/$name.json" ]]; then echo "$name: done before"; return; fi
@@ -32,9 +33,9 @@ step() { # NAME COMMAND... gets --out FILE; a file that is there is a step that 
 }
 
 parts=(-m llava_prumerge.efficiency latency --device cpu --dtype float32)
-backbones=(--language-model $pocket/backbones/lm --vision-tower $pocket/backbones/clip)
+backbones=(--language-model "$pocket/backbones/lm" --vision-tower "$pocket/backbones/clip")
 recipes=(configs/train/pocket/finetune.yaml configs/train/pocket/finetune_lora.yaml)
-# As playground/pocket/reproduce.py: where a fifth of the patches are outliers, the released stride of PruMerge+ keeps nearly all.
+# As in playground/pocket/reproduce.py: where a fifth of the patches are outliers, PruMerge+'s own stride keeps most.
 plus="$folder/prumerge_plus_72.yaml"
 echo 'vision: {name: prumerge_plus, budget: 72, share: 0.4}' >"$plus"
 
@@ -53,8 +54,8 @@ step reducer "$python" -m llava_prumerge.profiling.reducer --batch $batches --re
     --methods prumerge prumerge_plus "{name: prumerge_plus, budget: 144}" grid pool
 step throughput "$python" -m eval.throughput --task vqav2 --data $pocket/data/eval "${backbones[@]}" \
     --methods "$plus" prumerge_plus prumerge --rounds $rounds limit=$questions batch_size=64
-step training "$python" -m llava_prumerge.train.speed "${recipes[@]}" --methods prumerge "$plus" prumerge_plus --random-projector \
-    length_pool=8 --steps $steps --rounds $rounds --padding-batches $padding
+step training "$python" -m llava_prumerge.train.speed "${recipes[@]}" --methods prumerge "$plus" prumerge_plus \
+    --random-projector length_pool=8 --steps $steps --rounds $rounds --padding-batches $padding
 step pruner "$python" -m llava_prumerge.profiling.pruner --repeats $((repeats > 2 ? 3 : 1))
 "$python" -m llava_prumerge.efficiency collect "$folder" --out "$prefix"
 if (( ${#failed[@]} )); then

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Latency and memory at the shapes of LLaVA-1.5-7B and 13B, on whatever GPU is there, in at most 8 minutes: bash scripts/bench_gpu.sh [OUT.json]
+# Latency and memory of LLaVA-1.5-7B and 13B on the GPU here, in 8 minutes: bash scripts/bench_gpu.sh [OUT.json]
 # Needs torch, transformers and this repository, no weights and no data. Environment: MODELS, METHODS, BATCHES, PROMPTS,
 # ANSWERS, DTYPES, ATTENTIONS, LIMIT (seconds of measuring), DEVICE, PYTHON; the defaults are below.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python="${PYTHON:-python}"
-[[ -z "${PYTHON:-}" && -x .venv/bin/python ]] && python=.venv/bin/python
+source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+choose_python
+prepare_environment
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 out="${1:-runs/bench/gpu.json}"
 device="${DEVICE:-cuda}"
@@ -14,7 +14,7 @@ if [[ "$device" == cuda* ]] && ! "$python" -c 'import sys, torch; sys.exit(not t
     exit 2
 fi
 status=0
-# Lists are meant to fall apart into words. The time is over for good after 470 s: the file holds every cell measured by then.
+# Lists are meant to fall apart into words. After 470 s the time is over: the file holds every cell measured by then.
 # shellcheck disable=SC2086
 timeout --signal=INT 470 "$python" -m llava_prumerge.efficiency latency --device "$device" \
     --model ${MODELS:-llava-1.5-7b llava-1.5-13b} --methods ${METHODS:-prumerge_plus=144 prumerge=40} \

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import llava_prumerge
+from llava_prumerge.data.hub_files import folder_of
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
+from llava_prumerge.ground.hub_names import is_hub_name, why_missing
 
 KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
 _OPEN_CLIP = "open_clip_config.json"
@@ -59,11 +61,18 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
         data=Path(values["data"]),
         images=_path(values.get("images")),
         trusted=tuple(trusted),
-        tokenizer=_path(whole or values.get("language_model")),
-        backbone=_path(whole or values.get("vision_tower")),
+        tokenizer=_model("model" if whole else "language_model", values),
+        backbone=_model("model" if whole else "vision_tower", values),
         template=values.get("template"),
         max_length=values.get("max_length"),
     )
+
+
+def _model(key: str, values: dict[str, Any]) -> Path | None:
+    """A folder as it is named, here or not; of a name on the Hub the folder of its small files."""
+    if values.get(key) is None:
+        return None
+    return folder_of(key, values[key]) if is_hub_name(values[key]) else Path(values[key])
 
 
 def _path(value: str | None) -> Path | None:
@@ -72,6 +81,8 @@ def _path(value: str | None) -> Path | None:
 
 def count_image_tokens(folder: Path) -> int:
     """Placeholders per image: what a whole model's configuration says, or the patches of a vision tower."""
+    if not folder.exists():
+        raise RecipeError(f"{folder}: {why_missing(folder)}")
     if not (folder / "config.json").is_file() and (folder / _OPEN_CLIP).is_file():
         try:
             settings = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]

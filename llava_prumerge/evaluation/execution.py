@@ -20,6 +20,8 @@ from llava_prumerge.evaluation.fingerprint import describe_environment, fingerpr
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
 from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
 from llava_prumerge.evaluation.settings import Settings, apply_overrides, parse_generation, read_method
+from llava_prumerge.ground.hub_names import is_missing, why_missing
+from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
 
 if TYPE_CHECKING:
     from llava_prumerge.evaluation.generate import Ranks
@@ -186,6 +188,8 @@ def prepare(model: str, tasks: str, data: Path, out: Path, values: dict[str, str
     """
     chosen = choose(tasks, data)
     scoring = {key: values[key] for task in chosen for key in task.options if key in values}
+    if is_missing(model):
+        raise EvaluationError(f"{model}: {why_missing(model)}")
     subject = Subject(model, parse_generation({key: value for key, value in values.items() if key not in scoring}))
     runs = []
     for task in chosen:
@@ -222,11 +226,19 @@ class LoadedModel:
     Args:
         subject: which model, with which reduction.
         ranks: this process among all.
+
+    Raises:
+        EvaluationError: the device cannot be used.
     """
 
     def __init__(self, subject: Subject, ranks: Ranks) -> None:
         self.subject, self.ranks = subject, ranks
-        self.device = subject.settings.device or ranks.device()
+        try:
+            self.device = choose_device(subject.settings.device)
+        except DeviceError as error:
+            raise EvaluationError(str(error)) from error
+        if ranks.rank == 0 and not was_said():
+            logger.info(describe_start(self.device))
         automatic = "float16" if self.device.startswith("cuda") else "float32"
         self.dtype = automatic if subject.settings.dtype == "auto" else subject.settings.dtype
 

@@ -38,16 +38,15 @@ ALIKE = 4
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started."""
+    """This process among those that the launcher started."""
 
     rank: int = 0
     world: int = 1
-    local: int = 0
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """What torchrun says; one process without it."""
-        return cls(ranks.rank(), ranks.world_size(), ranks.local_rank())
+        """What the launcher says; one process without it."""
+        return cls(ranks.rank(), ranks.world_size())
 
     def wait(self) -> None:
         """Until all processes are here. A rank may finish hours before another."""
@@ -56,10 +55,6 @@ class Ranks:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo", timeout=timedelta(days=2))
         torch.distributed.barrier()
-
-    def device(self) -> str:
-        """The device of this rank, where the settings name none."""
-        return f"cuda:{self.local}" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)

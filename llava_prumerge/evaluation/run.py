@@ -55,6 +55,8 @@ def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[s
     from llava_prumerge.evaluation.execution import execute, prepare
 
     runs = prepare(arguments.model, arguments.task, arguments.data, arguments.out, values)
+    if arguments.check:
+        return None
     printed = execute(runs, scored=arguments.command == "run")
     if printed is None:
         return None
@@ -77,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", required=True)
         command.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")
         command.add_argument("--out", type=Path, default=RESULTS, help=f"folder of all results (default {RESULTS})")
+        command.add_argument("--check", action="store_true", help="stop when files and settings have been looked at")
     known = ", ".join(benchmark.names())
     score.add_argument("--task", required=True, help=known)
     for command in (generate, both):

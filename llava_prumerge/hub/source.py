@@ -90,17 +90,23 @@ class Source:
         return json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else []
 
     @cached_property
-    def base_paths(self) -> dict[str, str]:
-        """The folders that training started from, by key: model, or language_model and vision_tower."""
+    def base_entries(self) -> dict[str, dict[str, Any]]:
+        """What base.json says of each base; {} for a complete model."""
         file = self.weights / BASE_FILE
-        if file.is_file():
-            return {key: entry["path"] for key, entry in read_object(file).items() if key in BASE_KEYS and entry}
+        found = read_object(file) if file.is_file() else {}
+        return {key: entry for key, entry in found.items() if key in BASE_KEYS and entry}
+
+    @cached_property
+    def base_paths(self) -> dict[str, str]:
+        """What training started from, by key: model, or language_model and vision_tower; folders, or names on the Hub."""
+        if self.base_entries:
+            return {key: entry.get("path") or entry["hub"] for key, entry in self.base_entries.items()}
         return {key: str(self.settings[key]) for key in BASE_KEYS if self.settings.get(key)}
 
     def hub_name(self, key: str) -> str | None:
-        """A base's name on the Hub: told, or known by its folder's name."""
+        """A base's name on the Hub: told, the one it was trained from, or known by its folder's name."""
         known = KNOWN_BASES.get(Path(self.base_paths.get(key, "")).name)
-        return self.hub_bases.get(key) or (known and known.hub)
+        return self.hub_bases.get(key) or self.base_entries.get(key, {}).get("hub") or (known and known.hub)
 
     def licence(self) -> str | None:
         """The licence that a known base binds the model to; None where none is known to."""

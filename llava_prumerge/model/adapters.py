@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
@@ -176,7 +177,9 @@ def write_base(base: Base, folder: Path) -> None:
     """Store the base's folders relative to `folder` as well, so that a tree that is moved as a whole still loads."""
     values: dict[str, Any] = dataclasses.asdict(base)
     for key in ("model", "language_model", "vision_tower"):
-        if values[key] is not None:
+        if values[key] is not None and is_hub_name(values[key]):
+            values[key] = {"hub": str(values[key])}
+        elif values[key] is not None:
             values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], folder)}
     write_json(folder / BASE_FILE, values)
 

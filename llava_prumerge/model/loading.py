@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
@@ -59,8 +60,8 @@ def load_model(
         LoadingError: the folder holds no such model, or keys are missing or unexpected.
     """
     path = str(path)
-    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise LoadingError(f"{path} does not exist")
+    if is_missing(path):
+        raise LoadingError(f"{path}: {why_missing(path)}")
     if (Path(path) / BASE_FILE).exists():
         from llava_prumerge.model.adapters import load_adapter
 

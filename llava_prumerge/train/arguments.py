@@ -35,6 +35,7 @@ class ModelArguments:
     precision: Literal["bf16", "fp32", "auto"] = option(
         "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
     )
+    device: Literal["auto", "cpu"] = option("auto", "auto: the GPUs that are visible, the CPU where there are none")
     quantization: Literal["none", "nf4"] = option(
         "none", "nf4: the language model's frozen matrices in 4 bits (QLoRA; stage lora, CUDA, bitsandbytes)"
     )

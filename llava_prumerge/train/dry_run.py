@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig, AutoTokenizer, Trainer
 
+from llava_prumerge.data.hub_files import folder_of, is_offline
+from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import load_processor, make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
@@ -21,7 +23,7 @@ from llava_prumerge.train.arguments import TrainArguments, accumulation_steps, m
 from llava_prumerge.train.assembly import build_dataset
 from llava_prumerge.train.estimate import Kept, describe_memory, kept_tokens, shape_of
 from llava_prumerge.train.preflight import missing_inputs
-from llava_prumerge.train.published import RECORDS, published_config
+from llava_prumerge.train.published import PUBLISHED, RECORDS, published_config
 from llava_prumerge.train.stages import count_parameters, format_count, parameter_groups, prepare_stage
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ def describe_run(arguments: TrainArguments, world_size: int) -> str:
         RecipeError: something is missing that no published name stands for.
     """
     missing = missing_inputs(arguments)
+    for key in [key for key, path in missing.items() if path is not None and is_hub_name(path)]:
+        if (
+            Path(str(missing[key])).name not in PUBLISHED[key] and not is_offline()
+        ):  # its configuration says what no name does
+            folder_of(key, str(missing.pop(key)))
     parts = {"model", "language_model", "vision_tower"} & missing.keys()
     config, processor = (published_config(arguments), None) if parts else read_configuration(arguments)
     with torch.device("meta"):
@@ -79,15 +86,17 @@ def describe_run(arguments: TrainArguments, world_size: int) -> str:
 def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, LlavaProcessor]:
     """What the start of the run will be configured as."""
     if arguments.model is not None:
-        config = AutoConfig.from_pretrained(arguments.model)
+        folder = folder_of("model", arguments.model)
+        config = AutoConfig.from_pretrained(folder)
         stored = getattr(config, "reduction", None)
         reduction = stored if arguments.reduction is None else arguments.reduction
-        return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(arguments.model, config)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model)
+        return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(folder, config)
+    language, tower = (folder_of(key, str(getattr(arguments, key))) for key in ("language_model", "vision_tower"))
+    tokenizer = AutoTokenizer.from_pretrained(language)
     add_special_tokens(tokenizer)
-    text, vision = AutoConfig.from_pretrained(arguments.language_model), read_tower_config(arguments.vision_tower)
+    text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
     config = assembled_config(text, vision, tokenizer, arguments.reduction)
-    return config, make_processor(tokenizer, load_image_processor(arguments.vision_tower), config)
+    return config, make_processor(tokenizer, load_image_processor(tower), config)
 
 
 def count_steps(arguments: TrainArguments, records: int | None) -> int | None:

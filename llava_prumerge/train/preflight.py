@@ -9,14 +9,18 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.data.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
 
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
 MERGED_FOLDER = "merged"
+
+MODEL_KEYS = ("model", "language_model", "vision_tower")  # a folder, or a name on the Hub
 
 # Settings that may differ when a run is continued: they change neither the weights nor their order of updates.
 FREE_KEYS = frozenset(
@@ -33,6 +37,7 @@ FREE_KEYS = frozenset(
         "trusted",
         "output_dir",
         "merge",
+        "device",
     }
 )
 
@@ -52,16 +57,24 @@ def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
 
 
 def missing_inputs(arguments: TrainArguments) -> dict[str, str | None]:
-    """Those of them that are not there."""
-    return {k: path for k, path in required_inputs(arguments).items() if path is None or not Path(path).exists()}
+    """Those of them that are not here; of names on the Hub those whose configuration is not in the cache."""
+    found = {
+        key: path is not None and (is_here(path) if key in MODEL_KEYS else Path(path).exists())
+        for key, path in required_inputs(arguments).items()
+    }
+    return {key: path for key, path in required_inputs(arguments).items() if not found[key]}
 
 
 def check_inputs(arguments: TrainArguments) -> None:
-    """Raise one error that lists every input this run needs and which of them are missing."""
+    """Raise one error that lists every input this run needs and which of them are missing; ask the Hub for its names."""
     inputs, missing = required_inputs(arguments), missing_inputs(arguments)
+    to_fetch = [key for key in MODEL_KEYS if key in missing and is_hub_name(str(missing[key])) and not is_offline()]
+    missing = {key: path for key, path in missing.items() if key not in to_fetch}
     if missing:
         listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
         raise RecipeError(f"this run needs {listed}; {advice([str(inputs[key]) for key in missing])}")
+    for key in to_fetch:
+        folder_of(key, str(inputs[key]))
     for key in ("data", "deepspeed"):
         if inputs.get(key) is not None and not Path(str(inputs[key])).is_file():
             raise RecipeError(f"{key}={inputs[key]}: must be a file")
@@ -69,11 +82,13 @@ def check_inputs(arguments: TrainArguments) -> None:
         trusted_folders(arguments.trusted)
     except TrustError as error:
         raise RecipeError(str(error)) from error
-    for key in ("images", "model", "language_model", "vision_tower"):
-        if inputs.get(key) is not None and not Path(str(inputs[key])).is_dir():
+    folders = [
+        key for key in ("images", *MODEL_KEYS) if inputs.get(key) is not None and not is_hub_name(str(inputs[key]))
+    ]
+    for key in folders:
+        if not Path(str(inputs[key])).is_dir():
             raise RecipeError(f"{key}={inputs[key]}: must be a folder")
-    for key in ("model", "language_model", "vision_tower"):
-        if inputs.get(key) is not None and not (Path(str(inputs[key])) / "config.json").is_file():
+        if key in MODEL_KEYS and not (Path(str(inputs[key])) / "config.json").is_file():
             raise RecipeError(f"{key}={inputs[key]}: the folder has no config.json")
 
 

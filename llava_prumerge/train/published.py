@@ -11,9 +11,9 @@ from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.efficiency.shapes import named_shapes
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.train.arguments import TrainArguments
+from llava_prumerge.train.model_parts import LANGUAGE_MODELS, VISION_TOWERS, WHOLE_MODELS
 
-LANGUAGE_MODELS = {"vicuna-7b-v1.5": "llava-1.5-7b", "vicuna-13b-v1.5": "llava-1.5-13b"}
-VISION_TOWERS = {"clip-vit-large-patch14-336": "llava-1.5-7b"}
+PUBLISHED = {"model": WHOLE_MODELS, "language_model": LANGUAGE_MODELS, "vision_tower": VISION_TOWERS}
 IMAGE_ID, PAD_ID, ROWS = 32000, 32001, 32064  # what Vicuna's 32,000 tokens become with an image and a padding token
 
 
@@ -41,8 +41,12 @@ def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
     Raises:
         RecipeError: a folder that is missing has no name known here.
     """
-    language = named_shapes()[_known("language_model", arguments.language_model, LANGUAGE_MODELS)].language
-    vision = named_shapes()[_known("vision_tower", arguments.vision_tower, VISION_TOWERS)].vision
+    if arguments.model is not None:
+        names = [_known("model", arguments.model, WHOLE_MODELS)] * 2
+    else:
+        names = [_known("language_model", arguments.language_model, LANGUAGE_MODELS)]
+        names.append(_known("vision_tower", arguments.vision_tower, VISION_TOWERS))
+    language, vision = named_shapes()[names[0]].language, named_shapes()[names[1]].vision
     config = PruMergeLlavaConfig(
         vision_config=CLIPVisionConfig(**vision.as_config()).to_dict(),
         text_config=LlamaConfig(**language.as_config() | {"vocab_size": ROWS}).to_dict(),

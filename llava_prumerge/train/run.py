@@ -21,12 +21,22 @@ from typing import TYPE_CHECKING
 
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.ranks import is_main_rank, world_size
+from llava_prumerge.model.devices import (
+    DeviceError,
+    choose_device,
+    describe_start,
+    hide_gpus,
+    keep_one_gpu,
+    was_said,
+)
 from llava_prumerge.train.arguments import (
     RecipeError,
     TrainArguments,
+    accumulation_steps,
     describe_arguments,
     load_arguments,
 )
+from llava_prumerge.train.model_parts import check_parts
 from llava_prumerge.train.preflight import (
     FINISHED_FILE,
     MERGED_FOLDER,
@@ -63,6 +73,7 @@ def main(tokens: list[str]) -> int:
         return 2
     if "--check" in flags:
         return 0
+    hide_gpus(asked_device(arguments))
     action = dry_run if "--dry-run" in flags else train
     if action is train and is_finished(arguments):
         if not wants_merged(arguments) or (Path(str(arguments.output_dir)) / MERGED_FOLDER).exists():
@@ -76,7 +87,7 @@ def main(tokens: list[str]) -> int:
 
     try:
         return action(arguments)
-    except (RecipeError, *INPUT_ERRORS) as error:
+    except (RecipeError, DeviceError, *INPUT_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (CheckpointError, TrainingFault) as error:
@@ -95,10 +106,17 @@ def quieten_libraries() -> None:
 
 def check(arguments: TrainArguments, inputs: bool = True) -> None:
     """Refuse everything that can be refused without torch; `inputs` that are missing, too."""
+    check_parts(arguments)
+    accumulation_steps(arguments, world_size())
     if inputs:
         check_inputs(arguments)
     check_output_dir(arguments)
     find_resume_point(arguments)
+
+
+def asked_device(arguments: TrainArguments) -> str | None:
+    """The device that the recipe asks for; None where it leaves the choice."""
+    return None if arguments.device == "auto" else arguments.device
 
 
 def dry_run(arguments: TrainArguments) -> int:
@@ -123,6 +141,10 @@ def train(arguments: TrainArguments) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("llava_prumerge").setLevel(level)
     started = time.perf_counter()
+    keep_one_gpu()
+    device = choose_device(asked_device(arguments))
+    if is_main_rank() and not was_said():
+        logger.info(describe_start(device))
     with StopOnSignal() as stop:
         trainer = build_trainer(arguments, callbacks=[stop])
         resume = agree_on_resume_point(arguments)

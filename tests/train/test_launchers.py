@@ -69,19 +69,6 @@ def slurm_variables(folder: Path, tasks: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("script", [*sorted((REPOSITORY / "scripts").rglob("*.s*")), *sorted(FAKES.iterdir())], ids=str)
-def test_every_script_is_valid_bash(script: Path) -> None:
-    result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
-    assert result.returncode == 0 and not result.stderr, result.stderr
-
-
-def test_the_batch_script_asks_for_what_preemption_needs() -> None:
-    lines = [line.split() for line in SBATCH.read_text().splitlines() if line.startswith("#SBATCH")]
-    options = dict(line[1].removeprefix("--").partition("=")[::2] for line in lines)
-    assert "requeue" in options and options["open-mode"] == "append" and options["signal"].startswith("B:TERM@")
-    assert options["gpus-per-node"] == options["ntasks-per-node"]
-
-
 def echo_launch(tmp_path: Path, world, name: str, **values: str) -> list[str]:
     """The command line that a launcher of this name would have got; it only writes it down."""
     folder = tmp_path / "bin"
@@ -91,34 +78,30 @@ def echo_launch(tmp_path: Path, world, name: str, **values: str) -> list[str]:
     shutil.copy(FAKES / "scontrol", folder)
     shutil.copy(FAKES / "ssh", folder)
     told = environment(**values) | {"ECHO": str(tmp_path / "echo"), "PATH": f"{folder}:{os.environ['PATH']}"}
-    script = str(SBATCH) if name == "srun" else "scripts/finetune_lora.sh"
-    command = ["bash", script, *overrides(world, tmp_path / "run")]
+    command = ["bash", "scripts/finetune_lora.sh", *overrides(world, tmp_path / "run")]
     result = subprocess.run(command, cwd=REPOSITORY, env=told, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return (tmp_path / "echo").read_text().splitlines()
 
 
-def test_the_batch_scripts_launcher_line(world, tmp_path) -> None:
-    address, port, *line = echo_launch(tmp_path, world, "srun", **slurm_variables(tmp_path, 2))
-    assert address == "127.0.0.1" and 20000 <= int(port) < 40000
-    assert line[:3] == ["--kill-on-bad-exit=1", "bash", "-c"] and "RANK=$SLURM_PROCID" in line[3]
-    at = line.index("llava_prumerge.train.run")
-    assert line[at - 1] == "-m" and line[at + 1] == "configs/train/pocket/finetune_lora.yaml"
-    assert line[at + 3 :] == overrides(world, tmp_path / "run")
-
-
 def test_the_hostfiles_launcher_line(world, tmp_path) -> None:
     """As far as pdsh: hosts, ranks, module and settings."""
-    (tmp_path / "hosts").write_text("node-0 slots=2\nnode-1 slots=2\n")
+    (tmp_path / "hosts").write_text("node-0 slots=1\nnode-1 slots=1\n")
     _, _, *line = echo_launch(tmp_path, world, "pdsh", HOSTFILE=str(tmp_path / "hosts"))
     assert line[line.index("-w") + 1] == "node-0,node-1" and "--node_rank=%n" in line
     at = line.index("llava_prumerge.train.run")
     assert "--module" in line and "--no_local_rank" in line
-    assert line[at + 1 : at + 3] == ["configs/train/pocket/finetune_lora.yaml", "configs/method/none.yaml"]
-    told = environment(HOSTFILE=str(tmp_path / "nowhere"))
+    configs = REPOSITORY / "configs"
+    assert line[at + 1 : at + 3] == [f"{configs}/train/pocket/finetune_lora.yaml", f"{configs}/method/none.yaml"]
+
+
+def test_ranks_that_do_not_fit_the_batch_are_said_once(world, tmp_path) -> None:
+    """Before any of them is started."""
     command = ["bash", "scripts/finetune_lora.sh", *overrides(world, tmp_path / "run")]
+    told = environment(GPUS="3")
     result = subprocess.run(command, cwd=REPOSITORY, env=told, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2 and "there is no such file" in result.stderr
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "global_batch=4 is not a multiple of per_device_batch=2 x 3 ranks" in result.stderr
 
 
 def start(command: list[str], told: dict[str, str], log: Path) -> subprocess.Popen:

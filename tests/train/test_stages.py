@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from llava_prumerge.model.adapters import Base, load_adapter, read_base
+from llava_prumerge.model.adapters import Base, load_adapter, read_base, write_base
 from llava_prumerge.model.loading import LoadingError, load_model
 from llava_prumerge.train.arguments import load_arguments
 from llava_prumerge.train.run import main
@@ -120,6 +120,13 @@ def test_another_method_can_be_put_on_trained_weights(runs) -> None:
     assert model.model.reducer.budget == 3
     model, _ = load_model(runs / "lora", reduction={})
     assert model.model.reducer is None
+
+
+def test_a_base_on_the_hub_is_stored_by_its_name(tmp_path) -> None:
+    base = Base("llava-hf/llava-1.5-7b-hf", seed=3)
+    write_base(base, tmp_path)
+    assert json.loads((tmp_path / "base.json").read_text())["model"] == {"hub": "llava-hf/llava-1.5-7b-hf"}
+    assert read_base(tmp_path) == base
 
 
 def test_a_moved_tree_still_finds_its_base(world, runs, tmp_path) -> None:

@@ -46,6 +46,8 @@ def test_every_line_is_accepted_by_its_script(world, tmp_path, line: str) -> Non
     """With the tiny world in the place of weights and data: paths exist, settings are known, values are right."""
     words = shlex.split(line)
     environment = dict(word.split("=", 1) for word in words if re.match(r"^[A-Z_]+=", word))
+    if "HOSTFILE" in environment:
+        environment["HOSTFILE"] = "configs/deepspeed/hostfile.example"  # which the document tells to copy
     script, settings = next((w, words[at + 1 :]) for at, w in enumerate(words) if w.startswith("scripts/"))
     stage = "projector" if script.endswith("pretrain.sh") else "full" if script.endswith("finetune.sh") else "lora"
     script = "scripts/finetune_lora.sh" if script.endswith(".sbatch") else script  # which it starts
