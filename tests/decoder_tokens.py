@@ -71,7 +71,11 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
             min=1e-9
         )[:, None, None, None]
 
-    return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys, mean_query)
+    def normed() -> Tensor:
+        scale = torch.linspace(0.2, 3, hidden.shape[-1], dtype=hidden.dtype)  # another likeness than of `hidden` itself
+        return hidden / hidden.float().square().mean(dim=-1, keepdim=True).add(1e-5).sqrt().to(hidden.dtype) * scale
+
+    return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys, mean_query, normed)
 
 
 def run(pruner: DecoderPruner, tokens: DecoderTokens) -> list[Tensor]:

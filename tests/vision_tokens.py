@@ -51,6 +51,7 @@ def make_tokens(
         heads=4,
         prompt=lambda: (text, torch.ones(images, 5, dtype=torch.bool)),
         ids=torch.arange(images) * 7919 + seed,
+        class_token=torch.randn(images, 1, width, generator=generator).to(dtype) if class_token else None,
     )
 
 
@@ -66,6 +67,7 @@ def alone(image: VisionTokens, index: int) -> VisionTokens:
         heads=image.heads,
         prompt=lambda: (text[only], mask[only]),
         ids=image.ids[only],
+        class_token=None if image.class_token is None else image.class_token[only],
     )
 
 

@@ -39,6 +39,8 @@ class VisionTokens:
         prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
         clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the space of a tower with a text side.
         ids: [N] int64, a number that stays with an image whatever batch it comes in.
+        class_token: [N, 1, C] the class token's feature beside those of the patches; None where the tower has none, and
+            at site "projected".
     """
 
     features: Tensor
@@ -48,6 +50,7 @@ class VisionTokens:
     prompt: Callable[[], tuple[Tensor, Tensor]] | None = None
     ids: Tensor | None = None
     clip: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    class_token: Tensor | None = None
     _blocks: dict[bool, BlockProjections] = field(default_factory=dict, repr=False)
 
     def block(self, own: bool = False) -> BlockProjections:
@@ -149,13 +152,17 @@ class VisionReducer(Method):
 
     def __call__(self, image: VisionTokens) -> Reduced:
         """Reduce, and check that what came out is what the contract asks for."""
-        reduced: Reduced = super().__call__(image)
+        reduced: Reduced = self.placed(super().__call__(image), image.features.shape[1])
         check_reduced(self.name, image.features, reduced)
         return reduced
 
     def forward(self, image: VisionTokens) -> Reduced:
         """Reduce. See `Reduced` for what comes out."""
         raise NotImplementedError
+
+    def placed(self, reduced: Reduced, patches: int) -> Reduced:
+        """What goes on to the language model, where the release gives more tokens than an image has places."""
+        return reduced
 
     @property
     def budget(self) -> int | None:
@@ -228,6 +235,7 @@ class DecoderTokens:
             often as needed.
         mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the
             queries themselves.
+        normed: gives the layer's input after the model's final norm, [B, L, D].
     """
 
     hidden: Tensor
@@ -236,6 +244,7 @@ class DecoderTokens:
     queries: Callable[[int], Tensor] | None = None
     keys: Callable[[int], Tensor] | None = None
     mean_query: Callable[[int, Tensor], Tensor] | None = None
+    normed: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)

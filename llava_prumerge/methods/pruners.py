@@ -13,7 +13,7 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderToke
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.settings import Settings, above, setting
 from llava_prumerge.ops.prompt_rank import prompt_attention
-from llava_prumerge.ops.token_schedule import Curve, TokenSchedule
+from llava_prumerge.ops.token_schedule import Curve, TokenSchedule, up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,12 @@ class ScheduledPruner(DecoderPruner):
         super().__init__(settings, shape, layers)
         patches = None if shape.reduced else shape.patches
         self.schedule = TokenSchedule(
-            self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches
+            self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches, self.rounding
         )
+
+    def rounding(self, share: float) -> int:
+        """A share of the visual tokens in whole tokens: up, unless the authors' code does otherwise."""
+        return up(share)
 
     @torch.no_grad()
     def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:

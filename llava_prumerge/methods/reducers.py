@@ -59,11 +59,15 @@ class ShareReducer(VisionReducer):
 
     settings: ShareSettings
 
+    def rounding(self, share: Fraction) -> int:
+        """The share of the patches in whole tokens: up, unless the authors' code does otherwise."""
+        return math.ceil(share)
+
     def tokens_left(self, patches: int) -> TokensLeft:
-        """The budget, or the share, rounded up."""
+        """The budget, or the share in whole tokens, at least one."""
         if self.budget is not None:
             return super().tokens_left(patches)
-        return TokensLeft(math.ceil(self.settings.keep_ratio * patches), "its share")
+        return TokensLeft(max(1, self.rounding(self.settings.keep_ratio * patches)), "its share")
 
     def counts(self, image: VisionTokens) -> Tensor:
         """The same number for each image. [N]"""

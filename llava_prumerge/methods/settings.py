@@ -221,7 +221,8 @@ def _accepted(item: dataclasses.Field[Any], hint: Any) -> str:
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the one type."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    united = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter where a Literal is part of it
+    return typing.get_args(hint) if united else (hint,)
 
 
 def _read(item: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

@@ -264,6 +264,7 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
             queries=lambda layer: probe(layer).queries(),
             keys=lambda layer: probe(layer).keys,
             mean_query=lambda layer, weight: probe(layer).mean_query(weight),
+            normed=lambda: self.norm(hidden),
         )
 
     def probe(

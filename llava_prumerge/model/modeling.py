@@ -81,7 +81,8 @@ class PruMergeLlavaModel(InitialisesMethods, LlavaModel):
             valid = torch.ones_like(origin, dtype=torch.bool)
         else:
             ids = image_ids(pixel_values, index) if self.reducer.needs_ids else None
-            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids)
+            token = tower.class_token if site == "tower" else None
+            tokens = VisionTokens(features, tower.grid, tower.probe, tower.heads, prompt, ids, class_token=token)
             features, valid, origin = self.reducer(tokens)
         features = self.project(features) if site == "tower" else features
         return ReducedImages(features, valid, origin, whole=self.reducer is None)

@@ -25,12 +25,14 @@ class TowerOutput:
         probe: gives queries [N, R, C] and keys [N, S, C] of the next block, or with own=True of the block that made the
             features (see `methods.base.VisionTokens`).
         heads: attention heads of these blocks.
+        class_token: [N, 1, C] the class token's feature; None where the tower has none.
     """
 
     features: Tensor
     grid: tuple[int, int]
     probe: Callable[..., tuple[Tensor, Tensor]]
     heads: int
+    class_token: Tensor | None = None
 
     def select(self, index: Tensor) -> TowerOutput:
         """The same for images taken from these, some of them several times. [N'] -> features [N', P, C]"""
@@ -39,7 +41,8 @@ class TowerOutput:
             queries, keys = self.probe(own)
             return queries[index], keys[index]
 
-        return replace(self, features=self.features[index], probe=probe)
+        token = None if self.class_token is None else self.class_token[index]
+        return replace(self, features=self.features[index], probe=probe, class_token=token)
 
 
 def has_class_token(tower: nn.Module) -> bool:
@@ -109,7 +112,8 @@ def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2) -> T
             return block.self_attn.q_proj(rows), block.self_attn.k_proj(normed)
 
     grid = (height // config.patch_size, width // config.patch_size)
-    return TowerOutput(hidden[:, first:], grid, probe, config.num_attention_heads)
+    token = hidden[:, :1] if first else None
+    return TowerOutput(hidden[:, first:], grid, probe, config.num_attention_heads, token)
 
 
 def _inner(tower: nn.Module) -> nn.Module:

@@ -53,8 +53,13 @@ class BlockProjections:
         return self.keys[:, -self.patches :]
 
     @property
+    def mean_keys(self) -> Tensor:
+        """Keys of all tokens averaged over heads, float32: the metric of ToMe and VisionZip. [N, S, C/H]"""
+        return self.keys.float().unflatten(2, (self.heads, -1)).mean(dim=2)
+
+    @property
     def head_keys(self) -> Tensor:
-        """Keys of the patches averaged over heads, float32: the metric of ToMe and VisionZip. [N, P, C/H]"""
+        """`mean_keys` of the patches alone. [N, P, C/H]"""
         return self.patch_keys.float().unflatten(2, (self.heads, -1)).mean(dim=2)
 
     def received(self, heads: int) -> Tensor:

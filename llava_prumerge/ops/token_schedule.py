@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +22,28 @@ from llava_prumerge.ops.select import top_mask
 Curve = Callable[[float], Sequence[float]]
 """A free number -> for each drop, the share of a sequence's visual tokens that stays from there on."""
 
+Rounding = Callable[[Any], int]
+"""A share of a number of tokens -> whole tokens."""
+
 HALVINGS = 60
 """Of the interval a budget's free number is searched in: to the last digit of a float."""
 SLACK = 1e-9
 """Rates are floats: 0.1 * 30 is three tokens, not four."""
+
+
+def up(share: float) -> int:
+    """The project's rule for shares: a part of a token is a token."""
+    return math.ceil(share - SLACK * max(1.0, share))
+
+
+def down(share: float) -> int:
+    """int() of the released codes, without the error of a float product."""
+    return math.floor(share + SLACK * max(1.0, share))
+
+
+def nearest(share: float | Fraction) -> int:
+    """int(round()) of the released codes: to the nearest, halves to the even number."""
+    return round(share)
 
 
 def constant(rate: float) -> tuple[float, ...]:
@@ -49,6 +69,12 @@ def falling_sigmoid(middle: float, places: tuple[float, ...], floor: float, stee
     return tuple(1 + (floor - 1) / (1 + math.exp(-exponent)) for exponent in exponents)
 
 
+def sigmoid_of_height(centre: float, places: tuple[float, ...], height: float, slope: float) -> tuple[float, ...]:
+    """height * sigmoid(-slope * (place - centre)) at each place: from at most `height` down to 0."""
+    exponents = (max(-700.0, min(700.0, slope * (place - centre))) for place in places)
+    return tuple(height / (1 + math.exp(exponent)) for exponent in exponents)
+
+
 def at_depth(share: float, layers: int) -> int:
     """The layer at a share of the depth, to the nearest, and never the first one."""
     return max(1, min(layers - 1, math.floor(share * layers + 0.5)))
@@ -62,13 +88,14 @@ class TokenSchedule:
         layers: of the decoder.
         drops: the layers before which tokens are dropped, rising.
         curve: see `Curve`; the shares must not rise along the drops, nor fall with the free number.
-        free: the curve's free number where there is no budget. Shares of tokens are rounded up.
+        free: the curve's free number where there is no budget.
         budget: equivalent tokens per image (see above), met as nearly as whole tokens allow: exactly with a drop before
             each layer, to the nearest whole token with one drop, never off by more than half a token; None takes the
             curve as it is.
         bounds: the free number is searched between these.
         patches: visual tokens every image comes with, where that is known: an impossible budget is then refused at
             once.
+        rounding: of the shares where there is no budget: `up`, or what the method's authors do.
 
     Raises:
         ReductionError: the budget is no number above 0, or no plan with a token in each layer costs so little.
@@ -84,11 +111,12 @@ class TokenSchedule:
         budget: float | None = None,
         bounds: tuple[float, float] = (0.0, 1.0),
         patches: int | None = None,
+        rounding: Rounding = up,
     ) -> None:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
             raise ReductionError(f"{name}: budget {budget!r} is not a number of tokens above 0")
         self.name, self.layers, self.drops = name, layers, tuple(drops)
-        self.curve, self.free, self.budget, self.bounds = curve, free, budget, bounds
+        self.curve, self.free, self.budget, self.bounds, self.rounding = curve, free, budget, bounds, rounding
         self.runs = tuple(end - start for start, end in zip(drops, [*drops[1:], layers], strict=True))
         self._plans: dict[tuple[int, int], tuple[int, ...]] = {}
         self._current: Tensor | None = None
@@ -107,8 +135,9 @@ class TokenSchedule:
             if not present:
                 self._plans[key] = (0,) * len(self.drops)
             elif self.budget is None:
-                shares = (present * share for share in self.curve(self.free))
-                self._plans[key] = tuple(math.ceil(share - SLACK * present) for share in shares)
+                self._plans[key] = tuple(
+                    min(present, self.rounding(present * share)) for share in self.curve(self.free)
+                )
             else:
                 self._plans[key] = self._met(present, self.budget * images * self.layers - self.drops[0] * present)
         return self._plans[key]

@@ -5,10 +5,10 @@
         [--answer-tokens 1] [--rows last|text] [--batch-size 4] [--template vicuna_v1] [--dtype float32] [--device cpu]
 
 Accelerating Multimodal LLMs by Searching Optimal Vision Token Reduction, Zhao et al., CVPR 2025 (arXiv 2412.00556). No
-code was published and the paper's body could not be read: this is our reading. Certain (abstract): a parametric sigmoid
-per budget whose parameters Bayesian optimisation tunes. Ours: the form, that of VisPCO (ACL 2026), rate(l) =
-1 + (r - 1) * sigmoid(gamma * (l - k)); r and gamma are searched and the budget decides k, so that every trial meets it;
-gamma (per whole depth) between 2 and 256, logarithmically; r between 0 and what the budget allows; the objective.
+code was published. Certain: a parametric sigmoid per budget whose parameters Bayesian optimisation tunes; its form,
+rate(l) = height * sigmoid(-slope * (l - centre)) from a first reduced layer on, is read off Fig. 1c. Ours: height and
+slope are searched and the budget decides the centre, so that every trial meets it; the slope (per whole depth) between
+2 and 256, logarithmically; the height between what the budget needs and 1; the objective.
 
 The budget is `--budget`, visual tokens per image averaged over all layers (equivalent tokens), or `--flops`, a share of
 the operations of the full decoder's prefill (text included, at the questions' mean lengths). The optimiser is Optuna's
@@ -22,6 +22,7 @@ Written are a method file for `rank_schedule` (a vision reducer that the checkpo
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,7 @@ from llava_prumerge.search.prefill_cost import budget_for
 if TYPE_CHECKING:
     import optuna
 
-FIRST = 1
-GAMMAS = (2.0, 256.0)
+SLOPES = (2.0, 256.0)
 """Steepness per whole depth, from nearly a line to a step within a layer of 32."""
 SAMPLERS = ("gp", "tpe")
 
@@ -103,12 +103,13 @@ def optimise(
 
     Args:
         study: as `open_study` gives it.
-        objective: share in [0, 1] of the largest floor that the budget allows, gamma -> cost, to be least.
+        objective: place in [0, 1] between the least height that the budget needs and 1, slope per whole depth -> cost,
+            to be least.
         trials: in all, those of earlier runs included.
         kind, seed: of the sampler.
 
     Returns:
-        The best share and gamma, and their cost.
+        The best place and slope, and their cost.
     """
     complete = [import_optuna().trial.TrialState.COMPLETE]
     done = len(study.get_trials(states=complete))
@@ -116,12 +117,12 @@ def optimise(
     for number in range(done, trials):
         study.sampler = make_sampler(kind, seed, number)
         trial = study.ask()
-        share, gamma = trial.suggest_float("share", 0.0, 1.0), trial.suggest_float("gamma", *GAMMAS, log=True)
-        study.tell(trial, objective(share, gamma))
+        place, slope = trial.suggest_float("place", 0.0, 1.0), trial.suggest_float("slope", *SLOPES, log=True)
+        study.tell(trial, objective(place, slope))
         bar.set_postfix(best=f"{study.best_value:.4g}")
         bar.update()
     bar.close()
-    return study.best_params["share"], study.best_params["gamma"], study.best_value
+    return study.best_params["place"], study.best_params["slope"], study.best_value
 
 
 class SigmoidSpace:
@@ -150,32 +151,34 @@ class SigmoidSpace:
             raise SearchError("give one of --budget and --flops")
         self.shape, self.present, self.most, self.rows = shape, present, most, rows
         self.budget, self.flops, self.decoder, self.text = budget, flops, decoder, text
-        self.least = (FIRST * most + (shape.layers - FIRST)) / shape.layers  # one token in each later layer
+        self.first = build_pruner({"name": "rank_schedule", "form": "height"}, shape).layers[0]
+        self.least = (self.first * most + (shape.layers - self.first)) / shape.layers  # one token in each later layer
         if budget is not None and not self.least <= budget < present:
             raise SearchError(
-                f"--budget {budget:g} is not from {self.least:g}, which the first layer's {most} tokens and one in "
-                f"each later layer cost, to below the full model's {present:g}"
+                f"--budget {budget:g} is not from {self.least:g}, which the first {self.first} layers' {most} tokens and "
+                f"one in each later layer cost, to below the full model's {present:g}"
             )
         if flops is not None and not 0 < flops < 1:
             raise SearchError(f"--flops {flops:g} is not between 0 and 1")
 
-    def largest_floor(self, budget: float) -> float:
-        """The final rate of the curve that drops everything at once."""
-        later = (budget * self.shape.layers - FIRST * self.most) / (self.shape.layers - FIRST)
+    def least_height(self, budget: float) -> float:
+        """The height of the curve that never falls."""
+        later = (budget * self.shape.layers - self.first * self.most) / (self.shape.layers - self.first)
         return max(0.0, min(1.0, later / self.most))
 
-    def block(self, share: float, gamma: float) -> dict[str, Any]:
-        """The settings of one sigmoid."""
-        budget = self.budget if self.budget is not None else self._budget(share, gamma)
-        return self._with(share, gamma, budget)
+    def block(self, place: float, slope: float) -> dict[str, Any]:
+        """The settings of one sigmoid; the slope is per whole depth."""
+        budget = self.budget if self.budget is not None else self._budget(place, slope)
+        return self._with(place, slope, budget)
 
-    def _with(self, share: float, gamma: float, budget: float) -> dict[str, Any]:
-        floor = int(share * self.largest_floor(budget) * 1e6) / 1e6  # what is written is what is tried
+    def _with(self, place: float, slope: float, budget: float) -> dict[str, Any]:
+        least = self.least_height(budget)
+        height = math.ceil((least + place * (1 - least)) * 1e6) / 1e6  # what is written is what is tried
         return {
             "name": "rank_schedule",
-            "depth": "relative",
-            "r": floor,
-            "gamma": float(f"{gamma:.6g}"),
+            "form": "height",
+            "height": min(1.0, height),
+            "slope": float(f"{slope / self.shape.layers:.6g}"),
             "rows": self.rows,
             "budget": budget,
         }
@@ -184,11 +187,11 @@ class SigmoidSpace:
         """Visual tokens of each layer at the mean number of them."""
         present = round(self.present)
         plan = build_pruner(block, self.shape).schedule.plan(present)
-        return [present] * FIRST + list(plan)
+        return [present] * self.first + list(plan)
 
-    def _budget(self, share: float, gamma: float) -> float:
+    def _budget(self, place: float, slope: float) -> float:
         """The budget in tokens, to a hundredth, whose operations are the share asked for."""
-        visual = lambda budget: self.layer_tokens(self._with(share, gamma, budget))  # noqa: E731
+        visual = lambda budget: self.layer_tokens(self._with(place, slope, budget))  # noqa: E731
         flops = lambda budget: prefill_flops(self.decoder, [self.text + count for count in visual(budget)])  # noqa: E731
         full = prefill_flops(self.decoder, [self.text + round(self.present)] * self.shape.layers)
         return round(budget_for(self.flops, full, flops, self.least, self.present), 2)
@@ -225,24 +228,22 @@ def search(given: argparse.Namespace) -> str:
     settings = {"model": given.model, "questions": str(given.questions), "samples": number, **target}
     settings |= {name: getattr(given, name) for name in names}
     study = open_study(given.out.with_suffix(".journal"), settings)
-    share, gamma, cost = optimise(
-        study, lambda share, gamma: comparison.cost(space.block(share, gamma)), given.trials, given.sampler, given.seed
+    place, slope, cost = optimise(
+        study, lambda place, slope: comparison.cost(space.block(place, slope)), given.trials, given.sampler, given.seed
     )
-    block = space.block(share, gamma)
+    block = space.block(place, slope)
     tokens = comparison.tokens(block)
     equivalent = sum(tokens) / len(tokens)
     asked = f"{given.budget:g} equivalent tokens" if given.flops is None else f"{given.flops:g} of the operations"
     note = (
-        f"P-Sigmoid (Zhao et al., CVPR 2025, arXiv 2412.00556), our reading: found for {given.model} at {asked} on "
+        f"P-Sigmoid (Zhao et al., CVPR 2025, arXiv 2412.00556): found for {given.model} at {asked} on "
         f"{number} questions of {given.questions.name} in {given.trials} trials, {given.score} cost {cost:.4g} over "
         f"{given.answer_tokens} answer tokens."
     )
     write_method(given.out, block, model.config.reduction, note)
     title = f"P-Sigmoid: {equivalent:.4g} of {comparison.present:.4g} equivalent tokens"
     draw_shares(given.out.with_suffix(".png"), [count / comparison.present for count in tokens], title)
-    found = (
-        f"r {block['r']:g}, gamma {block['gamma']:g}, {equivalent:.4g} of {comparison.present:.4g} equivalent tokens"
-    )
+    found = f"height {block['height']:g}, slope {block['slope']:g}, {equivalent:.4g} of {comparison.present:.4g} equivalent tokens"
     return f"{found}, {given.score} cost {cost:.4g}: {given.out}"
 
 

@@ -84,7 +84,10 @@ class Viewer:
                 raise ValueError(f"{self.reducer.name} acts after the projector: give --model instead of --tower")
             features = self.project(features)
         prompt = None if self.prompt is None else self._prompts(len(images))
-        tokens = VisionTokens(features, output.grid, output.probe, output.heads, prompt, image_ids(pixels))
+        token = output.class_token if self.reducer.site == "tower" else None
+        tokens = VisionTokens(
+            features, output.grid, output.probe, output.heads, prompt, image_ids(pixels), class_token=token
+        )
         _, valid, origin = self.reducer(tokens)
         attention = self.reducer.attention(tokens).view(-1, *output.grid).cpu()
         class_token = output.probe()[0].shape[1] == 1

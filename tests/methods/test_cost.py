@@ -23,7 +23,7 @@ SAME = {
     "alias": "slice",
 }  # which of them it is depends on whether a side has length one; so does a clone
 LIMITS = {"prumerge": 40, "prumerge_plus": 52, "grid": 46, "pool": 64, "random": 58}
-LIMITS |= {"visionzip": 52, "trsm": 90, "par": 140}  # the last two read the prompt, for which a batch is unpacked
+LIMITS |= {"visionzip": 58, "trsm": 90, "par": 140}  # the last two read the prompt, for which a batch is unpacked
 LIMIT = 34
 STEPS = {"divprune": 5, "tome": 33, "par": 7}  # calls of one repeat
 HOST = {"_local_scalar_dense", "nonzero", "is_nonzero"}

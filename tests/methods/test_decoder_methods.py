@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from decoder_tokens import build, layouts, make_tokens, run, shape_of, tokens_of
 
 from llava_prumerge.methods.base import DecoderTokens, ReductionError
@@ -44,7 +47,7 @@ def test_fastv_keeps_what_the_last_token_attends_to() -> None:
     kept = rows_kept("fastv", tokens, 3, keep_ratio=0.3)
     for row, present in enumerate((64, 30)):
         scores = attention_of(tokens, row, int(tokens.layout.last_index()[row]))
-        assert kept[row] == best(tokens, row, scores, -(-present * 3 // 10))
+        assert kept[row] == best(tokens, row, scores, round(present * 0.3))
 
 
 def test_fastv_before_its_layer_nothing_is_missing() -> None:
@@ -55,10 +58,10 @@ def test_fastv_before_its_layer_nothing_is_missing() -> None:
 def test_pyramiddrop_halves_at_each_quarter_of_the_depth() -> None:
     tokens = make_tokens((64, 30), after=(6, 4))
     counts = [count.tolist() for count in run(build("pyramiddrop"), tokens)]
-    assert counts == [[64, 30]] * 2 + [[32, 15]] * 2 + [[16, 8]] * 2 + [[8, 4]] * 2
+    assert counts == [[64, 30]] * 2 + [[32, 15]] * 2 + [[16, 7]] * 2 + [[8, 3]] * 2
     for row in range(2):  # all layers of these tokens attend alike, but over what is left
         scores, before = attention_of(tokens, row, int(tokens.layout.last_index()[row])), None
-        for layer, count in ((2, (32, 15)), (4, (16, 8)), (6, (8, 4))):
+        for layer, count in ((2, (32, 15)), (4, (16, 7)), (6, (8, 3))):
             stage = set(rows_kept("pyramiddrop", tokens, layer)[row])
             assert len(stage) == count[row] and (before is None or stage < before)
             before = stage
@@ -71,6 +74,7 @@ def test_pyramiddrops_layers_and_lambda() -> None:
     counts = [int(count) for count in run(build("pyramiddrop", layers=[1, 5], keep_ratio=0.25), tokens)]
     assert counts == [64, 16, 16, 16, 16, 4, 4, 4]
     assert build("pyramiddrop", shape_of(32, 576)).layers == (8, 16, 24)
+    assert build("pyramiddrop", shape_of(40, 576)).layers == (8, 16, 24), "as the released scripts of 13B have it"
     assert build("pyramiddrop", shape_of(6, 144)).layers == (2, 3, 5)
     assert build("pyramiddrop", layers=[0, 2]).layers == (0, 2), "its own projections rank, so the first layer can, too"
     for wrong in ({"keep_ratio": 0}, {"keep_ratio": 1.2}, {"layers": []}, {"layers": [8]}):
@@ -110,8 +114,10 @@ def test_vtw_checks_its_settings(settings: dict[str, Any], reduced: bool, word: 
         build("vtw", shape_of(reduced=reduced), **settings)
 
 
-def dart_reference(tokens: DecoderTokens, row: int, count: int, pivots: int, text_pivots: int) -> list[int]:
-    """DART as the authors' loops do it, with image pivots first and the remaining places shared out evenly."""
+def dart_reference(
+    tokens: DecoderTokens, row: int, count: int, pivots: int, text_pivots: int, released: bool
+) -> list[int]:
+    """DART as the authors' loops do it; not released: plain states, image pivots first, by falling norm."""
     layout = tokens.layout
     keys = tokens.keys(0)[row].transpose(0, 1).flatten(1)  # [L, D]
     places = range(layout.is_image.shape[1])
@@ -125,10 +131,13 @@ def dart_reference(tokens: DecoderTokens, row: int, count: int, pivots: int, tex
     first = sorted(images, key=lambda place: -norm[place])[: min(pivots, count)]
     asked = sorted(text, key=lambda place: -norm[place])[:text_pivots]
     taken, wanted, turns = list(first), count - len(first), len(first) + len(asked)
-    for turn, pivot in enumerate(first + asked):
+    begin = int(layout.key_mask[row].long().argmax())
+    order = [place + begin for place in {one - begin for one in first + asked}] if released else first + asked
+    states = tokens.normed() if released else tokens.hidden
+    for turn, pivot in enumerate(order):
         share = wanted * (turn + 1) // turns - wanted * turn // turns
         likeness = {
-            place: float(torch.cosine_similarity(tokens.hidden[row, pivot], tokens.hidden[row, place], dim=0))
+            place: float(torch.cosine_similarity(states[row, pivot], states[row, place], dim=0))
             for place in images
             if place not in taken
         }
@@ -141,11 +150,16 @@ def dart_reference(tokens: DecoderTokens, row: int, count: int, pivots: int, tex
 def test_dart_equals_the_loops(pivots: int, text_pivots: int, keep: float) -> None:
     tokens = make_tokens((64, 30), after=(6, 4))
     settings = {"pivots": pivots, "text_pivots": text_pivots, "keep_ratio": keep}
-    kept = rows_kept("dart", tokens, 2, **settings)
-    for row, present in enumerate((64, 30)):
-        count = -(-round(present * keep * 100) // 100)
-        assert len(kept[row]) == count
-        assert kept[row] == dart_reference(tokens, row, count, pivots, text_pivots)
+    plain = {"states": "plain", "turns": "norm", "count": "exact"}
+    for released, more in ((True, {}), (False, plain)):
+        kept = rows_kept("dart", tokens, 2, **settings, **more)
+        for row, present in enumerate((64, 30)):
+            count = -(-round(present * keep * 100) // 100)
+            if released:
+                share = int(present * keep + 1e-9) // (pivots + text_pivots)
+                count = min(present, pivots + (pivots + text_pivots) * share)
+            assert len(kept[row]) == count
+            assert kept[row] == dart_reference(tokens, row, count, pivots, text_pivots, released)
 
 
 def test_dart_drops_duplicates() -> None:
@@ -155,20 +169,24 @@ def test_dart_drops_duplicates() -> None:
     hidden, keys = tokens.hidden.clone(), tokens.keys(0).transpose(1, 2).flatten(2).clone()
     hidden[0, 3:15], keys[0, 3:15], keys[0, 3] = base, 0.0, 100.0
     made = tokens_of(tokens.layout, hidden, keys, keys)
-    assert rows_kept("dart", made, 2, keep_ratio=9 / 12, pivots=1, text_pivots=0)[0] == [0, 4, 5, 6, 7, 8, 9, 10, 11]
+    plain = {"states": "plain", "count": "exact"}
+    kept = rows_kept("dart", made, 2, keep_ratio=9 / 12, pivots=1, text_pivots=0, **plain)
+    assert kept[0] == [0, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
 def test_darts_settings() -> None:
-    tokens = make_tokens()
-    kept = {key: rows_kept("dart", tokens, 2, **{"keep_ratio": 0.3, **settings}) for key, settings in {
-        "plain": {}, "pivots": {"pivots": 8}, "text": {"text_pivots": 0}, "norm": {"norm": 8.0}}.items()}  # fmt: skip
-    assert all(kept[key] != kept["plain"] for key in ("pivots", "text", "norm"))
+    tokens = make_tokens(before=5)
+    kept = {key: rows_kept("dart", tokens, 2, **{"keep_ratio": 0.35, **settings}) for key, settings in {
+        "plain": {}, "pivots": {"pivots": 8}, "text": {"text_pivots": 0}, "norm": {"norm": 8.0},
+        "states": {"states": "plain"}, "turns": {"turns": "norm"}, "count": {"count": "exact"}}.items()}  # fmt: skip
+    assert all(kept[key] != kept["plain"] for key in ("pivots", "text", "norm", "states", "turns", "count"))
     assert build("dart").later_turns == "none" and build("dart", text_pivots=0).later_turns == "text"
     for wrong in ({"layer": 0}, {"keep_ratio": 0}, {"pivots": 0}, {"text_pivots": -1}, {"pivots": 1.5}, {"norm": 0}):
         with pytest.raises(ReductionError, match=f"dart: {next(iter(wrong))}"):
             build("dart", **wrong)
 
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "method"
 RATES = [1, 1, 0.8, 0.8, 0.5, 0.25, 0.25, 0.1]
 
 
@@ -213,8 +231,10 @@ def test_schedule_acts_only_where_tokens_go() -> None:
     plain = tokens.attention
     tokens.attention = lambda layer, rows: asked.append(layer) or plain(layer, rows)
     pruner = build("rank_schedule", rates=[1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5])
-    assert [pruner(layer, tokens) is None for layer in (1, 2)] == [True, True] and asked == []
+    assert pruner.layers == (3, 4, 5, 6, 7), "the first rate below 1 is the first layer that is asked"
     assert pruner(3, tokens) is not None and asked == [2], "the layer before ranks"
+    early = build("rank_schedule", rates=[1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5], first=1)
+    assert [early(layer, make_tokens()) is None for layer in (1, 2)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +244,14 @@ def test_schedule_acts_only_where_tokens_go() -> None:
         ({"rates": [1, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5]}, "rises from 0.5 to 0.6 at layer 2"),
         ({"rates": [0.9] * 8}, "before layer 1 must be 1"),
         ({"rates": [1, 1.5, 1, 1, 1, 1, 1, 1]}, "rate 1.5 is not in"),
-        ({"rates": [1] * 8, "r": 0.5}, "give rates, or r=0.5"),
+        ({"rates": [1] * 8, "r": 0.5}, "r=0.5 means nothing beside rates"),
+        ({"rates": [1] * 8, "height": 0.5, "slope": 1}, "height=0.5, slope=1.0 means nothing beside rates"),
+        ({"form": "height", "gamma": 1}, "gamma=1.0 means nothing beside the sigmoid of form height"),
+        ({"form": "floor", "centre": 3}, "centre=3.0 means nothing beside the sigmoid of form floor"),
+        ({"height": 1.5}, "height 1.5"),
+        ({"slope": 0}, "slope 0"),
+        ({"scaled": True}, "scaled is about rates"),
+        ({"budget": 30, "centre": 2}, "decides centre"),
         ({"r": -0.1}, "r -0.1"),
         ({"gamma": 0}, "gamma 0"),
         ({"k": float("inf")}, "k inf"),
@@ -243,3 +270,28 @@ def test_schedule_checks_its_settings(settings: dict[str, Any], word: str) -> No
 def test_schedules_first_layer() -> None:
     counts = run(build("rank_schedule", r=0.1, k=0.0, gamma=5.0, first=4), make_tokens())
     assert [int(count[0]) for count in counts] == [64] * 4 + [7] * 4
+
+
+def test_the_papers_sigmoid() -> None:
+    """0.756 x sigmoid(-0.226 (l - 12.2)) from layer 3 of 32 on, and at the same fractions of other depths."""
+    pruner = build("rank_schedule", shape_of(32, 576))
+    counts = pruner.course(576).visual
+    rates = [0.756 / (1 + math.exp(0.226 * (layer - 12.2))) for layer in range(32)]
+    assert counts[:3] == (576,) * 3 and pruner.layers[0] == 3
+    assert list(counts[3:]) == [math.ceil(576 * rate - 1e-6) for rate in rates[3:]]
+    half = build("rank_schedule", shape_of(16, 576)).course(576).visual
+    assert half[5] == math.ceil(576 * 0.756 / (1 + math.exp(0.452 * (5 - 6.1))))
+    for budget in (60, 150):
+        moved = build("rank_schedule", shape_of(32, 576), budget=budget, slope=0.4, height=0.9).course(576).visual
+        assert sum(moved) / 32 == pytest.approx(budget, abs=0.5 / 32) and moved[3] < 576
+
+
+def test_the_published_curve_of_g_search() -> None:
+    """Fig. 1c's rates, whose mean the paper prints as 0.340; at other depths the same fractions of it."""
+    block = yaml.safe_load((CONFIGS / "g_search.yaml").read_text())["decoder"]
+    name = block.pop("name")
+    counts = build(name, shape_of(32, 576), **block).course(576).visual
+    assert sum(counts) / 32 / 576 == pytest.approx(0.340, abs=0.004) and counts[2:4] == (576, 375)
+    assert build(name, shape_of(6, 144), **block).course(144).visual == (144, 90, 72, 34, 11, 6)
+    with pytest.raises(ReductionError, match="32 rates for 6 layers"):
+        build(name, shape_of(6, 144), **{**block, "scaled": False})

@@ -67,12 +67,16 @@ def test_fastervlm_of_the_next_block_is_cls_topk_per_head_in_raster_order() -> N
 
 
 def visionzip(
-    image: VisionTokens, size: int, dominant: int, merge: str, own: bool
+    image: VisionTokens, size: int, dominant: int, merge: str, own: bool, class_token: bool
 ) -> tuple[np.ndarray, list[list[int]]]:
     """Features and origins, token by token."""
     everything, origins = [], []
-    for x, row, keys in zip(image.features.double().numpy(), class_attention(image, own), head_keys(image, own)):
-        top = sorted(np.argsort(-row)[:dominant].tolist())
+    class_token = class_token and dominant > 1
+    tokens_of_class = image.class_token.double().numpy()
+    for x, first, row, keys in zip(
+        image.features.double().numpy(), tokens_of_class, class_attention(image, own), head_keys(image, own)
+    ):
+        top = sorted(np.argsort(-row)[: dominant - class_token].tolist())
         rest = [patch for patch in range(len(row)) if patch not in top]
         step = len(rest) // (size - dominant)
         targets = [rest[number * step] for number in range(size - dominant)]
@@ -80,24 +84,28 @@ def visionzip(
         for patch in rest:
             if patch not in groups:
                 groups[max(targets, key=lambda target: cosine(keys[patch], keys[target]))].append(patch)
-        tokens = [x[patch] for patch in top]
+        tokens = [*(first if class_token else []), *(x[patch] for patch in top)]
         for target, group in groups.items():
             if merge == "add":
                 tokens.append(x[target] + (x[group].mean(axis=0) if group else 0))
             else:
                 tokens.append(x[[target, *group]].mean(axis=0) if merge == "mean" else x[target])
         everything.append(tokens)
-        origins.append(top + targets)
+        origins.append([-1] * class_token + top + targets)
     return np.array(everything), origins
 
 
 @pytest.mark.parametrize("merge", ["add", "mean", "none"])
 @pytest.mark.parametrize("block", ["own", "next"])
 @pytest.mark.parametrize("share, dominant", [("27/32", 10), (0.5, 6), (0.01, 0)])
-def test_visionzip_equals_its_rule(merge: str, block: str, share: float | str, dominant: int) -> None:
+@pytest.mark.parametrize("class_token", [True, False])
+def test_visionzip_equals_its_rule(
+    merge: str, block: str, share: float | str, dominant: int, class_token: bool
+) -> None:
     image = two_blocks()
-    features, valid, origin = reduce(image, "visionzip", budget=12, share=share, merge=merge, block=block)
-    expected, origins = visionzip(image, 12, dominant, merge, block == "own")
+    settings = {"share": share, "merge": merge, "block": block, "class_token": class_token}
+    features, valid, origin = reduce(image, "visionzip", budget=12, **settings)
+    expected, origins = visionzip(image, 12, dominant, merge, block == "own", class_token)
     assert valid.all() and origin.tolist() == origins
     torch.testing.assert_close(features.double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
@@ -106,35 +114,48 @@ def test_visionzip_equals_its_rule(merge: str, block: str, share: float | str, d
 def test_visionzips_share_gives_the_papers_numbers(tokens: int, dominant: int) -> None:
     image = make_tokens(images=1, grid=(24, 24))
     features, _, origin = reduce(image, "visionzip", budget=tokens)
+    assert torch.equal(features[:, :1], image.class_token) and origin[0, 0] == -1
+    features, origin = features[:, 1:], origin[:, 1:]
     unchanged = (features == image.features.gather(1, origin[..., None].expand_as(features))).all(dim=2)
-    assert int(unchanged.sum()) == dominant and unchanged[0, :dominant].all()
+    assert int(unchanged.sum()) == dominant - 1 and unchanged[0, : dominant - 1].all()
 
 
-def tome(x: np.ndarray, keys: np.ndarray, merges: list[int]) -> tuple[np.ndarray, list[int]]:
-    """One image: every token a list of patches, headed by the one that the others were merged into."""
-    tokens = [[patch] for patch in range(len(x))]
+def tome(x: np.ndarray, keys: np.ndarray, merges: list[int], protected: bool) -> tuple[np.ndarray, list[int]]:
+    """One image: every token a list of patches, headed by the one that the others were merged into.
+
+    With a protected class token `keys` begins with its own; it is patch -1, and is left out in the end.
+    """
+    tokens = [[patch] for patch in range(-protected, len(x))]
     for count in merges:
-        mean = [keys[token].mean(axis=0) for token in tokens]
+        mean = [keys[np.array(token) + protected].mean(axis=0) for token in tokens]
         links = []
-        for a in range(0, len(tokens), 2):
+        for a in range(2 * protected, len(tokens), 2):
             partner = max(range(1, len(tokens), 2), key=lambda b: cosine(mean[a], mean[b]))
             links.append((cosine(mean[a], mean[partner]), a, partner))
-        gone = set()
-        for _, a, partner in sorted(links, reverse=True)[:count]:
+        links.sort(reverse=True)
+        for _, a, partner in links[:count]:
             tokens[partner] = tokens[partner] + tokens[a]
-            gone.add(a)
-        tokens = [token for number, token in enumerate(tokens) if number not in gone]
+        rest = [a for _, a, _ in links[count:]]
+        left = [0, *sorted(rest)] if protected else rest
+        tokens = [tokens[a] for a in left] + tokens[1::2]
+    tokens = tokens[protected:]
     return np.array([x[token].mean(axis=0) for token in tokens]), [token[0] for token in tokens]
 
 
 @pytest.mark.parametrize("rounds, merges", [(1, [20, 10]), (3, [10, 10, 10]), (5, [6] * 5)])
 @pytest.mark.parametrize("block", ["own", "next"])
-def test_tome_equals_its_rule(rounds: int, merges: list[int], block: str) -> None:
+@pytest.mark.parametrize("class_token", [True, False])
+def test_tome_equals_its_rule(rounds: int, merges: list[int], block: str, class_token: bool) -> None:
     image = two_blocks(grid=(5, 8))
-    features, valid, origin = reduce(image, "tome", budget=10, rounds=rounds, block=block)
+    settings = {"budget": 10, "rounds": rounds, "block": block, "class_token": class_token}
+    features, valid, origin = reduce(image, "tome", **settings)
     assert valid.all() and merge_schedule(40, 10, rounds) == merges
-    for index, keys in enumerate(head_keys(image, block == "own")):
-        expected, heads = tome(image.features[index].double().numpy(), keys, merges)
+    ordered = reduce(image, "tome", **settings, order="raster")
+    assert ordered[2].tolist() == origin.sort(dim=1).values.tolist()
+    all_keys = image.block(block == "own").mean_keys.double().numpy()
+    for index in range(len(features)):
+        keys = all_keys[index] if class_token else all_keys[index, 1:]
+        expected, heads = tome(image.features[index].double().numpy(), keys, merges, class_token)
         assert origin[index].tolist() == heads
         torch.testing.assert_close(features[index].double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
@@ -145,7 +166,7 @@ def test_tome_merges_what_is_equal_first() -> None:
     keys[0, 2], keys[0, 4] = keys[0, 7], 3 * keys[0, 1]  # 2 is like 7, 4 points as 1 does
     image.probe = lambda own=False: (torch.zeros(1, 1, 16), torch.nn.functional.pad(keys, (0, 0, 1, 0)))
     image.heads = 1
-    features, _, origin = reduce(image, "tome", budget=6, rounds=1)
+    features, _, origin = reduce(image, "tome", budget=6, rounds=1, class_token=False, order="raster")
     assert origin[0].tolist() == [0, 1, 3, 5, 6, 7]
     x = image.features[0]
     expected = torch.stack([x[0], (x[1] + x[4]) / 2, x[3], x[5], x[6], (x[2] + x[7]) / 2])
@@ -191,10 +212,10 @@ def test_divprune_spreads_over_directions() -> None:
     assert sorted((origin % 3).tolist()) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["tome", "visionzip", "fastervlm", "divprune"])
-def test_share_of_the_patches(name: str) -> None:
+@pytest.mark.parametrize("name, released", [("tome", 64), ("visionzip", 64), ("fastervlm", 144), ("divprune", 56)])
+def test_share_of_the_patches(name: str, released: int) -> None:
     image = make_tokens(images=2, grid=(24, 24))
-    assert reduce(image, name)[1].shape == (2, 64)
+    assert reduce(image, name)[1].shape == (2, released)
     for keep, kept in (("1/4", 144), (0.1, 58), (1, 576), ("1/1000", 1)):
         assert reduce(image, name, keep=keep)[1].sum(dim=1).tolist() == [kept] * 2
     assert reduce(image, name, keep_ratio=0.1, budget=7)[1].shape == (2, 7)

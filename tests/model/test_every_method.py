@@ -239,7 +239,9 @@ def test_the_pruner_of_a_pair_ranks_what_the_reducer_left(name: str) -> None:
     pair = block_of(name)
     both = tiny_model(pair).model(**batch_of())
     reduced = tiny_model({"vision": pair["vision"]}).model(**batch_of())
-    assert torch.equal(both.visual[:, 0], reduced.visual[:, 0]) and (both.visual[:, -1] < reduced.visual[:, -1])[0]
+    assert torch.equal(both.visual[:, 0], reduced.visual[:, 0])
+    if pair["decoder"] != {"name": "dart"}:  # whose four image pivots are all that is left of an image here
+        assert (both.visual[:, -1] < reduced.visual[:, -1])[0]
     for row in (0, 1, 3):
         left, begun = (one.layout.origin[row][one.layout.is_image[row]].tolist() for one in (both, reduced))
         rest = iter(begun)

@@ -3,14 +3,17 @@
 Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More, Wen et al., EMNLP 2025 (arXiv
 2502.11494). As in the authors' code: pivots are the tokens with the largest L1 norm of the previous layer's rotated keys, four among the
 image tokens and four among the text after the image; one pivot after the other keeps the image tokens least like it
-(cosine of the layer's input) among those not yet taken. Departures: the budget is met exactly (the code keeps pivots on
-top of rounded shares), and pivots take turns image first, in order of their norm (the code's order is that of a Python
-set).
+among those not yet taken. Likeness is the cosine of the layer's input after the model's final norm; pivots take turns
+in the order in which a Python set of their places lists them; each keeps an eighth of the share, rounded down, and the
+image's pivots stay on top of that, so that the release's "128" keeps 132. `states`, `turns` and `count` reach what one
+would expect instead: the input as it is, image first by falling norm, and the share exactly. A budget is met exactly in
+any case.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import above, at_least, fraction, setting
 from llava_prumerge.ops.merge import select
 from llava_prumerge.ops.select import top_mask
-from llava_prumerge.ops.token_schedule import constant
+from llava_prumerge.ops.token_schedule import constant, down, up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ class DartSettings(BudgetSettings):
     )
     keep_ratio: float = setting(
         0.25,
-        "share of each sequence's visual tokens that stays, pivots included, rounded up; without meaning where there is "
-        "a budget",
+        "share of each sequence's visual tokens that the pivots choose, see `count`; without meaning where there is a "
+        "budget",
         fraction(),
         source="ours; the paper has 64 of 576 and others",
         formerly="keep",
@@ -48,6 +51,22 @@ class DartSettings(BudgetSettings):
     )
     text_pivots: int = setting(4, "tokens of the question that are pivots", at_least(0), source="released code")
     norm: float = setting(1.0, "p of the keys' norm", above(0), source="released code")
+    states: Literal["normed", "plain"] = setting(
+        "normed",
+        "likeness is measured on the layer's input after the model's final norm, or as it is",
+        source="released code",
+    )
+    turns: Literal["set", "norm"] = setting(
+        "set",
+        "order in which pivots choose: that of a Python set of their places, or image first, by falling norm",
+        source="released code",
+    )
+    count: Literal["released", "exact"] = setting(
+        "released",
+        "released keeps the image's pivots beside the share, of which each pivot takes an equal part rounded down; "
+        "exact keeps the share, pivots included, rounded up",
+        source="released code",
+    )
 
 
 @register("dart")
@@ -60,6 +79,13 @@ class Dart(ScheduledPruner):
 
     def __init__(self, settings: DartSettings, shape: DecoderShape) -> None:
         super().__init__(settings, shape, (settings.layer,), constant, settings.keep_ratio)
+
+    def rounding(self, share: float) -> int:
+        """See `count` of the settings."""
+        if self.settings.count == "exact":
+            return up(share)
+        pivots = self.settings.pivots + self.settings.text_pivots
+        return self.settings.pivots + pivots * (down(share) // pivots)
 
     @property
     def later_turns(self) -> str:
@@ -90,12 +116,14 @@ class Dart(ScheduledPruner):
         return keys.float().norm(p=self.settings.norm, dim=-1).norm(p=self.settings.norm, dim=1)
 
     def _likeness(self, tokens: DecoderTokens, norms: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine of every token to each pivot, and which pivots there are: image first, by falling norm.
+        """Cosine of every token to each pivot, in the order of their turns, and which pivots there are.
 
         Returns:
             [B, pivots, L] and [B, pivots].
         """
-        layout, states = tokens.layout, F.normalize(tokens.hidden.float(), dim=-1)
+        layout = tokens.layout
+        hidden = tokens.normed() if self.settings.states == "normed" else tokens.hidden
+        states = F.normalize(hidden.float(), dim=-1)
         asking = layout.question_mask() & ~layout.is_image
         groups = ((first, self.settings.pivots), (asking, self.settings.text_pivots))
         index, real = [], []
@@ -104,4 +132,28 @@ class Dart(ScheduledPruner):
             best = norms.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :number]
             index.append(best)
             real.append(among.gather(1, best))
-        return select(states, torch.cat(index, dim=1)) @ states.transpose(1, 2), torch.cat(real, dim=1)
+        pivots, held = torch.cat(index, dim=1), torch.cat(real, dim=1)
+        if self.settings.turns == "set":
+            order = set_order(pivots, held, layout.key_mask)
+            pivots, held = pivots.gather(1, order), held.gather(1, order)
+        return select(states, pivots) @ states.transpose(1, 2), held
+
+
+def set_order(pivots: Tensor, real: Tensor, key_mask: Tensor) -> Tensor:
+    """The order in which a Python set lists the pivots' places in their sequence, padding not counted.
+
+    Args:
+        pivots: [B, R] indices.
+        real: [B, R] which of them there are.
+        key_mask: [B, L].
+
+    Returns:
+        [B, R], the real ones first. Costs one host synchronisation.
+    """
+    places = (key_mask.long().cumsum(dim=1) - 1).gather(1, pivots)
+    rows = []
+    for row, held in zip(places.tolist(), real.tolist(), strict=True):
+        at = {place: number for number, place in enumerate(row) if held[number]}
+        first = [at[place] for place in set(at)]
+        rows.append([*first, *(number for number in range(len(row)) if number not in first)])
+    return torch.tensor(rows, dtype=torch.int64, device=pivots.device).reshape(pivots.shape)

@@ -3,7 +3,8 @@
 An Image is Worth 1/2 Tokens After Layer 2, Chen et al., ECCV 2024 (arXiv 2403.06764). The text ranks by attention received from all
 later tokens, the authors' code by the last token's row, averaged over heads; ours is the code's rule. In training,
 where the answer follows, the last token is that of the prompt. The row is computed from the previous layer's own
-projections, so any attention backend serves.
+projections, so any attention backend serves. Shares are rounded to the nearest, as in the port that its authors made
+for transformers; their first code takes a number of tokens, lmms-eval's rounds down.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
-from llava_prumerge.ops.token_schedule import constant
+from llava_prumerge.ops.token_schedule import constant, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class FastVSettings(BudgetSettings):
     )
     keep_ratio: float = setting(
         0.5,
-        "share of each sequence's visual tokens that stays, rounded up; without meaning where there is a budget",
+        "share of each sequence's visual tokens that stays, to the nearest token; without meaning where there is a budget",
         fraction(zero=True),
         source="paper",
         formerly="keep",
@@ -45,3 +46,7 @@ class FastV(PromptRankedPruner):
 
     def __init__(self, settings: FastVSettings, shape: DecoderShape) -> None:
         super().__init__(settings, shape, (settings.layer,), constant, settings.keep_ratio)
+
+    def rounding(self, share: float) -> int:
+        """To the nearest."""
+        return nearest(share)

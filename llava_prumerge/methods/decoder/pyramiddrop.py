@@ -2,9 +2,9 @@
 
 PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, Xing et al., CVPR
 2025 as "Conical Visual Concentration" (arXiv 2410.17247). As in the authors' code the ranking layer's own query and key projections
-score its input, averaged over heads, and the layer itself then runs on what is left. Departures: shares are rounded up
-where the code rounds down (equal for 576 tokens), and depths other than 32 layers take the stages at the same
-fractions.
+score its input, averaged over heads, the layer itself then runs on what is left, and shares are rounded down. The
+released scripts name layers 8, 16 and 24 for 32 layers and for the 40 of 13B models alike; models of fewer than 32
+layers take them at the same fractions of the depth (ours).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.token_schedule import at_depth, geometric
+from llava_prumerge.ops.token_schedule import at_depth, down, geometric
 
-STAGES = (8 / 32, 16 / 32, 24 / 32)
-"""The paper's layers 8, 16 and 24 of 32."""
+STAGES, DEPTH = (8, 16, 24), 32
+"""The released layers, and the depth from which on they are taken as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class PyramidDropSettings(BudgetSettings):
 
     layers: tuple[int, ...] | None = setting(
         None,
-        "the first layers of all stages but the first; null: 8, 16, 24 of 32 at the same fractions of the depth",
-        source="paper",
+        "the first layers of all stages but the first; null: 8, 16, 24, or the same fractions of fewer than 32 layers",
+        source="released code",
     )
     keep_ratio: float = setting(
         0.5,
-        "lambda, the share of its visual tokens that a stage leaves to the next, rounded up",
+        "lambda, the share of its visual tokens that a stage leaves to the next, rounded down",
         fraction(),
         source="paper",
         formerly="keep",
@@ -50,6 +50,13 @@ class PyramidDrop(PromptRankedPruner):
 
     def __init__(self, settings: PyramidDropSettings, shape: DecoderShape) -> None:
         layers = settings.layers
-        stages = [at_depth(stage, shape.layers) for stage in STAGES] if layers is None else sorted(set(layers))
+        if layers is None:
+            whole = shape.layers >= DEPTH
+            layers = STAGES if whole else tuple(at_depth(stage / DEPTH, shape.layers) for stage in STAGES)
+        stages = sorted(set(layers))
         curve = partial(geometric, drops=len(stages))
         super().__init__(settings, shape, stages, curve, settings.keep_ratio)
+
+    def rounding(self, share: float) -> int:
+        """Down."""
+        return down(share)

@@ -7,7 +7,8 @@ unnormalised weights, one extra token for everything dropped, no re-sorting.
 
 Departure from the released code: it pools the outlier fence over the batch and, for PruMerge+, works for one image only. Here the rule
 is applied to each image. On single images both are equal; where the release divides by zero (no outlier, a third of all tokens
-outliers) PruMerge+ uses the nearest stride that exists.
+outliers) PruMerge+ uses the nearest stride that exists. Where everything is kept the release still appends its extra token, of zeros:
+577 of 576. `forward` gives it as released; an image has no place for it in a prompt, so that `__call__` leaves it out.
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ class PruMerge(OutlierReducer):
         index, valid = pack(keep, priority, self.width(image, counts) + self.settings.extra)
         return self.merged(image, scores, index, valid, counts, ~keep)
 
+    def placed(self, reduced: Reduced, patches: int) -> Reduced:
+        """Without the extra token of zeros of an image that keeps everything, which has no place."""
+        features, valid, origin = reduced
+        return features[:, :patches], valid[:, :patches], origin[:, :patches]
+
     def width(self, image: VisionTokens, counts: Tensor) -> int:
         """Without the extra token, which no count includes."""
         size = super().width(image, counts)
@@ -131,9 +137,11 @@ class PruMerge(OutlierReducer):
     ) -> Reduced:
         """Merge into the tokens at index [N, K], and put the extra token after the last of them.
 
-        An image that keeps `counts` tokens ([N] or a number) has a place for the extra one in its row of index, unless
-        nothing was dropped.
+        An image that keeps `counts` tokens ([N] or a number) has a place for the extra one in its row of index. With a
+        budget of all tokens there is no extra one; where outliers and sample are everything, it is released as zeros.
         """
+        if self.settings.extra and self.budget is None and index.shape[1] == image.features.shape[1]:
+            index, valid = (torch.nn.functional.pad(part, (0, 1)) for part in (index, valid))
         mixing = nearest_weights(image.keys, scores, index, self.settings.neighbours, self.settings.merge, pool)
         origin = index.masked_fill(~valid, -1)
         if self.settings.extra:

@@ -3,9 +3,9 @@
 VisionZip: Longer is Better but Not Necessary in Vision Language Models, Yang et al., CVPR 2025 (arXiv 2412.04467). The
 rule is the authors' code (dvlab-research/VisionZip): attention and keys of the block whose output becomes the features
 (`attentions[-2]`, keys averaged over heads); contextual targets at an even stride of what is left; each other token
-goes to its most similar target, and the mean of a group is added to its target. Departure: the code passes on the class
-token as one of its dominant tokens ("54" are 53 patches and the class token); a reducer sees patches alone, so all
-dominant tokens are patches here.
+goes to its most similar target, and the mean of a group is added to its target. The class token is one of the dominant
+tokens and comes first ("54" are the class token and 53 patches); `class_token: false` keeps a patch in its stead, as
+is done for towers that have none. Departure: `merge: mean` and `none` are ours.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class VisionZipSettings(BlockSettings):
         fraction(),
         source="released code",
     )
+    class_token: bool = setting(
+        True, "the class token is one of the dominant tokens, where the tower has one", source="released code"
+    )
     merge: Literal["add", "mean", "none"] = setting(
         "add",
         "add puts the mean of a group on top of its target, mean averages target and group, none keeps the bare targets",
@@ -49,16 +52,22 @@ class VisionZip(BlockReducer):
     settings: VisionZipSettings
 
     def forward(self, image: VisionTokens) -> Reduced:
-        """-> features [N, K, C]; a contextual token's origin is its target."""
+        """-> features [N, K, C], the class token first with origin -1; a contextual token's origin is its target."""
         patches = image.features.shape[1]
         scores = self.attention(image)
         size = self.width(image, self.counts(image))
         contextual = 0 if size == patches else size - round(self.settings.share * size)
-        dominant = top_mask(scores, size - contextual)  # [N, P]
-        kept = pick(image.features, dominant, size - contextual)
+        takes = self.settings.class_token and size - contextual > 1 and size < patches
+        token = image.class_token if takes else None
+        number = size - contextual - (token is not None)
+        dominant = top_mask(scores, number)  # [N, P]
+        kept = pick(image.features, dominant, number)
+        if token is not None:
+            first = (token, torch.ones_like(dominant[:, :1]), torch.full_like(kept[2][:, :1], -1))
+            kept = tuple(torch.cat(pair, dim=1) for pair in zip(first, kept, strict=True))
         if not contextual:
             return kept
-        rest, _ = pack(~dominant, raster_priority(dominant), patches - size + contextual)  # [N, M] in raster order
+        rest, _ = pack(~dominant, raster_priority(dominant), patches - number)  # [N, M] in raster order
         targets = rest[:, :: rest.shape[1] // contextual][:, :contextual]
         if self.settings.merge == "none":
             merged = select(image.features, targets)
