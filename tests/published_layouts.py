@@ -26,6 +26,8 @@ from transformers import (
 )
 
 WORDS, ROWS, IMAGE, PAD = 320, 384, 320, 321  # 32000, 32064, 32000 and 32001 at real size
+SPACE, NORMAL_PIECE, LOWEST_SCORE = "▁", 1, -1e9
+RUNS = (2 * SPACE, 4 * SPACE, 3 * SPACE)  # in this order of their ids, as in Llama's model
 PATCHES, RANK, ALPHA = 16, 4, 8
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28)
 VISION |= dict(patch_size=7, projection_dim=16)
@@ -115,15 +117,16 @@ def adapters(seed: int = 1) -> dict[str, Tensor]:
 
 
 def sentencepiece_model() -> bytes:
-    """A tokenizer.model of 320 pieces with Llama's conventions."""
+    """A tokenizer.model of 320 pieces with Llama's conventions: runs of spaces have low ids and the lowest score of all."""
     import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
     lines = [f"the quick brown fox {i} jumps over the lazy dog {chr(97 + i % 26)}" for i in range(300)]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=written,
-        vocab_size=WORDS,
+        vocab_size=WORDS - len(RUNS),
         model_type="bpe",
         byte_fallback=True,
         character_coverage=1.0,
@@ -131,7 +134,16 @@ def sentencepiece_model() -> bytes:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    return written.getvalue()
+    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    pieces = list(model.pieces)
+    first = next(number for number, piece in enumerate(pieces) if piece.type == NORMAL_PIECE)
+    made = [type(pieces[0])(piece=run, score=LOWEST_SCORE, type=NORMAL_PIECE) for run in RUNS]
+    del model.pieces[:]
+    model.pieces.extend([*pieces[:first], *made, *pieces[first:]])
+    for piece in model.pieces:
+        if piece.piece == SPACE:
+            piece.score = LOWEST_SCORE
+    return model.SerializeToString()
 
 
 def write_tokenizer(folder: Path, model: bytes) -> None:
@@ -252,7 +264,7 @@ def write_llava_hf(folder: Path, model: Published, ours: Path, prefixes: list[tu
     config |= dict(text_config=text | dict(model_type="llama", torch_dtype="float16"), vocab_size=ROWS)
     config |= dict(vision_config=VISION | dict(model_type="clip_vision_model", vocab_size=32000))
     write_json(folder / "config.json", config | dict(image_seq_length=PATCHES))
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
         shutil.copyfile(ours / name, folder / name)
     return renamed
 

@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGen
 from llava_prumerge.methods.base import DecoderPruner
 from llava_prumerge.methods.registry import method_names
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.processors import make_processor
 
 IMAGE, PATCHES = 99, 16
 REDUCTIONS: dict[str, dict[str, Any]] = {

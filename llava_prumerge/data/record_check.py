@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.conversation import IGNORE_INDEX, IMAGE_MARKER, MaskError, encode_training, truncate
+from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError, encode_training, truncate
 from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image, shown
 from llava_prumerge.data.images import decode_image, describe_file
 from llava_prumerge.data.records import RecordError
@@ -70,15 +70,15 @@ class Checker:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
+        from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckError(f"{self.tokenizer_path} holds no tokenizer that can be read: {reason}") from None
-        # As a model has it that is put together from its parts: text that holds one of them is refused.
-        tokenizer.add_tokens([IMAGE_MARKER, "<pad>"], special_tokens=True)
+            tokenizer = load_tokenizer(self.tokenizer_path)
+        except TokenizerError as error:
+            raise CheckError(str(error)) from None
+        add_image_tokens(
+            tokenizer
+        )  # as a model has it that is put together from its parts: text that holds one is refused
         return tokenizer
 
     def __call__(self, index: int, row: Mapping[str, Any]) -> Checked:

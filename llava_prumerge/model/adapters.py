@@ -31,6 +31,7 @@ from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.processors import save_processor
 from llava_prumerge.model.weight_files import (
     check_fit,
     check_weight_file,
@@ -126,7 +127,7 @@ def save_adapter(
         settings.inference_mode, settings.base_model_name_or_path = True, base.model
         settings.save_pretrained(str(folder))
     inference_config(plain_model(model)).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_processor(processor, folder)
     write_base(base, folder)
 
 
@@ -143,7 +144,7 @@ def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | Non
         model.save_pretrained(folder, state_dict=state, save_original_format=False)
     finally:
         model.config = config
-    processor.save_pretrained(folder)
+    save_processor(processor, folder)
 
 
 def load_complete(model: nn.Module, folder: Path) -> None:

@@ -9,25 +9,22 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     GenerationConfig,
     LlamaForCausalLM,
     LlavaConfig,
-    LlavaImageProcessorPil,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
 
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, load_tower
+from llava_prumerge.model.parts import assembled_config, load_image_processor, load_tower
+from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
 PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
 BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
-PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -90,30 +87,6 @@ def _load_whole(
     return model, load_processor(path, config)
 
 
-def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
-    """The processor saved beside a checkpoint, with LLaVA-1.5's padding to a square switched on."""
-    with in_one_line(path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    return make_processor(tokenizer, load_image_processor(path), config)
-
-
-def make_processor(tokenizer: PreTrainedTokenizerBase, image_processor: Any, config: LlavaConfig) -> LlavaProcessor:
-    """A stock LlavaProcessor that expands each image to image_seq_length placeholders and pads it to a square.
-
-    Stock image processors of CLIP and of Llava crop what LLaVA-1.5 was trained to pad, so the switch is saved with the checkpoint.
-    """
-    values = image_processor.to_dict()
-    if values["image_processor_type"].startswith(("CLIP", "Llava")):
-        image_processor = LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
-    )
-
-
 def assemble(
     language_model: str | Path,
     vision_tower: str | Path,
@@ -139,14 +112,7 @@ def assemble(
         LoadingError: the language model's folder has no tokenizer, or the projector does not fit.
     """
     dtype = parse_dtype(dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(language_model)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LoadingError(
-            f"language model {language_model}: no tokenizer there can be read (tokenizer.json or tokenizer.model): {reason}"
-        ) from error
-    add_special_tokens(tokenizer)
+    tokenizer = read_tokenizer(language_model)
     llama = load_strictly(LlamaForCausalLM, language_model, dtype=dtype, attn_implementation=attn)
     tower = load_tower(vision_tower, dtype, attn)
     config = assembled_config(llama.config, tower.config, tokenizer, reduction)

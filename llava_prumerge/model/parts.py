@@ -20,8 +20,8 @@ from transformers import (
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.open_clip import OpenClipFolder
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+from llava_prumerge.text.tokenizers import IMAGE_TOKEN
 
-IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
 # What a whole CLIP or SigLIP holds beside its vision tower.
 UNUSED_BY_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
@@ -55,12 +55,6 @@ def load_image_processor(path: str | Path) -> Any:
         return CLIPImageProcessorPil(**OpenClipFolder(path).pixels())
     with in_one_line(path):
         return AutoImageProcessor.from_pretrained(path, backend="pil")
-
-
-def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer an image and a padding token, at the end of its vocabulary where it has none; others stay."""
-    tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)
-    tokenizer.pad_token = PAD_TOKEN
 
 
 def vocabulary_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:

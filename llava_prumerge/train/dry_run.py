@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, Trainer
+from transformers import AutoConfig, Trainer
 
 from llava_prumerge.data.hub_files import folder_of, is_offline
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import load_processor, make_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.parts import add_special_tokens, assembled_config, load_image_processor, read_tower_config
+from llava_prumerge.model.parts import assembled_config, load_image_processor, read_tower_config
+from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps, method_name
 from llava_prumerge.train.assembly import build_dataset
 from llava_prumerge.train.estimate import Kept, describe_memory, kept_tokens, shape_of
@@ -92,8 +92,7 @@ def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, 
         reduction = stored if arguments.reduction is None else arguments.reduction
         return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(folder, config)
     language, tower = (folder_of(key, str(getattr(arguments, key))) for key in ("language_model", "vision_tower"))
-    tokenizer = AutoTokenizer.from_pretrained(language)
-    add_special_tokens(tokenizer)
+    tokenizer = read_tokenizer(language)
     text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
     config = assembled_config(text, vision, tokenizer, arguments.reduction)
     return config, make_processor(tokenizer, load_image_processor(tower), config)

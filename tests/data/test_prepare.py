@@ -130,7 +130,7 @@ def test_what_cannot_be_checked_is_one_line(
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert check(GOOD, "--template", "vicuna_v7") == 2 and "vicuna_v7" in capsys.readouterr().err
     assert check(GOOD, "--tokenizer", str(tmp_path / "hollow")) == 2
-    assert "hollow holds no tokenizer that can be read" in capsys.readouterr().err
+    assert "hollow: no tokenizer there can be read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         check(GOOD, "--report", "report.txt")
     assert "'report.txt' must end in .json" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-    from llava_prumerge.model.loading import make_processor
+    from llava_prumerge.model.processors import make_processor
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model = tiny_model(REDUCTION)

@@ -64,7 +64,13 @@ def test_a_release_is_the_trained_model(
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.json", "generation_config.json", "method.yaml", "model.safetensors"),
-        *("processor_config.json", "release.json", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "preprocessor_config.json",
+            "processor_config.json",
+            "release.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
     }
     assert yaml.safe_load((out / "method.yaml").read_text()) == REDUCTION
     assert json.loads((out / "config.json").read_text())["reduction"] == REDUCTION

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 
 from llava_prumerge.model.adapters import Base, load_adapter, save_adapter
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.loading import load_model, load_projector
+from llava_prumerge.model.weight_files import LoadingError
 
 Convert = Callable[..., list[str]]
 
@@ -126,7 +126,7 @@ def test_what_a_release_lacks_is_named_and_taken_from_another(
     (tmp_path / "release" / missing).unlink()
     options = [*base_of(sources), "--reduction", "prumerge"]
     if missing != "config.json":
-        with pytest.raises(CheckpointError, match=rf"release: no {missing}.*--missing-from"):
+        with pytest.raises(LoadingError, match=rf"release: no {missing}.*--missing-from"):
             convert(tmp_path / "release", tmp_path / "nothing", *options)
     caplog.set_level(logging.WARNING)
     said = convert(tmp_path / "release", tmp_path / "ours", *options, "--missing-from", sources / "lora")
@@ -204,7 +204,7 @@ def test_a_methods_parameters_are_merged_and_have_no_place_elsewhere(
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert merged.config.reduction == block and (merged.get_parameter(names[0]) == 0.5).all()
     for source in ("ours", "merged"):
-        with pytest.raises(CheckpointError, match="no place for the method's .*pruner.*--reduction none"):
+        with pytest.raises(LoadingError, match="no place for the method's .*pruner.*--reduction none"):
             convert(tmp_path / source, tmp_path / "original", "--to", "original")
     convert(tmp_path / "merged", tmp_path / "original", "--to", "original", "--reduction", "none")
     assert "reduction" not in json.loads((tmp_path / "original" / "config.json").read_text())

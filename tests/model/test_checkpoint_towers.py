@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, CLIPVisionModel
 
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.weight_files import LoadingError
 
 open_clip = pytest.importorskip("open_clip")
 Convert = Callable[..., list[str]]
@@ -95,7 +95,7 @@ def test_the_result_is_a_vision_tower(
     clip: torch.nn.Module, hidden: list[Tensor], sources: Path, convert: Convert, tmp_path: Path
 ) -> None:
     source, _ = write(tmp_path, clip, "safetensors")
-    with pytest.raises(CheckpointError, match="is open_clip's; convert it first"):
+    with pytest.raises(LoadingError, match="is open_clip's; convert it first"):
         convert(sources / "original", tmp_path / "llava", "--vision-tower", source)
     convert(source, tmp_path / "clip")
     convert(sources / "original", tmp_path / "llava", "--vision-tower", tmp_path / "clip")
@@ -108,29 +108,29 @@ def test_the_result_is_a_vision_tower(
 def test_towers_that_cannot_be_converted_are_refused(clip: torch.nn.Module, convert: Convert, tmp_path: Path) -> None:
     file, options = write(tmp_path, clip, "checkpoint")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(CheckpointError, match="--open-clip-model names its architecture"):
+    with pytest.raises(LoadingError, match="--open-clip-model names its architecture"):
         convert(file, tmp_path / "t")
-    with pytest.raises(CheckpointError, match="'ViT-nothing'"):
+    with pytest.raises(LoadingError, match="'ViT-nothing'"):
         convert(file, tmp_path / "t", "--open-clip-model", "ViT-nothing")
-    with pytest.raises(CheckpointError, match="becomes a CLIP folder and nothing else"):
+    with pytest.raises(LoadingError, match="becomes a CLIP folder and nothing else"):
         convert(file, tmp_path / "t", "--to", "original", *options)
     deeper = SETTINGS | {"vision_cfg": SETTINGS["vision_cfg"] | {"layers": 4}}
     (tmp_path / "model.json").write_text(json.dumps(deeper))
-    with pytest.raises(CheckpointError, match=r"epoch_3.pt lacks visual.transformer.resblocks.3"):
+    with pytest.raises(LoadingError, match=r"epoch_3.pt lacks visual.transformer.resblocks.3"):
         convert(file, tmp_path / "t", *options)
     shallower = SETTINGS | {"vision_cfg": SETTINGS["vision_cfg"] | {"layers": 2}}
     (tmp_path / "model.json").write_text(json.dumps(shallower))
-    with pytest.raises(CheckpointError, match=r"holds .*visual.transformer.resblocks.2.*has 2 layers"):
+    with pytest.raises(LoadingError, match=r"holds .*visual.transformer.resblocks.2.*has 2 layers"):
         convert(file, tmp_path / "t", *options)
     narrower = SETTINGS | {"vision_cfg": SETTINGS["vision_cfg"] | {"width": 16}}
     (tmp_path / "model.json").write_text(json.dumps(narrower))
-    with pytest.raises(CheckpointError, match=r"epoch_3.pt: .* is \(32,\), the configuration makes it \(16,\)"):
+    with pytest.raises(LoadingError, match=r"epoch_3.pt: .* is \(32,\), the configuration makes it \(16,\)"):
         convert(file, tmp_path / "t", *options)
     pooled = SETTINGS | {"vision_cfg": SETTINGS["vision_cfg"] | {"pool_type": "avg"}}
     (tmp_path / "model.json").write_text(json.dumps(pooled))
-    with pytest.raises(CheckpointError, match=r"pool_type='avg' has no counterpart"):
+    with pytest.raises(LoadingError, match=r"pool_type='avg' has no counterpart"):
         convert(file, tmp_path / "t", *options)
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="epoch_3.pt is truncated"):
+    with pytest.raises(LoadingError, match="epoch_3.pt is truncated"):
         convert(file, tmp_path / "t", *options)
     assert sorted(tmp_path.iterdir()) == before

@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-    from llava_prumerge.model.loading import make_processor
+    from llava_prumerge.model.processors import make_processor
 
     path = tmp_path_factory.mktemp("llava")
     model = tiny_model(OWN_BLOCK)

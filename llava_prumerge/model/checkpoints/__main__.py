@@ -22,11 +22,11 @@ import yaml
 from llava_prumerge.methods.base import VisionReducer
 from llava_prumerge.methods.registry import discover
 from llava_prumerge.model.checkpoints.convert import TARGETS, convert
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import check_reduction
-from llava_prumerge.model.loading import DTYPES, LoadingError
+from llava_prumerge.model.loading import DTYPES
+from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.ops.errors import ReductionError
 
 GIGABYTE = 10**9
@@ -83,18 +83,18 @@ def reduction_of(word: str | None) -> dict[str, Any] | None:
     """The block of a method's name or of a file as in configs/method; {} for `none`, None for nothing said.
 
     Raises:
-        CheckpointError: neither a method nor a file.
+        LoadingError: neither a method nor a file.
     """
     if word is None or word == "none":
         return None if word is None else {}
     if Path(word).suffix in (".yaml", ".yml"):
         if not Path(word).is_file():
-            raise CheckpointError(f"--reduction {word} does not exist")
+            raise LoadingError(f"--reduction {word} does not exist")
         block = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
         return check_reduction(block.get("reduction", block) if isinstance(block, dict) else {"vision": block})
     methods = discover()
     if word not in methods:
-        raise CheckpointError(f"--reduction {word} is no method and no YAML file; methods are: {', '.join(methods)}")
+        raise LoadingError(f"--reduction {word} is no method and no YAML file; methods are: {', '.join(methods)}")
     return {"vision" if issubclass(methods[word], VisionReducer) else "decoder": {"name": word}}
 
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_prumerge.ground.files import write_json
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.weights import read_json
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.parts import IMAGE_TOKEN, PAD_TOKEN, add_special_tokens, assembled_config
+from llava_prumerge.model.parts import assembled_config
+from llava_prumerge.model.weight_files import LoadingError
+from llava_prumerge.text.tokenizers import FAST_FILE, IMAGE_TOKEN, MODEL_FILE, PAD_TOKEN, save_tokenizer
 
 LOGGER = logging.getLogger(__name__)
 ORIGINAL_TYPES = ("llava", "llava_llama")  # LLaVA to 1.1, from 1.2 on
 CLIP_NAME = "openai/clip-vit-large-patch14-336"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 _ACCEPTED: dict[str, tuple[Any, ...]] = {  # LLaVA's switches, and the values that our model is equal to
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_vision_select_feature": ("patch", None),
@@ -57,6 +57,7 @@ _TOKENIZER_KEYS = (  # of tokenizer_config.json; transformers' later ones would 
     "add_bos_token",
     "add_eos_token",
     "clean_up_tokenization_spaces",
+    "legacy",
 )
 
 
@@ -88,23 +89,23 @@ def check_original(config: dict[str, Any], file: Path) -> None:
     """Refuse LLaVAs that are built otherwise.
 
     Raises:
-        CheckpointError: with the key of the file and what is accepted.
+        LoadingError: with the key of the file and what is accepted.
     """
     for key, accepted in _ACCEPTED.items():
         value = config.get(key)
         if value not in accepted and not (key == "mm_projector_type" and key not in config):
-            raise CheckpointError(f"{file}: {key} is {value!r}; converted are {' and '.join(map(repr, accepted))}")
+            raise LoadingError(f"{file}: {key} is {value!r}; converted are {' and '.join(map(repr, accepted))}")
 
 
 def text_config(config: dict[str, Any], file: Path) -> LlamaConfig:
     """The language model's part of an original config.json, or of a plain Llama's.
 
     Raises:
-        CheckpointError: a size is missing.
+        LoadingError: a size is missing.
     """
     for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if not isinstance(config.get(key), int):
-            raise CheckpointError(f"{file} has no {key}")
+            raise LoadingError(f"{file} has no {key}")
     values = {key: config[key] for key in _TEXT_KEYS if config.get(key) is not None}
     return LlamaConfig(**values, dtype=config.get("dtype") or config.get("torch_dtype"))
 
@@ -120,11 +121,11 @@ def whole_config(
     """Our configuration of the parts.
 
     Raises:
-        CheckpointError: the tower is another than the projector was made for.
+        LoadingError: the tower is another than the projector was made for.
     """
     wide = original.get("mm_hidden_size")
     if wide not in (None, vision.hidden_size):
-        raise CheckpointError(f"{file}: mm_hidden_size is {wide}, but the vision tower is {vision.hidden_size} wide")
+        raise LoadingError(f"{file}: mm_hidden_size is {wide}, but the vision tower is {vision.hidden_size} wide")
     config = assembled_config(text, vision, tokenizer, reduction)
     config.vision_feature_layer = original.get("mm_vision_select_layer", -2)
     config.dtype = config.text_config.dtype = text.dtype
@@ -133,27 +134,9 @@ def whole_config(
 
 def find_tokenizer(folders: list[Path | None]) -> Path | None:
     """The first folder with a tokenizer in it."""
-    return next((f for f in folders if f is not None and any((f / name).is_file() for name in TOKENIZER_FILES)), None)
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A folder's tokenizer, with the image and padding tokens.
-
-    A tokenizer.model alone is read as Llama's: beside a LLaVA's config.json, AutoTokenizer takes a general class that leaves out
-    the space before the first word.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    reader = AutoTokenizer if (folder / "tokenizer.json").is_file() else LlamaTokenizer
-    try:
-        tokenizer = reader.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
-    add_special_tokens(tokenizer)
-    return tokenizer
+    return next(
+        (f for f in folders if f is not None and any((f / name).is_file() for name in (FAST_FILE, MODEL_FILE))), None
+    )
 
 
 def rows_without_ours(config: PruMergeLlavaConfig, tokenizer: PreTrainedTokenizerBase | UnreadTokenizer) -> int:
@@ -176,11 +159,11 @@ def original_config(
     values: dict[str, Any] = {key: text[key] for key in _TEXT_KEYS if text.get(key) is not None}
     rope = text.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"rope_parameters {rope} have no place in the original layout")
+        raise LoadingError(f"rope_parameters {rope} have no place in the original layout")
     if rope.get("rope_theta", 10000.0) != 10000.0:
         values["rope_theta"] = rope["rope_theta"]
     if text.get("head_dim") not in (None, text["hidden_size"] // text["num_attention_heads"]):
-        raise CheckpointError(f"head_dim {text['head_dim']} has no place in the original layout")
+        raise LoadingError(f"head_dim {text['head_dim']} has no place in the original layout")
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     values |= {"vocab_size": rows, "pad_token_id": 0, "use_cache": True, "torch_dtype": dtype}
     values |= {
@@ -218,7 +201,7 @@ def write_original_tokenizer(
     Args:
         remembered: tokenizer_config.json as it was before the model was converted.
     """
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     for name in ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"):
         (folder / name).unlink(missing_ok=True)
     file = folder / "tokenizer.json"
@@ -232,7 +215,7 @@ def write_original_tokenizer(
     plain = source / "tokenizer.model"
     if plain.is_file():
         shutil.copyfile(plain, folder / plain.name)
-        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+        settings["tokenizer_class"] = "LlamaTokenizer"
     else:
         LOGGER.warning("%s has no tokenizer.model, which LLaVA's own code reads; tokenizer.json goes out alone", source)
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"

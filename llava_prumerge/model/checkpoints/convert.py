@@ -9,7 +9,6 @@ from pathlib import Path
 from llava_prumerge.ground.files import check_free
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from llava_prumerge.model.checkpoints.configs import is_original
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.parts_targets import plan_parts, write_parts
 from llava_prumerge.model.checkpoints.request import Parts, Request, Whole
 from llava_prumerge.model.checkpoints.targets import plan_whole, write_whole
@@ -27,6 +26,7 @@ from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN, read_whole
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE
 from llava_prumerge.model.open_clip import OpenClipFolder
+from llava_prumerge.model.weight_files import LoadingError
 
 LOGGER = logging.getLogger(__name__)
 TARGETS = ("ours", "original", "llava-hf")
@@ -45,26 +45,26 @@ def convert(request: Request) -> list[str]:
     """Convert. -> in a dry run a line for each tensor, otherwise what was written and where from
 
     Raises:
-        CheckpointError: with file and key; nothing is then left behind.
+        LoadingError: with file and key; nothing is then left behind.
     """
     if request.to not in TARGETS:
-        raise CheckpointError(f"--to {request.to!r} is not one of {', '.join(TARGETS)}")
+        raise LoadingError(f"--to {request.to!r} is not one of {', '.join(TARGETS)}")
     if request.target is None and not request.dry_run:
-        raise CheckpointError("name the folder to make, or give --dry-run")
+        raise LoadingError("name the folder to make, or give --dry-run")
     if request.target is not None:
         check_free(request.target)
     kind = kind_of(request.source)
     if kind == "open_clip":
         return _convert_tower(request)
     if kind.endswith(f"-{request.to}") and not request.merge and not request.dry_run:
-        raise CheckpointError(f"{request.source} is in the {request.to} layout already; --to takes another")
+        raise LoadingError(f"{request.source} is in the {request.to} layout already; --to takes another")
     made = READERS[kind](request)
     if isinstance(made, Parts) and request.merge:
         made = merge(made)
     elif request.merge:
-        raise CheckpointError(f"{request.source} is a whole model: there is nothing to merge")
+        raise LoadingError(f"{request.source} is a whole model: there is nothing to merge")
     if (request.with_vision or request.keep_rows) and (request.to != "original" or isinstance(made, Parts)):
-        raise CheckpointError("--with-vision and --keep-rows are for whole models that go --to original")
+        raise LoadingError("--with-vision and --keep-rows are for whole models that go --to original")
     if isinstance(made, Whole):
         lines = [str(entry) for entry in plan_whole(made, request)]
     else:
@@ -78,7 +78,7 @@ def convert(request: Request) -> list[str]:
 
 def _convert_tower(request: Request) -> list[str]:
     if request.to != "ours" or request.merge:
-        raise CheckpointError(f"{request.source} is an open_clip checkpoint; it becomes a CLIP folder and nothing else")
+        raise LoadingError(f"{request.source} is an open_clip checkpoint; it becomes a CLIP folder and nothing else")
     config, weights, pixels = read_tower(request)
     lines = plan_tower(weights)
     if request.dry_run:
@@ -91,14 +91,12 @@ def kind_of(source: Path) -> str:
     """What a source is, by the files in it: a kind of READERS, or open_clip.
 
     Raises:
-        CheckpointError: nothing that can be converted.
+        LoadingError: nothing that can be converted.
     """
     if source.is_file():
         return _kind_of_file(source)
     if not source.is_dir():
-        raise CheckpointError(
-            f"{source} does not exist; `hf download NAME --local-dir FOLDER` fetches a name of the Hub"
-        )
+        raise LoadingError(f"{source} does not exist; `hf download NAME --local-dir FOLDER` fetches a name of the Hub")
     holds = {file.name for file in source.iterdir()}
     if OpenClipFolder.is_one(source):
         return "open_clip"
@@ -111,7 +109,7 @@ def kind_of(source: Path) -> str:
     if PROJECTOR_FILE in holds and not has_weights(source):
         return "projector-ours"
     if "config.json" not in holds:
-        raise CheckpointError(f"{source} holds no config.json, no adapters, no projector and no open_clip model")
+        raise LoadingError(f"{source} holds no config.json, no adapters, no projector and no open_clip model")
     config = read_json(source / "config.json")
     if is_original(config):
         return "whole-original"

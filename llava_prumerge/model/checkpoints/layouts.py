@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.weights import Stored
+from llava_prumerge.model.weight_files import LoadingError
 
 TEXT, HEAD = "model.language_model.", "lm_head."
 TOWER, PROJECTOR, REDUCER = "model.vision_tower.", "model.multi_modal_projector.", "model.reducer."
@@ -67,11 +67,11 @@ def key_of(layout: str, name: str) -> str:
     """What a layout calls a parameter of ours.
 
     Raises:
-        CheckpointError: the layout has no place for it.
+        LoadingError: the layout has no place for it.
     """
     fitting = [(ours, theirs) for theirs, ours in LAYOUTS[layout] if name.startswith(ours)]
     if not fitting or (layout != "ours" and name.startswith(PRUNER)):
-        raise CheckpointError(f"the {layout} layout has no place for {name}")
+        raise LoadingError(f"the {layout} layout has no place for {name}")
     ours, theirs = max(fitting, key=lambda pair: len(pair[0]))  # the first of the longest
     return theirs + name.removeprefix(ours)
 
@@ -93,7 +93,7 @@ def recognise(tensors: Iterable[Stored], candidates: Iterable[str]) -> str:
     """The layout of a checkpoint, by its keys.
 
     Raises:
-        CheckpointError: no candidate, or keys of two layouts in one checkpoint.
+        LoadingError: no candidate, or keys of two layouts in one checkpoint.
     """
     tensors = [item for item in tensors if not UNUSED.search(item.key)]
     known = {layout: [item for item in tensors if names_of(layout, item.key)] for layout in candidates}
@@ -103,6 +103,6 @@ def recognise(tensors: Iterable[Stored], candidates: Iterable[str]) -> str:
         others = [layout for layout in LAYOUTS if layout != "tower" and names_of(layout, strangers[0].key)]
         belongs = f"the {others[0]} layout" if others else "no layout that is known"
         if len(strangers) == len(tensors):
-            raise CheckpointError(f"{strangers[0]} is of {belongs}; expected is {' or '.join(known)}")
-        raise CheckpointError(f"{strangers[0]} is of {belongs}, the rest is of the {best} layout: two are mixed")
+            raise LoadingError(f"{strangers[0]} is of {belongs}; expected is {' or '.join(known)}")
+        raise LoadingError(f"{strangers[0]} is of {belongs}, the rest is of the {best} layout: two are mixed")
     return best

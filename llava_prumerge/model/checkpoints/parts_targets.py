@@ -12,7 +12,6 @@ from llava_prumerge.ground.files import whole_folder, write_json
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, write_base
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours
-from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.plan import Entry
 from llava_prumerge.model.checkpoints.request import RECORD_FILE, Parts, Request, Whole
 from llava_prumerge.model.checkpoints.targets import tower_name
@@ -20,21 +19,23 @@ from llava_prumerge.model.checkpoints.trained_parts import NON_LORA, PEFT
 from llava_prumerge.model.checkpoints.weights import Reader
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN
 from llava_prumerge.model.checkpoints.writing import write_tensors
-from llava_prumerge.model.loading import PROJECTOR_FILE, make_processor
+from llava_prumerge.model.loading import PROJECTOR_FILE
+from llava_prumerge.model.processors import make_processor, save_processor
+from llava_prumerge.model.weight_files import LoadingError, name_first
 
 
 def plan_parts(parts: Parts, request: Request) -> dict[str, list[Entry]]:
     """The tensors of each file of the result.
 
     Raises:
-        CheckpointError: the target's layout has no place for a parameter.
+        LoadingError: the target's layout has no place for a parameter.
     """
     original = request.to == "original"
     if request.to == "llava-hf":
-        raise CheckpointError("llava-hf has no layout for adapters or projectors alone; --merge makes a whole model")
+        raise LoadingError("llava-hf has no layout for adapters or projectors alone; --merge makes a whole model")
     if original and parts.method:
-        raise CheckpointError(
-            f"the original layout has no place for the method's {first_few(sorted(parts.method))}; --reduction none leaves them out"
+        raise LoadingError(
+            f"the original layout has no place for the method's {name_first(sorted(parts.method))}; --reduction none leaves them out"
         )
     adapter, projector = [], []
     for name, item in parts.adapter.items():
@@ -103,7 +104,7 @@ def _write_our_sides(parts: Parts, folder: Path) -> None:
     whole = parts.whole
     whole.config.architectures = ["PruMergeLlavaForConditionalGeneration"]
     whole.config.save_pretrained(folder)
-    make_processor(whole.tokenizer, whole.image_processor, whole.config).save_pretrained(folder)
+    save_processor(make_processor(whole.tokenizer, whole.image_processor, whole.config), folder)
     write_base(parts.base, folder)
 
 

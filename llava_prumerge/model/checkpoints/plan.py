@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
-from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.layouts import VOCABULARY, called, is_unused, key_of, names_of
 from llava_prumerge.model.checkpoints.weights import Reader, Stored
+from llava_prumerge.model.weight_files import LoadingError, name_first
 
 ROWS_AT_ONCE = 4096  # rows that are raised to float64 together, for the mean row
 Make = Callable[..., Tensor]
@@ -49,13 +49,13 @@ class Entry:
         """Read and make it.
 
         Raises:
-            CheckpointError: what was made is not what was planned.
+            LoadingError: what was made is not what was planned.
         """
         read = [reader.read(source) for source in self.sources]
         made = read[0] if self.make is None else self.make(*read)
         made = made.to(self.dtype)
         if tuple(made.shape) != self.shape:
-            raise CheckpointError(f"{self.sources[0]} gave {tuple(made.shape)}; {self.key} is {self.shape}")
+            raise LoadingError(f"{self.sources[0]} gave {tuple(made.shape)}; {self.key} is {self.shape}")
         return made
 
     def read_bytes(self, reader: Reader) -> memoryview:
@@ -85,7 +85,7 @@ def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int
         prefix: taken off each key first.
 
     Raises:
-        CheckpointError: a key the model does not have, one that comes twice, or one of another shape.
+        LoadingError: a key the model does not have, one that comes twice, or one of another shape.
     """
     found: Named = {}
     for item in tensors:
@@ -93,13 +93,13 @@ def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int
             continue
         names = [name for name in names_of(layout, item.key.removeprefix(prefix)) if name in shapes]
         if not names:
-            raise CheckpointError(f"{item} is no parameter of this model ({layout} layout)")
+            raise LoadingError(f"{item} is no parameter of this model ({layout} layout)")
         name = names[0]
         if name in found:
-            raise CheckpointError(f"{item} and {found[name].sources[0]} are the same parameter, {name}")
+            raise LoadingError(f"{item} and {found[name].sources[0]} are the same parameter, {name}")
         given, needed = (item.shape, shapes[name]) if name not in VOCABULARY else (item.shape[1:], shapes[name][1:])
         if given != needed:
-            raise CheckpointError(f"{item} is {item.shape}, the configuration makes it {shapes[name]}")
+            raise LoadingError(f"{item} is {item.shape}, the configuration makes it {shapes[name]}")
         found[name] = Entry(name, item.shape, item.dtype, (item,))
     return found
 
@@ -111,11 +111,11 @@ def check_complete(found: Named, shapes: Mapping[str, tuple[int, ...]], where: s
         layouts: of the sources, to name what is missing as its files would.
 
     Raises:
-        CheckpointError: with the first names that are missing and where they should have come from.
+        LoadingError: with the first names that are missing and where they should have come from.
     """
     missing = [name for name in shapes if name not in found]
     if missing:
-        raise CheckpointError(f"{where} lacks {first_few([called(name, layouts) for name in missing])}")
+        raise LoadingError(f"{where} lacks {name_first([called(name, layouts) for name in missing])}")
 
 
 def with_rows(entry: Entry, rows: int) -> Entry:

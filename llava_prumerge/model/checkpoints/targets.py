@@ -17,12 +17,13 @@ from llava_prumerge.model.checkpoints.configs import (
     rows_without_ours,
     write_original_tokenizer,
 )
-from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.plan import Entry, with_dtype, with_keys, with_vocabulary
 from llava_prumerge.model.checkpoints.request import RECORD_FILE, Request, Whole
 from llava_prumerge.model.checkpoints.weights import Reader
 from llava_prumerge.model.checkpoints.writing import write_model
-from llava_prumerge.model.loading import make_processor
+from llava_prumerge.model.processors import make_processor, save_processor
+from llava_prumerge.model.weight_files import LoadingError, name_first
+from llava_prumerge.text.tokenizers import MODEL_FILE
 
 KEYS = {"ours": "ours", "original": "original", "llava-hf": "hf-older"}  # by --to
 
@@ -31,14 +32,14 @@ def plan_whole(whole: Whole, request: Request) -> list[Entry]:
     """The tensors of the result.
 
     Raises:
-        CheckpointError: the target's layout has no place for a parameter.
+        LoadingError: the target's layout has no place for a parameter.
     """
     found = whole.found
     if request.to != "ours":
         method = [name for name in found if name.startswith(METHOD_PREFIXES)]
         if method:
-            raise CheckpointError(
-                f"the {request.to} layout has no place for the method's {first_few(method)}; --reduction none leaves them out"
+            raise LoadingError(
+                f"the {request.to} layout has no place for the method's {name_first(method)}; --reduction none leaves them out"
             )
     if request.to == "original":
         if not request.with_vision:
@@ -73,14 +74,15 @@ def write_our_sides(whole: Whole, request: Request, folder: Path) -> None:
     else:
         config.architectures = ["PruMergeLlavaForConditionalGeneration"]
     config.save_pretrained(folder)
-    make_processor(whole.tokenizer, whole.image_processor, whole.config).save_pretrained(folder)
+    processor = make_processor(whole.tokenizer, whole.image_processor, whole.config)
+    save_processor(processor, folder, class_by_model=request.to == "llava-hf")
     ids = {key: getattr(whole.tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(folder)
+    plain = whole.tokenizer_folder / MODEL_FILE
+    if plain.is_file():  # unused here; LLaVA's own code wants it after the way back
+        shutil.copyfile(plain, folder / plain.name)
     if request.to == "ours":
         write_json(folder / RECORD_FILE, dataclasses.asdict(whole.record))
-        plain = whole.tokenizer_folder / "tokenizer.model"
-        if plain.is_file():  # unused here; LLaVA's own code wants it after the way back
-            shutil.copyfile(plain, folder / plain.name)
 
 
 def write_original_sides(whole: Whole, request: Request, folder: Path) -> None:
@@ -109,7 +111,7 @@ def tower_name(whole: Whole, request: Request) -> str:
     """What LLaVA's code should load as the vision tower, which its layout does not hold.
 
     Raises:
-        CheckpointError: nobody said, and it is not the shape of LLaVA-1.5's.
+        LoadingError: nobody said, and it is not the shape of LLaVA-1.5's.
     """
     if request.vision_tower is not None:
         return str(request.vision_tower)
@@ -118,4 +120,4 @@ def tower_name(whole: Whole, request: Request) -> str:
     vision = whole.config.vision_config
     if (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 336, 14):
         return CLIP_NAME
-    raise CheckpointError(f"{request.source} does not say which CLIP it has: --vision-tower names it")
+    raise LoadingError(f"{request.source} does not say which CLIP it has: --vision-tower names it")

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava_prumerge.ground.files import whole_folder
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, read_checkpoint
 from llava_prumerge.model.weight_files import LoadingError
@@ -24,7 +23,7 @@ def read_tower(request: Request) -> tuple[CLIPVisionConfig, dict[str, Tensor], d
     """The tower's configuration, its weights under CLIPVisionModel's names, and the image processor's settings.
 
     Raises:
-        CheckpointError: no architecture, a part that CLIPVisionModel lacks, or a key that is missing.
+        LoadingError: no architecture, a part that CLIPVisionModel lacks, or a key that is missing.
     """
     source = request.source
     if OpenClipFolder.is_one(source):
@@ -32,7 +31,7 @@ def read_tower(request: Request) -> tuple[CLIPVisionConfig, dict[str, Tensor], d
         settings, preprocess = folder.model, folder.preprocess
         file = next((f for name in folder.WEIGHTS if (f := source / name).is_file()), None)
         if file is None:
-            raise CheckpointError(f"{source} has none of {', '.join(folder.WEIGHTS)}")
+            raise LoadingError(f"{source} has none of {', '.join(folder.WEIGHTS)}")
     else:
         settings, preprocess, file = architecture(request), {}, source
     weights = _mapped(file)
@@ -41,9 +40,9 @@ def read_tower(request: Request) -> tuple[CLIPVisionConfig, dict[str, Tensor], d
             weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
         )
     except KeyError as error:
-        raise CheckpointError(f"{file} lacks visual.{error.args[0]}") from error
+        raise LoadingError(f"{file} lacks visual.{error.args[0]}") from error
     except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise LoadingError(f"{file}: {error}") from error
     _check_shapes(config, converted, weights, file)
     side = {"shortest_edge": config.image_size}, {"height": config.image_size, "width": config.image_size}
     pixels: dict[str, Any] = {"size": side[0], "crop_size": side[1]}
@@ -59,12 +58,10 @@ def _check_shapes(
     needed = {name.removeprefix(KEY_PREFIX): tuple(value.shape) for name, value in tower.state_dict().items()}
     for name, value in converted.items():
         if tuple(value.shape) != needed.get(name):
-            raise CheckpointError(
-                f"{file}: {name} is {tuple(value.shape)}, the configuration makes it {needed.get(name)}"
-            )
+            raise LoadingError(f"{file}: {name} is {tuple(value.shape)}, the configuration makes it {needed.get(name)}")
     deeper = [key for key in weights if f"resblocks.{config.num_hidden_layers}." in key and "visual." in key]
     if deeper:
-        raise CheckpointError(f"{file} holds {deeper[0]}, but the configuration has {config.num_hidden_layers} layers")
+        raise LoadingError(f"{file} holds {deeper[0]}, but the configuration has {config.num_hidden_layers} layers")
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:
@@ -72,31 +69,31 @@ def _mapped(file: Path) -> dict[str, Tensor]:
     try:
         return read_checkpoint(file)
     except LoadingError as error:
-        raise CheckpointError(str(error)) from error
+        raise LoadingError(str(error)) from error
 
 
 def architecture(request: Request) -> dict[str, Any]:
     """The model configuration of a checkpoint that has none beside it: a JSON file, or a name that open_clip knows.
 
     Raises:
-        CheckpointError: none was named, or open_clip does not know it.
+        LoadingError: none was named, or open_clip does not know it.
     """
     name = request.open_clip_model
     if name is None:
-        raise CheckpointError(
+        raise LoadingError(
             f"{request.source} is an open_clip checkpoint: --open-clip-model names its architecture or a JSON file"
         )
     if name.endswith(".json"):
         try:
             settings = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"--open-clip-model {name} cannot be read: {error}") from error
+            raise LoadingError(f"--open-clip-model {name} cannot be read: {error}") from error
         return settings.get("model_cfg", settings)
     import open_clip
 
     settings = open_clip.get_model_config(name)
     if settings is None:
-        raise CheckpointError(f"open_clip has no model {name!r}; --open-clip-model takes: {open_clip.list_models()}")
+        raise LoadingError(f"open_clip has no model {name!r}; --open-clip-model takes: {open_clip.list_models()}")
     return settings
 
 

@@ -19,7 +19,6 @@ from llava_prumerge.model.adapters import (
 )
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import check_original, is_original, text_config
-from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
 from llava_prumerge.model.checkpoints.plan import Named, match
 from llava_prumerge.model.checkpoints.request import Parts, Record, Request, Whole
 from llava_prumerge.model.checkpoints.weights import Stored, has_weights, list_model, list_tensors, read_json
@@ -33,6 +32,7 @@ from llava_prumerge.model.checkpoints.whole import (
     tower_folder,
 )
 from llava_prumerge.model.loading import PROJECTOR_FILE
+from llava_prumerge.model.weight_files import LoadingError, name_first
 
 LOGGER = logging.getLogger(__name__)
 NON_LORA, ADAPTER_BIN = "non_lora_trainables.bin", "adapter_model.bin"
@@ -73,12 +73,12 @@ class Places:
         """The same.
 
         Raises:
-            CheckpointError: none is anywhere.
+            LoadingError: none is anywhere.
         """
         found = self.find(*names)
         if found is None:
             hint = "" if len(self.folders) > 1 else "; --missing-from names a folder to take it from"
-            raise CheckpointError(f"{' and '.join(map(str, self.folders))}: no {' or '.join(names)}{hint}")
+            raise LoadingError(f"{' and '.join(map(str, self.folders))}: no {' or '.join(names)}{hint}")
         return found
 
 
@@ -86,13 +86,13 @@ def read_lora(request: Request) -> Parts:
     """Adapters in the original layout.
 
     Raises:
-        CheckpointError: what the source lacks nobody else has, or adapters, projector and base are not of one model.
+        LoadingError: what the source lacks nobody else has, or adapters, projector and base are not of one model.
     """
     record = Record(str(request.source), "original-lora")
     places = Places(request, record)
     weights = next((f for n in (ADAPTER_FILE, ADAPTER_BIN) if (f := request.source / n).is_file()), None)
     if weights is None:
-        raise CheckpointError(f"{request.source} has no {ADAPTER_FILE} and no {ADAPTER_BIN}: there are no adapters")
+        raise LoadingError(f"{request.source} has no {ADAPTER_FILE} and no {ADAPTER_BIN}: there are no adapters")
     settings = read_json(places.need(ADAPTER_CONFIG_FILE))
     projector = places.need(NON_LORA, PROJECTOR_BIN)
     base = language_folder(request, settings.get("base_model_name_or_path"))
@@ -120,7 +120,7 @@ def base_of_parts(
     text = text_config(read_json(base / "config.json"), base / "config.json")
     for key in ("hidden_size", "num_hidden_layers", "intermediate_size"):
         if values.get(key) not in (None, getattr(text, key)):
-            raise CheckpointError(
+            raise LoadingError(
                 f"{request.source}: {key} is {values[key]} in config.json, but {getattr(text, key)} in {base}"
             )
     needed = request.merge and not request.dry_run
@@ -145,15 +145,15 @@ def language_folder(request: Request, name: str | None) -> Path:
     """The folder of the language model that parts were trained on.
 
     Raises:
-        CheckpointError: none was given.
+        LoadingError: none was given.
     """
     folder = request.language_model or (Path(name) if name and Path(name).is_dir() else None)
     if folder is None:
-        raise CheckpointError(
+        raise LoadingError(
             f"{request.source} needs its base: --language-model names the folder of {name or 'its Vicuna'}"
         )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"--language-model {folder} has no config.json")
+        raise LoadingError(f"--language-model {folder} has no config.json")
     return folder
 
 
@@ -164,18 +164,18 @@ def match_projector(tensors: list[Stored], shapes: Shapes, whole: bool = False) 
         whole: other parameters of the model are taken too (they end in a merged model).
 
     Raises:
-        CheckpointError: something else is there, or the projector is not complete.
+        LoadingError: something else is there, or the projector is not complete.
     """
     plain = [dataclasses.replace(item, key=item.key.removeprefix(PEFT)) for item in tensors]
     layout = layouts.recognise(plain, ("original", "hf-older", "hf-newer"))
     found = match(tensors, layout, shapes, PEFT)
     others = [entry for name, entry in found.items() if not name.startswith(layouts.PROJECTOR)]
     if others and not whole:
-        raise CheckpointError(f"{others[0].sources[0]} is not of the projector; --merge takes it into a whole model")
+        raise LoadingError(f"{others[0].sources[0]} is not of the projector; --merge takes it into a whole model")
     missing = [name for name in PROJECTOR_NAMES if name not in found]
     if missing:
         keys = [layouts.called(name, (layout,)) for name in missing]
-        raise CheckpointError(f"{tensors[0].file if tensors else 'the projector'} lacks {first_few(keys)}")
+        raise LoadingError(f"{tensors[0].file if tensors else 'the projector'} lacks {name_first(keys)}")
     return found
 
 
@@ -185,14 +185,14 @@ def match_adapter(
     """Give LoRA matrices their names in our model.
 
     Raises:
-        CheckpointError: adapters of a kind that is not plain LoRA, of another model, or not complete.
+        LoadingError: adapters of a kind that is not plain LoRA, of another model, or not complete.
     """
     for key, plain in _PLAIN_LORA.items():
         if settings.get(key) not in plain:
-            raise CheckpointError(f"{ADAPTER_CONFIG_FILE}: {key} is {settings[key]!r}; plain LoRA alone is converted")
+            raise LoadingError(f"{ADAPTER_CONFIG_FILE}: {key} is {settings[key]!r}; plain LoRA alone is converted")
     rank = settings.get("r")
     if not isinstance(rank, int) or not isinstance(settings.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{ADAPTER_CONFIG_FILE} lacks r or lora_alpha")
+        raise LoadingError(f"{ADAPTER_CONFIG_FILE} lacks r or lora_alpha")
     plain = [dataclasses.replace(item, key=item.key.removeprefix(PEFT)) for item in tensors]
     layout = layouts.recognise(plain, candidates)
     found: dict[str, Stored] = {}
@@ -200,11 +200,11 @@ def match_adapter(
         parts = _MATRIX.match(inner.key)
         module = layouts.names_of(layout, f"{parts['module']}.weight")[0] if parts else ""
         if module not in shapes:
-            raise CheckpointError(f"{item} is no LoRA matrix of this model")
+            raise LoadingError(f"{item} is no LoRA matrix of this model")
         wide = shapes[module]
         needed = (rank, wide[1]) if parts["side"] == "A" else (wide[0], rank)
         if item.shape != needed:
-            raise CheckpointError(f"{item} is {item.shape}; rank {rank} on {module} {wide} makes it {needed}")
+            raise LoadingError(f"{item} is {item.shape}; rank {rank} on {module} {wide} makes it {needed}")
         found[f"{module.removesuffix('.weight')}.lora_{parts['side']}.weight"] = item
     _check_pairs(found, tensors[0].file if tensors else None, layout)
     return found
@@ -220,7 +220,7 @@ def _check_pairs(found: dict[str, Stored], file: Path | None, layout: str) -> No
     }
     missing = [PEFT + layouts.called(name, (layout,)) for name in sorted(needed - set(found))]
     if missing or not found:
-        raise CheckpointError(f"{file} lacks {first_few(missing) or 'all LoRA matrices'}")
+        raise LoadingError(f"{file} lacks {name_first(missing) if missing else 'all LoRA matrices'}")
 
 
 def read_our_parts(request: Request) -> Parts:
@@ -285,7 +285,7 @@ def _lone_projector(file: Path) -> Named:
     named = {(layouts.names_of(layout, item.key) or [item.key])[0]: item for item in tensors}
     first = named.get(PROJECTOR_NAMES[0])
     if first is None or len(first.shape) != 2:
-        raise CheckpointError(f"{file} lacks {layouts.key_of(layout, PROJECTOR_NAMES[0])}, or it is no matrix")
+        raise LoadingError(f"{file} lacks {layouts.key_of(layout, PROJECTOR_NAMES[0])}, or it is no matrix")
     text, vision = first.shape
     shapes = dict(zip(PROJECTOR_NAMES, ((text, vision), (text,), (text, text), (text,)), strict=True))
     return match_projector(tensors, shapes)
@@ -294,7 +294,7 @@ def _lone_projector(file: Path) -> Named:
 def merge(parts: Parts) -> Whole:
     """The whole model with its adapters in the weights: W + alpha / r B A, computed in float32 and rounded once."""
     if parts.whole is None:
-        raise CheckpointError("--merge needs --language-model and --vision-tower")
+        raise LoadingError("--merge needs --language-model and --vision-tower")
     whole, scale = parts.whole, parts.settings.get("lora_alpha", 1) / parts.settings.get("r", 1)
     found = dict(whole.found)
     for name, a in parts.adapter.items():

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_prumerge.model import weight_files
-from llava_prumerge.model.checkpoints.errors import CheckpointError, first_few
-from llava_prumerge.model.weight_files import LoadingError
+from llava_prumerge.model.weight_files import LoadingError, name_first
 
 LOGGER = logging.getLogger(__name__)
 DTYPES = {  # by their names in safetensors
@@ -57,12 +56,12 @@ def check_weight_file(file: Path) -> None:
     """Refuse what is no weight file at all, in words that say what it is.
 
     Raises:
-        CheckpointError: missing, a folder, empty, truncated, a Git LFS pointer, or no format that is read here.
+        LoadingError: missing, a folder, empty, truncated, a Git LFS pointer, or no format that is read here.
     """
     with _as_checkpoint_error():
         weight_files.check_weight_file(file)
     if file.suffix not in (SAFETENSORS, *PICKLED):
-        raise CheckpointError(f"{file} is no weight file: {SAFETENSORS}, {' and '.join(PICKLED)} are read")
+        raise LoadingError(f"{file} is no weight file: {SAFETENSORS}, {' and '.join(PICKLED)} are read")
 
 
 @contextlib.contextmanager
@@ -70,7 +69,7 @@ def _as_checkpoint_error() -> Iterator[None]:
     try:
         yield
     except LoadingError as error:
-        raise CheckpointError(str(error)) from error
+        raise LoadingError(str(error)) from error
 
 
 def open_pickled(file: Path) -> dict[str, Any]:
@@ -86,14 +85,14 @@ def open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or no safetensors file: {error}") from error
+        raise LoadingError(f"{file} is truncated or no safetensors file: {error}") from error
 
 
 def list_tensors(file: Path) -> list[Stored]:
     """What a weight file holds, in its order.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something that is not a tensor.
+        LoadingError: the file cannot be read, or holds something that is not a tensor.
     """
     if file.suffix == SAFETENSORS:
         opened = open_safetensors(file)
@@ -101,13 +100,13 @@ def list_tensors(file: Path) -> list[Stored]:
         for key in opened.keys():  # noqa: SIM118  (no mapping)
             piece = opened.get_slice(key)
             if piece.get_dtype() not in DTYPES:
-                raise CheckpointError(f"{file}: {key} is {piece.get_dtype()}; read are {', '.join(DTYPES)}")
+                raise LoadingError(f"{file}: {key} is {piece.get_dtype()}; read are {', '.join(DTYPES)}")
             found.append(Stored(key, tuple(piece.get_shape()), DTYPES[piece.get_dtype()], file))
         return found
     found = []
     for key, value in open_pickled(file).items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {key} is a {type(value).__name__}, not a tensor")
+            raise LoadingError(f"{file}: {key} is a {type(value).__name__}, not a tensor")
         found.append(Stored(str(key), tuple(value.shape), value.dtype, file))
     return found
 
@@ -127,10 +126,10 @@ class Reader:
         """The tensor, mapped from its file where the format allows it.
 
         Raises:
-            CheckpointError: its file cannot be read, or it holds values that are not finite.
+            LoadingError: its file cannot be read, or it holds values that are not finite.
         """
         if stored.file.suffix == ".json":
-            raise CheckpointError(f"{stored} is known from the configuration alone; there are no weights to read")
+            raise LoadingError(f"{stored} is known from the configuration alone; there are no weights to read")
         if stored.file not in self._open:
             while len(self._open) >= self.limit:
                 self._open.popitem(last=False)
@@ -141,7 +140,7 @@ class Reader:
         self._open.move_to_end(stored.file)
         tensor = self._open[stored.file](stored.key)
         if not weight_files.is_finite(tensor):
-            raise CheckpointError(f"{stored} holds values that are NaN or infinite")
+            raise LoadingError(f"{stored} holds values that are NaN or infinite")
         return tensor
 
 
@@ -149,16 +148,16 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        CheckpointError: missing, or no JSON object.
+        LoadingError: missing, or no JSON object.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist")
+        raise LoadingError(f"{file} does not exist")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file} is no JSON: {error}") from error
+        raise LoadingError(f"{file} is no JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds a {type(value).__name__}, not an object")
+        raise LoadingError(f"{file} holds a {type(value).__name__}, not an object")
     return value
 
 
@@ -171,7 +170,7 @@ def list_model(folder: Path) -> list[Stored]:
     """The tensors of a whole model's folder: one file, or shards that agree with their index.
 
     Raises:
-        CheckpointError: no weights, a shard that is missing or damaged, or shards and index that are not of one checkpoint.
+        LoadingError: no weights, a shard that is missing or damaged, or shards and index that are not of one checkpoint.
     """
     found = []
     for stem, suffix in WHOLE_STEMS:
@@ -181,10 +180,10 @@ def list_model(folder: Path) -> list[Stored]:
         elif single.is_file():
             found.append((suffix, single))
         elif shards := sorted(folder.glob(f"{stem}-*-of-*{suffix}")):
-            raise CheckpointError(f"{folder} holds {shards[0].name} and {index.name}, which says what else, is missing")
+            raise LoadingError(f"{folder} holds {shards[0].name} and {index.name}, which says what else, is missing")
     if not found:
         names = [f"{stem}{suffix}" for stem, suffix in WHOLE_STEMS]
-        raise CheckpointError(f"{folder} holds no weights: neither {' nor '.join(names)}, in one file or in shards")
+        raise LoadingError(f"{folder} holds no weights: neither {' nor '.join(names)}, in one file or in shards")
     if len(found) > 1:
         LOGGER.info("%s holds its weights twice; %s is taken", folder, found[0][1].name)
     start = found[0][1]
@@ -195,21 +194,21 @@ def list_shards(index: Path) -> list[Stored]:
     """The tensors of the shards that an index names, each in the shard where the index places it."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index} has no weight_map")
+        raise LoadingError(f"{index} has no weight_map")
     by_file: dict[str, list[str]] = {}
     for key, name in places.items():
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} places {key} in {name!r}, which is no file beside it")
+            raise LoadingError(f"{index} places {key} in {name!r}, which is no file beside it")
         by_file.setdefault(name, []).append(key)
     found: list[Stored] = []
     for name in sorted(by_file):
         file, keys = index.parent / name, by_file[name]
         if not file.is_file():
-            raise CheckpointError(f"{file} does not exist; {index.name} places {first_few(keys)} there")
+            raise LoadingError(f"{file} does not exist; {index.name} places {name_first(keys)} there")
         try:
             tensors = list_tensors(file)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} ({index.name} places {first_few(keys)} there)") from error
+        except LoadingError as error:
+            raise LoadingError(f"{error} ({index.name} places {name_first(keys)} there)") from error
         _compare(index, file, keys, [item.key for item in tensors])
         found += tensors
     return found
@@ -220,6 +219,6 @@ def _compare(index: Path, file: Path, placed: Iterable[str], held: Iterable[str]
     for word, keys in (("lacks", placed_set - held_set), ("holds", held_set - placed_set)):
         if keys:
             tail = "which the index places there" if word == "lacks" else "which the index does not place there"
-            raise CheckpointError(
-                f"{file} {word} {first_few(sorted(keys))}, {tail}: {index.name} is of another checkpoint"
+            raise LoadingError(
+                f"{file} {word} {name_first(sorted(keys))}, {tail}: {index.name} is of another checkpoint"
             )

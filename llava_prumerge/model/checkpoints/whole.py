@@ -18,18 +18,17 @@ from llava_prumerge.model.checkpoints.configs import (
     check_original,
     find_tokenizer,
     is_original,
-    read_tokenizer,
     text_config,
     whole_config,
 )
-from llava_prumerge.model.checkpoints.errors import CheckpointError
 from llava_prumerge.model.checkpoints.plan import Named, check_complete, match, shapes_of, with_vocabulary
 from llava_prumerge.model.checkpoints.request import RECORD_FILE, Record, Request, Whole
 from llava_prumerge.model.checkpoints.weights import Stored, has_weights, list_model, list_tensors, read_json
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import load_processor
 from llava_prumerge.model.open_clip import OpenClipFolder
 from llava_prumerge.model.parts import load_image_processor, read_tower_config
+from llava_prumerge.model.processors import load_processor, read_tokenizer
+from llava_prumerge.model.weight_files import LoadingError
 
 LOGGER = logging.getLogger(__name__)
 PROJECTOR_BIN = "mm_projector.bin"
@@ -40,7 +39,7 @@ def read_whole(request: Request) -> Whole:
     """A complete model from the source, in whichever layout it is.
 
     Raises:
-        CheckpointError: something is missing, damaged, mixed or of another model; with file and key.
+        LoadingError: something is missing, damaged, mixed or of another model; with file and key.
     """
     config = read_json(request.source / "config.json")
     if is_original(config):
@@ -58,7 +57,7 @@ def read_original(request: Request, values: dict[str, Any]) -> Whole:
         tensors = list_model(source)
         layout = layouts.recognise(tensors, ("original", *layouts.OUR_LAYOUTS))
         if layout != "original":
-            raise CheckpointError(f"{file} says original layout, but {tensors[0]} is of the {layout} layout")
+            raise LoadingError(f"{file} says original layout, but {tensors[0]} is of the {layout} layout")
     else:
         tensors = planned_llama(text, file) + planned_projector(text, read_tower_config(tower), file)
     record = Record(str(source), "original", values.get("mm_vision_tower") or str(tower), original_config=values)
@@ -88,9 +87,7 @@ def put_together(
     """
     where = find_tokenizer(tokenizers)
     if where is None and not request.dry_run:
-        raise CheckpointError(
-            f"{' and '.join(str(f) for f in tokenizers if f)}: no tokenizer.json and no tokenizer.model"
-        )
+        raise LoadingError(f"{' and '.join(str(f) for f in tokenizers if f)}: no tokenizer.json and no tokenizer.model")
     tokenizer = UnreadTokenizer(text.vocab_size) if where is None else read_tokenizer(where)
     vision = read_tower_config(tower)
     block = original.get("reduction") if request.reduction is None else request.reduction
@@ -111,7 +108,7 @@ def put_together(
     found = with_vocabulary(found, config.text_config.vocab_size)
     has_pixels = (tower / "preprocessor_config.json").is_file()
     if not has_pixels and not request.dry_run:
-        raise CheckpointError(f"{tower} has no preprocessor_config.json")
+        raise LoadingError(f"{tower} has no preprocessor_config.json")
     return Whole(found, config, tokenizer, load_image_processor(tower) if has_pixels else None, where, record)
 
 
@@ -119,17 +116,17 @@ def tower_folder(request: Request, name: str | None, source: Path) -> Path:
     """The folder of the vision tower.
 
     Raises:
-        CheckpointError: none was given, or it is no CLIP in transformers' layout.
+        LoadingError: none was given, or it is no CLIP in transformers' layout.
     """
     tower = request.vision_tower
     if tower is None and name and Path(name).is_dir():
         tower = Path(name)
     if tower is None:
-        raise CheckpointError(f"{source} needs a vision tower: --vision-tower names the folder of {name or 'its CLIP'}")
+        raise LoadingError(f"{source} needs a vision tower: --vision-tower names the folder of {name or 'its CLIP'}")
     if OpenClipFolder.is_one(tower):
-        raise CheckpointError(f"{tower} is open_clip's; convert it first, its result serves as --vision-tower")
+        raise LoadingError(f"{tower} is open_clip's; convert it first, its result serves as --vision-tower")
     if not (tower / "config.json").is_file():
-        raise CheckpointError(f"--vision-tower {tower} has no config.json")
+        raise LoadingError(f"--vision-tower {tower} has no config.json")
     return tower
 
 
@@ -167,9 +164,9 @@ def read_transformers(request: Request, source: Path, given: Given | None = None
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: config.json cannot be read: {str(error).splitlines()[0]}") from error
+        raise LoadingError(f"{source}: config.json cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, LlavaConfig):
-        raise CheckpointError(
+        raise LoadingError(
             f"{source / 'config.json'} is of a {config.model_type!r}; a LLaVA in the original layout, in llava-hf's or in ours "
             "can be converted"
         )
@@ -194,7 +191,7 @@ def read_transformers(request: Request, source: Path, given: Given | None = None
     record = dataclasses.replace(earlier_record(source) or Record(str(source), layout), taken={})
     where = find_tokenizer([source])
     if where is None and not request.dry_run:
-        raise CheckpointError(f"{source} has no tokenizer.json and no tokenizer.model")
+        raise LoadingError(f"{source} has no tokenizer.json and no tokenizer.model")
     if where is None:
         return Whole(found, config, UnreadTokenizer(config.image_token_index), None, None, record)
     processor = load_processor(source, config)
@@ -207,7 +204,7 @@ def _check_rows(found: Named, config: PruMergeLlavaConfig, source: Path) -> None
     for name in layouts.VOCABULARY:
         rows = config.text_config.vocab_size
         if name in found and found[name].shape[0] != rows:
-            raise CheckpointError(f"{found[name].sources[0]} has {found[name].shape[0]} rows, config.json says {rows}")
+            raise LoadingError(f"{found[name].sources[0]} has {found[name].shape[0]} rows, config.json says {rows}")
 
 
 def earlier_record(folder: Path) -> Record | None:
@@ -218,4 +215,4 @@ def earlier_record(folder: Path) -> Record | None:
     try:
         return Record(**read_json(file))
     except TypeError as error:
-        raise CheckpointError(f"{file} is no record of a conversion: {error}") from error
+        raise LoadingError(f"{file} is no record of a conversion: {error}") from error

@@ -1,0 +1,1 @@
+"""Text and tokens, for `model` and `data` alike: tokenizers as LLaVA reads them, and conversation templates."""
