@@ -116,7 +116,8 @@ def test_imports_go_downwards(module: str) -> None:
 def test_low_floors_need_torch_alone(module: str) -> None:
     for imported, _ in imports(module):
         top = imported.split(".")[0]
-        assert ours(imported) or top == "torch" or top in sys.stdlib_module_names, f"{module} imports {imported}"
+        alone = top == "torch" or (top == "yaml" and floor(module) == "ground")  # read where YAML is, by one reader
+        assert ours(imported) or alone or top in sys.stdlib_module_names, f"{module} imports {imported}"
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if floor(name) == "ground"])

@@ -31,6 +31,7 @@ _VERSION = 2
 _SHOWN = 5
 # A process that has less to do takes longer to start.
 _CHUNKS_PER_WORKER = 4
+_NUMBERS = ("start", "stop", "bad", "images", "text_only", "tokens", "supervised", "longest")
 _TOKENIZER_FILES = ("*.json", "*.model", "*.jinja")
 
 
@@ -52,7 +53,10 @@ class Chunk:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Chunk:
         """The way back from `asdict`."""
-        return cls(**{**values, "findings": [Finding(**finding) for finding in values["findings"]]})
+        found = cls(**{**values, "findings": [Finding(**finding) for finding in values["findings"]]})
+        if not isinstance(found.stamp, str) or not all(isinstance(getattr(found, name), int) for name in _NUMBERS):
+            raise TypeError("a chunk's numbers are none")
+        return found
 
 
 def check_chunk(rows: Dataset, checker: Checker, task: tuple[int, int, str | None]) -> Chunk | None:
@@ -198,10 +202,10 @@ def read_journal(path: Path) -> dict[int, Chunk]:
     """What an earlier check wrote down, by first record; the last line may be cut."""
     known: dict[int, Chunk] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 chunk = Chunk.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
             known[chunk.start] = chunk
     return known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from llava_prumerge.data.archive import unpack
 from llava_prumerge.data.fetch import FetchError, fetch
 from llava_prumerge.data.listed_images import fetch_listed, names_in_records, read_list
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.reading import read_json_object
+from llava_prumerge.ground.yaml_files import read_yaml
 
 SOURCES = Path(__file__).with_name("sources.yaml")
 HUB = "https://huggingface.co/"
@@ -62,7 +62,7 @@ class PublicSet:
 def read_sources(path: Path = SOURCES) -> dict[str, PublicSet]:
     """The sets of a file like sources.yaml, by name."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         sets = {}
         for name, values in content.items():
             files = tuple(RemoteFile(**file) for file in values.get("files", ()))
@@ -70,7 +70,9 @@ def read_sources(path: Path = SOURCES) -> dict[str, PublicSet]:
             for place in _places(sets[name]):
                 if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
                     raise FetchError(f"{path}: {name}: {place!r} is not below the data folder")
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except FileError as error:
+        raise FetchError(str(error)) from error
+    except (AttributeError, TypeError, ValueError) as error:
         raise FetchError(f"{path} is no file of data sources: {' '.join(str(error).split())}") from error
     return sets
 
@@ -144,7 +146,7 @@ class Downloader:
         address = urlsplit(file.url)  # two sets may share an archive
         archive = self.folder / ARCHIVES / f"{address.hostname}{address.path.replace('/', '-')}"
         notes = archive.with_name(f"{archive.name}.{one.name}.json")
-        done = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else None
+        done = read_notes(notes)
         if done is None or not folder.is_dir() or archive.exists():
             digest = self._fetch(file, archive)
             if done is None or done["sha256"] != digest or not folder.is_dir():
@@ -172,6 +174,15 @@ class Downloader:
             + (f" (reasons in {report}; the same command tries them again)" if tally.failed else "")
         )
         return not tally.failed
+
+
+def read_notes(path: Path) -> dict[str, Any] | None:
+    """What was noted of an archive that was unpacked; None where nothing is, or nothing that can be read."""
+    try:
+        noted = read_json_object(path)
+    except FileError:
+        return None
+    return noted if isinstance(noted.get("sha256"), str) and isinstance(noted.get("files"), int) else None
 
 
 def describe_sets(sets: dict[str, PublicSet]) -> str:

@@ -23,8 +23,9 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import write_json, write_text
-from llava_prumerge.ground.reading import file_digest
+from llava_prumerge.ground.reading import file_digest, read_text
 
 ATTEMPTS = 6
 TIMEOUT = 60.0
@@ -141,8 +142,11 @@ def checksum_file(target: Path) -> Path:
 
 def read_checksum(target: Path) -> str | None:
     """The kept checksum, if there is one."""
-    path = checksum_file(target)
-    return path.read_text(encoding="utf-8").split()[0] if path.is_file() and path.stat().st_size else None
+    try:
+        words = read_text(checksum_file(target), _BLOCK).split()
+    except FileError:
+        return None
+    return words[0] if words and _SHA256.fullmatch(words[0]) else None
 
 
 def write_checksum(target: Path, digest: str) -> None:

@@ -121,7 +121,7 @@ def be_a_rank(path: Path, cache: Path, together: Barrier, results: Queue) -> Non
 
 def hold_objects(path: Path, count: int, results: Queue) -> None:
     """What LLaVA's own code does in each rank, for the first so many records: Python objects."""
-    from llava_prumerge.data.records import read_records
+    from llava_prumerge.data.record_files import read_records
 
     before = memory()
     records = list(islice(read_records(path), count))

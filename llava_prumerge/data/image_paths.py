@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.ground.naming import shown
 
 AnyPath = str | os.PathLike[str]
 
@@ -22,7 +23,6 @@ SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".b
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # of two letters or more: one is a drive
 _REPOSITORY = re.compile(r"(datasets|models|spaces)--.+")
-_SHOWN = 200
 
 
 class ImageError(SampleError):
@@ -104,9 +104,3 @@ def renamed_image(root: AnyPath, relative: str, trusted: Sequence[AnyPath] = ())
             continue
         return other
     return None
-
-
-def shown(value: str) -> str:
-    """A value from a file as messages show it: quoted, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from llava_prumerge.data.image_paths import SUFFIXES, AnyPath, ImageError, contained_path, shown
+from llava_prumerge.data.image_paths import SUFFIXES, AnyPath, ImageError, contained_path
 from llava_prumerge.data.resize import KERNELS, Axis, Colour, resize_window
+from llava_prumerge.ground.naming import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,11 @@ from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.fetch import FetchError, Unreachable, read_address
 from llava_prumerge.data.image_paths import ImageError
 from llava_prumerge.data.images import MAX_PIXELS, decode_image
-from llava_prumerge.data.records import RecordError, normalise_record, read_records
+from llava_prumerge.data.record_files import read_records
+from llava_prumerge.data.records import RecordError, normalise_record
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import write_bytes
+from llava_prumerge.ground.reading import read_json
 
 THREADS = 8
 MAX_BYTES = 32 << 20
@@ -34,9 +36,11 @@ class Tally:
 def read_list(path: Path, wanted: set[str] | None = None) -> dict[str, str]:
     """Addresses by name, from {name: {"imageURL": address}}; of `wanted` names only, where given."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         listed = {name: entry["imageURL"] for name, entry in content.items() if wanted is None or name in wanted}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except FileError as error:
+        raise FetchError(str(error)) from error
+    except (AttributeError, TypeError, KeyError) as error:
         raise FetchError(f"{path} is no list of pictures, {{name: {{'imageURL': address}}}} ({error!r})") from error
     for name, url in listed.items():
         if not _NAME.fullmatch(name) or not isinstance(url, str):

@@ -33,17 +33,16 @@ from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
 from llava_prumerge.data.record_check import Checker, CheckError
-from llava_prumerge.data.records import RecordFileError, read_records
+from llava_prumerge.data.record_files import SUFFIXES, RecordFileError, read_records
 from llava_prumerge.ground.files import whole_text, write_text
 
 DATA = Path("playground/data")
-RECORD_SUFFIXES = (".json", ".jsonl")
 TEMPLATE, MAX_LENGTH, IMAGE_TOKENS = "vicuna_v1", 2048, 576
 
 
 def gather_inputs(args: argparse.Namespace) -> RecipeData:
     """What to check: a record file or a recipe's, the options on top."""
-    if Path(args.inputs[0]).suffix in RECORD_SUFFIXES:
+    if Path(args.inputs[0]).suffix in SUFFIXES:
         if len(args.inputs) > 1:
             raise RecipeError(f"{args.inputs[1]!r}: a record file takes options, a recipe key=value")
         found = RecipeData(data=Path(args.inputs[0]))
@@ -143,7 +142,7 @@ def write_records(path: Path, records: Iterator[Any]) -> int:
 
 def json_path(text: str) -> Path:
     """A path that a list of records or a report can have."""
-    if Path(text).suffix not in RECORD_SUFFIXES:
+    if Path(text).suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text!r} must end in .json")
     return Path(text)
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.naming import shown
+from llava_prumerge.ground.yaml_files import parse_yaml, read_yaml
 
 REDUCTION_KEYS = frozenset({"vision", "decoder"})
 
@@ -48,9 +50,9 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"{path} includes itself by way of {' -> '.join(str(parent) for parent in seen)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except FileError as error:
+        raise RecipeError(str(error)) from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -83,9 +85,9 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
     if not all(names):
         raise RecipeError(f"{override!r}: the key before '=' must be a name or names joined by dots")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not valid YAML") from error
+        value = parse_yaml(text, shown(override))
+    except FileError as error:
+        raise RecipeError(str(error)) from error
     target = merged
     for depth, name in enumerate(names[:-1], start=1):
         if target.get(name) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import llava_prumerge
 from llava_prumerge.data.hub_files import folder_of
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.hub_names import is_hub_name, why_missing
+from llava_prumerge.ground.reading import read_json_object
 
 KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
 _OPEN_CLIP = "open_clip_config.json"
@@ -85,8 +86,10 @@ def count_image_tokens(folder: Path) -> int:
         raise RecipeError(f"{folder}: {why_missing(folder)}")
     if not (folder / "config.json").is_file() and (folder / _OPEN_CLIP).is_file():
         try:
-            settings = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))["model_cfg"]["vision_cfg"]
-        except (ValueError, KeyError, TypeError) as error:
+            settings = read_json_object(folder / _OPEN_CLIP)["model_cfg"]["vision_cfg"]
+        except FileError as error:
+            raise RecipeError(str(error)) from error
+        except (KeyError, TypeError) as error:
             raise RecipeError(f"{folder / _OPEN_CLIP} describes no vision tower ({error!r})") from error
         return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
     from transformers import AutoConfig

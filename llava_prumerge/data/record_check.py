@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError, encode_training, truncate
-from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image, shown
+from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image
 from llava_prumerge.data.images import decode_image, describe_file
 from llava_prumerge.data.records import RecordError
+from llava_prumerge.ground.naming import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

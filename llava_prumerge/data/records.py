@@ -1,4 +1,4 @@
-"""LLaVA's record files: parsed, brought to one form, and memory-mapped from Arrow.
+"""LLaVA's records: brought to one form, and memory-mapped from Arrow.
 
 The Arrow file is written once per content of the JSON file and shared by all ranks and workers: 665k records cost
 each process an index, not a gigabyte. A record that is not in LLaVA's format becomes a row that says what is wrong with
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.record_files import read_records
 from llava_prumerge.ground.files import whole_file
 from llava_prumerge.ground.reading import file_digest
 
@@ -25,100 +25,10 @@ if TYPE_CHECKING:
 # Part of the cache key: to be raised whenever what is stored of a record changes.
 _CACHE_VERSION = 2
 _ROWS_PER_BATCH = 1000
-_WINDOW = 1 << 20
-_DELIMITERS = tuple(",] \t\n\r")
-_SPACE = re.compile(r"[ \t\n\r]*")
-
-
-class RecordFileError(ValueError):
-    """A record file that cannot be read."""
 
 
 class RecordError(SampleError):
     """A record that is not in LLaVA's format."""
-
-
-def read_records(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yields the raw records of a `.json` list or a `.jsonl` file; of neither is more held than a piece."""
-    path = Path(path)
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _parse(line, f"{path}, line {number}")
-    elif path.suffix == ".json":
-        with path.open(encoding="utf-8") as file:
-            yield from _Elements(file, str(path))
-    else:
-        raise RecordFileError(f"{path} is neither .json nor .jsonl")
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordFileError(f"{source} is not JSON: {error}") from error
-
-
-class _Elements:
-    """The elements of a JSON list, parsed one by one from a window that slides over the file.
-
-    `json.load` would hold LLaVA's gigabyte of text and four more of objects.
-    """
-
-    def __init__(self, file: TextIO, source: str) -> None:
-        self.file, self.source = file, source
-        self.text, self.at, self.passed, self.ended = "", 0, 0, False
-        self.decode = json.JSONDecoder().raw_decode
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._next_character() != "[":
-            value = _parse(self.text + self.file.read(), self.source)
-            raise RecordFileError(f"{self.source} holds a {type(value).__name__}, expected a list of records")
-        self.at += 1
-        separator = "]" if self._next_character() == "]" else ","
-        while separator == ",":
-            yield self._element()
-            separator = self._next_character()
-            if separator not in (",", "]"):
-                raise self._error("expected ',' or ']'")
-            self.at += separator == ","
-        self.at += 1
-        if self._next_character():
-            raise self._error("extra text after the list")
-
-    def _element(self) -> Any:
-        self._next_character()
-        while True:
-            try:
-                value, end = self.decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                if self.ended:
-                    self.at = error.pos
-                    raise self._error(error.msg) from None
-            else:
-                # Of a number the window may hold the beginning only: 12 of 123, 1.5 of 1.5e3.
-                if self.ended or self.text[end : end + 1] in _DELIMITERS:
-                    self.at = end
-                    return value
-            self._read()
-
-    def _next_character(self) -> str:
-        """Skips white space; empty at the end of the file."""
-        while True:
-            self.at = _SPACE.match(self.text, self.at).end()
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self._read()
-
-    def _read(self) -> None:
-        more = self.file.read(max(_WINDOW, len(self.text) - self.at))  # doubles while one element does not fit
-        self.ended = not more
-        self.passed += self.at
-        self.text, self.at = self.text[self.at :] + more, 0
-
-    def _error(self, message: str) -> RecordFileError:
-        return RecordFileError(f"{self.source} is not JSON: {message} at character {self.passed + self.at}")
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from llava_prumerge.ground.encodings import decode_text
 from llava_prumerge.ground.errors import AnyPath, FileError, naming
 from llava_prumerge.ground.files import whole_file
-from llava_prumerge.ground.reading import decode_text, kind_of
+from llava_prumerge.ground.reading import kind_of
 
 LONGEST_LINE = 1 << 28
 """Bytes a line may have. The largest honest lines carry an image in base64."""

@@ -46,5 +46,10 @@ def not_known(kind: str, given: object, known: Iterable[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    text = repr(name)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shown(name, 80)
+
+
+def shown(value: object, width: int = 200) -> str:
+    """A value from outside as messages show it: quoted as Python does, on one line, cut where it is long."""
+    text = repr(value[: width + 1] if isinstance(value, str) else value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+from llava_prumerge.ground.encodings import decode_text
 from llava_prumerge.ground.errors import AnyPath, FileError, naming
 
 
@@ -35,22 +36,6 @@ def read_text(path: AnyPath, limit: int | None = None) -> str:
             how to convert the file.
     """
     return decode_text(read_bytes(path, limit), path)
-
-
-def decode_text(content: bytes, path: AnyPath, line: int = 1) -> str:
-    """The text in the bytes of a file; its path and the number of its first line are for the message alone. See `read_text`."""
-    for mark, name in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
-        if content.startswith(mark):
-            raise FileError(path, f"it is {name}, not UTF-8; convert it: iconv -f {name} -t UTF-8 FILE > NEW")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
-        raise FileError(
-            path,
-            f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; if the file is Latin-1, convert it: "
-            "iconv -f LATIN1 -t UTF-8 FILE > NEW",
-        ) from error
 
 
 def read_json(path: AnyPath, limit: int | None = None) -> Any:
@@ -95,7 +80,15 @@ def parse_json(text: str, path: AnyPath) -> Any:
 
 def kind_of(value: Any) -> str:
     """What a value is, in the words of JSON."""
-    kinds = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return kinds.get(type(value), type(value).__name__)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
-from llava_prumerge.data.records import read_records
+from llava_prumerge.data.record_files import read_records
 from llava_prumerge.model.loading import load_model
 
 if TYPE_CHECKING:

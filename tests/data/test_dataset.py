@@ -18,7 +18,8 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.images import ImageError, ImagePreprocessor
-from llava_prumerge.data.records import RecordError, default_cache_dir, normalise_record, open_records, read_records
+from llava_prumerge.data.record_files import read_records
+from llava_prumerge.data.records import RecordError, default_cache_dir, normalise_record, open_records
 
 IMAGE_ID, PATCHES, SIZE = 9000, 4, 32
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "llava_pretrain_sample"
@@ -123,7 +124,7 @@ def test_ranks_that_start_at_once_share_one_file(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "records.json"
     path.write_text(json.dumps([RECORDS[0]])[:-1] + ", {")
-    with pytest.raises(ValueError, match="records.json is not JSON"):
+    with pytest.raises(ValueError, match="records.json: line 1: not JSON"):
         open_records(path, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.arrow*tmp")) and not list((tmp_path / "cache").glob("*.arrow"))
 
@@ -169,10 +170,10 @@ def test_records_that_are_refused(raw: Any, message: str) -> None:
 
 def test_files_that_are_refused(tmp_path: Path, make_dataset: Callable) -> None:
     contents = {
-        "a.json": ('{"id": 1}', "holds a dict, expected a list"),
-        "b.json": ("[{]", "b.json is not JSON"),
-        "c.jsonl": ('{"id": 1}\n{', "c.jsonl, line 2 is not JSON"),
-        "d.csv": ("", "neither .json nor .jsonl"),
+        "a.json": ('{"id": 1}', "it holds an object; a list of records is expected"),
+        "b.json": ("[{]", "b.json: line 1: not JSON"),
+        "c.jsonl": ('{"id": 1}\n{', "c.jsonl: line 2, column 2: not JSON"),
+        "d.csv": ("", "must end in .json .a list of records. or .jsonl"),
     }
     for name, (text, message) in contents.items():
         (tmp_path / name).write_text(text)

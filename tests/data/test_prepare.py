@@ -119,7 +119,7 @@ def test_what_cannot_be_checked_is_one_line(
     known = ["--images", images, "--tokenizer", str(tokenizer_folder)]
     for arguments, message in (
         ([str(tmp_path / "no.json"), *known], "no.json does not exist"),
-        ([str(broken), *known], "broken.json is not JSON"),
+        ([str(broken), *known], "broken.json: line 1: not JSON"),
         ([str(broken), *known[:3], str(broken)], "broken.json must be a folder"),
         ([str(broken), "--images", images], "its tokenizer folder is not known; give --tokenizer DIR"),
         ([str(broken), "max_length=3", *known], "'max_length=3': a record file takes options"),

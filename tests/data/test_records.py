@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llava_prumerge.data import records
-from llava_prumerge.data.records import read_records
+from llava_prumerge.data.record_files import read_records
+from llava_prumerge.ground import encodings
 
 LISTS: list[list[Any]] = [
     [],
@@ -27,7 +27,7 @@ LISTS: list[list[Any]] = [
 def test_elements_are_those_of_the_whole_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(records, "_WINDOW", window)
+    monkeypatch.setattr(encodings, "BLOCK", window)
     path = tmp_path / "records.json"
     for content in LISTS:
         for text in (json.dumps(content, indent=indent, ensure_ascii=False), f"\n {json.dumps(content)} \t\n"):
@@ -39,7 +39,7 @@ def test_elements_are_those_of_the_whole_document(
 def test_damaged_files_are_refused_whenever_json_refuses_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(records, "_WINDOW", window)
+    monkeypatch.setattr(encodings, "BLOCK", window)
     path, draw = tmp_path / "records.json", random.Random(0)
     whole = json.dumps([{"id": 1, "image": "a.jpg"}, [2.5, None], "x"])
     damaged = [whole[:end] for end in range(len(whole))] + [whole + extra for extra in ("]", ",", "1", " [")]
@@ -52,7 +52,7 @@ def test_damaged_files_are_refused_whenever_json_refuses_them(
         try:
             expected = json.loads(text)
         except json.JSONDecodeError:
-            with pytest.raises(ValueError, match=r"records\.json is not JSON"):
+            with pytest.raises(ValueError, match=r"records\.json: (line 1|it is empty|it holds)"):
                 list(read_records(path))
             refused += 1
             continue

@@ -20,7 +20,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"fine\nB\xe4r", "line 2: byte 0xe4 is not UTF-8; .*iconv -f LATIN1"),
+        (b"fine\nB\xe4r", "line 2: byte 0xe4 is not UTF-8, at byte 2 of the line; .*iconv -f LATIN1"),
         ("{}".encode("utf-16"), "it is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
         (b"", "it is empty"),
         (b" \n", "it is empty"),
