@@ -38,9 +38,10 @@ test: $(READY)  ## all tests but the long ones
 test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 	$(PY) -m pytest -m zero
 
-lint: $(READY)  ## ruff: rules and format
+lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 bench: $(READY)  ## latency, evaluation and training speed, cost of reducers and pruners, on CPU, into docs/results
 	bash scripts/bench_cpu.sh

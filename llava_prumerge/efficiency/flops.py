@@ -76,10 +76,10 @@ def as_text(shape: ModelShape, counts: TokenCounts, found: dict[str, Any], metho
     """A report as tables."""
     full = shape.vision.patches
     title = f"{shape.name}, {method or 'no method'}: {counts.told(full)}"
-    rows = [("prefill of the language model", "dense", "causal", f"dense, {full}", "share")]
+    rows: list[tuple[str, ...]] = [("prefill of the language model", "dense", "causal", f"dense, {full}", "share")]
     for letter, item in found["conventions"].items():
         rows.append((f"{letter}  {item['counted']}", *_cells(item)))
-    parts = [("true FLOPs by part", "dense", "causal", f"dense, {full}", "share")]
+    parts: list[tuple[str, ...]] = [("true FLOPs by part", "dense", "causal", f"dense, {full}", "share")]
     for key, name in PARTS.items():
         parts.append((name, *_cells({column: found["true"][column][key] for column in found["true"]})))
     totals = {

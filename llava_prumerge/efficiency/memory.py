@@ -241,13 +241,16 @@ def _run_inference(given: argparse.Namespace, shape: ModelShape) -> str:
     given.text = 40 if given.text is None else given.text
     counts = counts_of(given, shape)
     full = constant_counts(shape, None, counts.text)
-    both = [inference(shape, item, precision, given.batch, answer, not given.eager) for item in (counts, full)]
+    reduced, whole = (
+        inference(shape, item, precision, given.batch, answer, not given.eager) for item in (counts, full)
+    )
     attention = "not fused" if given.eager else "fused"
     return _told(
         given,
         shape,
         counts,
-        *both,
+        reduced,
+        whole,
         [f"inference, {precision}, batch {given.batch}, answer {answer}, attention {attention}"],
     )
 

@@ -63,8 +63,9 @@ def tool_layer(shape: LanguageShape, length: int, widths: Widths) -> list[Operat
     for name, (inputs, outputs) in zip(names, shape.linear):
         made = outputs * length
         kept = name in ("key", "value")
-        written = {"cache_written": made * cached} if kept else {"written": made * number}
-        found.append(Operation(name, 2 * inputs * made, inputs * outputs * weight, inputs * length * number, **written))
+        to_cache, to_memory = (made * cached, 0) if kept else (0, made * number)
+        count, moved = 2 * inputs * made, (inputs * outputs * weight, inputs * length * number)
+        found.append(Operation(name, count, *moved, written=to_memory, cache_written=to_cache))
     product, keys = 2 * length**2 * hidden, length * hidden * cached
     found += [
         Operation("scores", product, written=squares * number, cache_read=2 * keys),
@@ -104,9 +105,9 @@ class Block(NamedTuple):
 def linear(name: str, inputs: int, outputs: int, rows: float, widths: Widths, cached: bool = False) -> Operation:
     """A matrix product that reads its input and weights once; its result goes to the cache or to memory."""
     made = rows * outputs
-    written = {"cache_written": made * widths.cache} if cached else {"written": made * widths.activations}
-    count, read = 2 * inputs * made, rows * inputs * widths.activations
-    return Operation(name, count, inputs * outputs * widths.weights, read, **written, product=True)
+    to_cache, to_memory = (made * widths.cache, 0) if cached else (0, made * widths.activations)
+    moved = inputs * outputs * widths.weights, rows * inputs * widths.activations
+    return Operation(name, 2 * inputs * made, *moved, written=to_memory, cache_written=to_cache, product=True)
 
 
 def layer(

@@ -113,7 +113,7 @@ def floors(shape: ModelShape, counts: TokenCounts, machine: Hardware, precision:
 
 def both_presets(as_json: bool = False) -> str:
     """The rows of the paper's table by its own rules and by the honest ones, on the V100 at batch 1."""
-    machine, rows = hardware("V100"), []
+    machine, rows = hardware("V100"), list[dict[str, Any]]()
     for model, precision, length in cost_table.PUBLISHED:
         shape, dtype = named_shapes()[model], precision.lower()
         work, time, moved, _ = cost_table.tool_numbers(shape.language, precision, length)
@@ -204,7 +204,7 @@ def run(given: argparse.Namespace) -> str:
 
 
 def _compare_paper(given: argparse.Namespace, shape: ModelShape, counts: TokenCounts, machines: list[Hardware]) -> str:
-    full, rows = constant_counts(shape, None, counts.text), []
+    full, rows = constant_counts(shape, None, counts.text), list[dict[str, Any]]()
     for machine in machines:
         times = [1e3 * paper_seconds(shape, item, machine) for item in (full, counts)]
         rows.append({"hardware": machine.name, "full_ms": times[0], "ms": times[1], "gain": times[0] / times[1]})
@@ -212,7 +212,7 @@ def _compare_paper(given: argparse.Namespace, shape: ModelShape, counts: TokenCo
         return json.dumps(
             {"preset": "paper", "model": shape.name, "text": counts.text, "visual": counts.visual, "rows": rows}
         )
-    table = [("paper's rules", "prefill, all", "reduced", "gain")]
+    table: list[tuple[str, ...]] = [("paper's rules", "prefill, all", "reduced", "gain")]
     table += [
         (row["hardware"], f"{row['full_ms']:.1f} ms", f"{row['ms']:.1f} ms", f"{row['gain']:.1f}") for row in rows
     ]
@@ -220,7 +220,7 @@ def _compare_paper(given: argparse.Namespace, shape: ModelShape, counts: TokenCo
 
 
 def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenCounts, machines: list[Hardware]) -> str:
-    full, rows = constant_counts(shape, None, counts.text), []
+    full, rows = constant_counts(shape, None, counts.text), list[dict[str, Any]]()
     settings = {"precision": given.dtype, "fused": given.fused, "batch": given.batch}
     for machine in machines:
         before, after = (honest_seconds(shape, item, machine, **settings) for item in (full, counts))
@@ -229,7 +229,9 @@ def _compare_honest(given: argparse.Namespace, shape: ModelShape, counts: TokenC
     if given.json:
         head: dict[str, Any] = {"preset": "honest", "model": shape.name, "text": counts.text, "visual": counts.visual}
         return json.dumps({**head, **settings, "seconds": rows})
-    table = [("", "tower", "projector", "prefill", "gain", "to first token", "gain", "decode", "gain", "floors")]
+    table: list[tuple[str, ...]] = [
+        ("", "tower", "projector", "prefill", "gain", "to first token", "gain", "decode", "gain", "floors")
+    ]
     for row in rows:
         before, after = row["full"], row["reduced"]
         first = [sum(times[part] for part in ("tower", "projector", "prefill")) for times in (before, after)]

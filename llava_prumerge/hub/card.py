@@ -105,7 +105,7 @@ class Card:
 
     def summary(self) -> str:
         """What it is, in a few lines."""
-        stage = STAGES.get(self.source.settings.get("stage"), "training")
+        stage = STAGES.get(str(self.source.settings.get("stage")), "training")
         what = method_label(self.source.reduction)
         with_method = f"visual-token reduction by {what}" if what != "none" else "all visual tokens"
         form = "Trained parts (adapters, projector) of a" if self.source.form == PARTS else "A"

@@ -100,7 +100,7 @@ class Source:
     def base_paths(self) -> dict[str, str]:
         """What training started from, by key: model, or language_model and vision_tower; folders, or names on the Hub."""
         if self.base_entries:
-            return {key: entry.get("path") or entry["hub"] for key, entry in self.base_entries.items()}
+            return {key: str(entry.get("path") or entry["hub"]) for key, entry in self.base_entries.items()}
         return {key: str(self.settings[key]) for key in BASE_KEYS if self.settings.get(key)}
 
     def hub_name(self, key: str) -> str | None:

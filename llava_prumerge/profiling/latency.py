@@ -202,7 +202,7 @@ def measure_all(given: argparse.Namespace) -> dict[str, Any]:
         shape = cut_down(model_shape(name), given.layers, given.blocks)
         methods = [parse_method(written) for written in given.methods or default_methods(shape)]
         planned.append((shape, make_systems(methods, shape.vision.side)))
-    began, result = time.monotonic(), {"what": "latency", "runs": []}
+    began, result = time.monotonic(), dict[str, Any](what="latency", runs=[])
     for at, (shape, systems) in enumerate(planned):
         seconds = given.seconds
         if seconds is not None:

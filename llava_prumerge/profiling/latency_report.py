@@ -71,7 +71,7 @@ def cell_lines(cell: dict[str, Any]) -> list[str]:
         label_of(cell),
         f"floors: {peaks['operations'] / 1e12:.3g} T operations/s, {peaks['bandwidth'] / 1e9:.3g} GB/s ({peaks['source']})",
     ]
-    rows = [("part", "system", "ms", "floor", "floor reached")]
+    rows: list[tuple[str, ...]] = [("part", "system", "ms", "floor", "floor reached")]
     for row in sorted(cell["parts"], key=lambda row: ORDER.index(row["part"])):
         floor = f"{row['floor_ms']:.3g}" if "floor_ms" in row else ""
         share = f"{100 * row['share_of_floor']:.0f}%" if "floor_ms" in row else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def compare(
 
     `gain` is how many times faster, `share` how large a part of something, `cost` how long compared with the stock model.
     """
-    found = [
+    found: list[dict[str, Any]] = [
         {"what": "tower, share of the stock tower", "ratio": ratios(times[f"tower|{ALL}"], times[f"tower|{STOCK}"])}
     ]
     found[0]["promised"] = round(shape.vision.run / shape.vision.blocks, 4)
@@ -146,6 +147,6 @@ def memory_of(subject: Subject, setting: Setting, systems: Sequence[System]) -> 
     for system in systems:
         action = subject.generation(system, setting, pixels)
         model = action.prepare()
-        peak = peak_memory(lambda action=action, model=model: action.run(model), subject.device)
+        peak = peak_memory(partial(action.run, model), subject.device)
         found.append({"system": system.name, "mb": None if peak is None else round(peak / 1e6, 1)})
     return found

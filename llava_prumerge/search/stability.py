@@ -44,7 +44,9 @@ class RankWatcher(DecoderPruner):
 
     def __init__(self, shape: DecoderShape, rows: str = "last") -> None:
         super().__init__(Settings(), shape, range(shape.layers))
-        self.rows, self.scores, self.is_image = rows, [], None
+        self.rows = rows
+        self.scores: list[Tensor] = []
+        self.is_image = torch.empty(0, 0, dtype=torch.bool)
 
     def forward(self, layer: int, tokens: DecoderTokens) -> None:
         """Watch. Layers come in order; the first starts afresh."""

@@ -213,7 +213,7 @@ def newest_sound(
         checkpoints: oldest first.
         examine: a checkpoint's fault, or None.
     """
-    skipped = []
+    skipped: list[tuple[Path, str]] = []
     for checkpoint in reversed(checkpoints):
         fault = examine(checkpoint)
         if fault is None:

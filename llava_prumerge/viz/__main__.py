@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         viewer = viewer_of_model(given.model, block, given.prompt)
     else:
         viewer = viewer_of_tower(given.tower, build_reducer(block))
-    written = []
+    written: list[Path] = []
     for start in range(0, len(given.images), BATCH):
         paths = [Path(name) for name in given.images[start : start + BATCH]]
         images = [read_image(path) for path in paths]
