@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench demo clean
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench demo clean clean-runs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -21,10 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	PYTHON=$(PYTHON) bash scripts/setup.sh $(VENV)
 	touch $@
 
-setup-gpu:  ## install into the current environment beside the torch that is there, with flash-attn
-	$(PYTHON) -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
-	$(PYTHON) -m pip install -e '.[eval]'
-	$(PYTHON) -m pip install flash-attn --no-build-isolation
+setup-gpu:  ## install into the active environment beside the torch that is there (FLASH=1: flash-attn, too)
+	@FLASH='$(FLASH)' bash scripts/setup_gpu.sh
 
 reproduce: $(READY)  ## pocket world: stage 1, stage 2, six benchmarks, the four tables
 	$(PY) playground/pocket/reproduce.py
@@ -51,5 +49,8 @@ demo: $(READY)  ## a page on this machine: ask a model about an image, see what 
 	@[[ -n "$(MODEL)" ]] || { echo "make demo MODEL=FOLDER: a run or a checkpoint; make reproduce trains one" >&2; exit 2; }
 	$(PY) -m llava_prumerge.viz.demo $(MODEL)
 
-clean:  ## remove generated data and runs, keep the environment
-	rm -rf runs playground/pocket/data playground/pocket/work
+clean:  ## remove the pocket world's generated data and tools' caches; runs and the environment stay
+	rm -rf playground/pocket/data playground/pocket/work build .pytest_cache .ruff_cache
+
+clean-runs:  ## remove everything in runs/: shows what there is and asks (CONFIRM=yes answers)
+	@CONFIRM='$(CONFIRM)' bash scripts/clean_runs.sh

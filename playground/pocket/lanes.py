@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_prumerge.ground.files import write_json
+from playground.pocket.time_left import TimeLeft, share_done
 
 REPORT_EVERY = 15.0  # seconds between two lines on the console
 
@@ -31,9 +32,10 @@ class Step:
     Attributes:
         name: shown, and the key of the state file.
         command: what runs, from the repository's root.
-        seconds: a first guess for one core, scaled by what finished steps took; only the time left comes from it.
+        seconds: its weight, as long as it takes on one core (`time_left.py`); only the time left comes from it.
         environment: variables beside the caller's.
         after: names of the steps that must be done before.
+        makes: files and folders it leaves, from the repository's root; where one is gone the step is to be done again.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -52,13 +55,6 @@ class Step:
 def minutes(seconds: float) -> str:
     """12:05"""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def time_left(todo: Sequence[Step], state: Mapping[str, float], plan: Sequence[Step], lanes: int = 1) -> float:
-    """Guess from the finished steps how fast this machine is. -> seconds"""
-    known = [(state[step.name], step.seconds) for step in plan if step.name in state]
-    speed = sum(took for took, _ in known) / sum(guess for _, guess in known) if known else 1.0
-    return speed * sum(step.seconds for step in todo) / lanes
 
 
 def ready(plan: Sequence[Step], state: Mapping[str, float], running: Sequence[Step]) -> list[Step]:
@@ -92,7 +88,13 @@ class Lanes:
         self.plan, self.file, self.logs, self.root = list(plan), state, logs, root
         self.lanes, self.environment = lanes, dict(environment)
         self.state: dict[str, float] = json.loads(state.read_text()) if state.exists() else {}
+        for step in self.plan:
+            if step.name in self.state and not all((root / path).exists() for path in step.makes):
+                print(f"{step.name}: was done before, but what it made is gone", flush=True)
+                del self.state[step.name]
         self.running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
+        self.left = TimeLeft(self.plan, lanes)
+        self.said: dict[str, str] = {}
 
     def run(self) -> None:
         """Run everything that is not done.
@@ -130,10 +132,10 @@ class Lanes:
 
     def start(self, step: Step, threads: int) -> None:
         """Start one step, its output going to its log."""
-        left = minutes(self.seconds_left())
         place = f"[{self.plan.index(step) + 1}/{len(self.plan)}]"
-        print(f"{place} {step.name}, about {left} left in all\n    $ {step.line}", flush=True)
+        print(f"{place} {step.name}, {self.left_in_words()}\n    $ {step.line}", flush=True)
         environment = {**self.environment, "OMP_NUM_THREADS": str(threads), **os.environ, **step.environment}
+        environment["PYTHON"] = sys.executable  # the scripts would take the environment that is active
         self.logs.mkdir(parents=True, exist_ok=True)
         with self.log(step).open("wb") as log:
             process = subprocess.Popen(
@@ -162,18 +164,24 @@ class Lanes:
             write_json(self.file, self.state)
             print(f"    {name}: done in {minutes(self.state[name])}", flush=True)
 
-    def seconds_left(self) -> float:
-        """Of the whole plan; a running step counts by half."""
-        todo = [step for step in self.plan if step.name not in self.state and step.name not in self.running]
-        halves = [step for step, _, _ in self.running.values()]
-        guess = time_left(todo, self.state, self.plan, self.lanes)
-        return guess + time_left(halves, self.state, self.plan, self.lanes) / 2
+    def left_in_words(self) -> str:
+        """About 12:05 left in all."""
+        now = time.monotonic()
+        running = {name: (now - begun, share_done(self.last(step))) for name, (step, _, begun) in self.running.items()}
+        return f"about {minutes(self.left.show(now, self.state, running))} left in all"
 
     def report(self) -> None:
-        """One line per running step: the last of its log."""
-        for step, _, begun in self.running.values():
-            last = (self.lines(step) or ["starting"])[-1]
-            print(f"    {step.name} {minutes(time.monotonic() - begun)}: {last[:150]}", flush=True)
+        """A line of the whole, and one for each running step whose log has a new last line."""
+        print(f"  {len(self.done())} of {len(self.plan)} steps done, {self.left_in_words()}", flush=True)
+        for name, (step, _, begun) in self.running.items():
+            last = self.last(step)
+            if last and last != self.said.get(name):
+                self.said[name] = last
+                print(f"    {name} {minutes(time.monotonic() - begun)}: {last[:150]}", flush=True)
+
+    def last(self, step: Step) -> str:
+        """The last line of a step's log; empty as long as it has printed nothing."""
+        return (self.lines(step) or [""])[-1]
 
     def log(self, step: Step) -> Path:
         """Where a step's output goes."""

@@ -20,29 +20,46 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
 from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
+from playground.pocket.time_left import seconds_of  # noqa: E402
 
 STATE = Path("runs/pocket/steps.json")
+QUESTIONS = Path("playground/pocket/data/eval")
 RESULTS = Path("runs/pocket/results")
 TABLES = Path("runs/pocket/tables")
 LOGS = Path("runs/pocket/logs")
 ALL_TASKS = "vqav2,sqa,textvqa,pope,mme,mmbench"
 ABLATION_TASKS = "sqa,textvqa,pope,mme"
-# As in scripts/launch_train.sh: threads that wait must not spin, and large tensors must not be mapped anew each time.
-CPU_MANNERS = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+# As in scripts/launching.sh: threads that wait must not spin, and large tensors must not be mapped anew each time.
+# The CPU is what the published tables were made on, and what the set-up is for; GPUS=1 in the caller's environment changes it.
+CPU_MANNERS = {
+    "GPUS": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
 
 
-def train(script: str, method: str, seconds: float, after: str, *settings: str) -> Step:
-    """One training, by its script."""
+def train(script: str, method: str, after: str, *settings: str, called: str = "", folder: str = "") -> Step:
+    """One training, by its script.
+
+    Args:
+        called: the step's name behind the script's; the method for nothing.
+        folder: of the run, where it is not the recipe's.
+    """
     environment = {"RECIPE": "pocket", "METHOD": method}
-    return Step(f"{script} {method}", ("bash", f"scripts/{script}.sh", *settings), seconds, environment, (after,))
+    name = f"{script} {called or method}"
+    command = ("bash", f"scripts/{script}.sh", *settings, *([f"output_dir={folder}"] if folder else []))
+    left = folder or f"runs/pocket-{'pretrain' if script == 'pretrain' else 'lora'}-{method}"
+    return Step(name, command, seconds_of(name), environment, (after,), (f"{left}/finished.json",))
 
 
-def evaluate(label: str, method: str, tasks: str, seconds: float, trained: str, *settings: str) -> Step:
+def evaluate(label: str, method: str, tasks: str, trained: str, *settings: str) -> Step:
     """One row of the tables: the model that stage 2 made with a method, some benchmarks."""
     command = (sys.executable, "-m", "eval.run", "run", "--task", tasks, "--model", f"runs/pocket-lora-{method}/merged")
-    command += ("--data", "playground/pocket/data/eval", "--out", str(RESULTS), "model_label=pocket", f"label={label}")
+    command += ("--data", str(QUESTIONS), "--out", str(RESULTS), "model_label=pocket", f"label={label}")
     command += (f"train={trained}", "batch_size=64", *settings)
-    return Step(f"evaluate {label}", command, seconds, after=(f"finetune_lora {method}",))
+    name = f"evaluate {label}"
+    return Step(name, command, seconds_of(name), after=(f"finetune_lora {method}",))
 
 
 def steps() -> list[Step]:
@@ -62,29 +79,30 @@ def steps() -> list[Step]:
         "prumerge_plus": plus,
     }
     trainings = [
-        train("pretrain", "none", 640, "data"),
-        train("finetune_lora", "none", 490, "pretrain none"),
-        train("finetune_lora", "prumerge", 330, "pretrain none", *merge),
-        train("finetune_lora", "prumerge_plus", 340, "pretrain none", *plus),
-        train("finetune_lora", "cls_topk", 330, "pretrain none"),
+        train("pretrain", "none", "data"),
+        train("finetune_lora", "none", "pretrain none"),
+        train("finetune_lora", "prumerge", "pretrain none", *merge),
+        train("finetune_lora", "prumerge_plus", "pretrain none", *plus),
+        train("finetune_lora", "cls_topk", "pretrain none"),
     ]
     rows = [
-        evaluate("text only", "none", ALL_TASKS, 80, "lora", "images=off"),
-        evaluate("full tokens", "none", ALL_TASKS, 150, "lora"),
-        evaluate("PruMerge", "prumerge", ALL_TASKS, 100, "lora"),
-        evaluate("PruMerge+", "prumerge_plus", ALL_TASKS, 100, "lora"),
-        evaluate("cls_topk", "cls_topk", ALL_TASKS, 100, "lora"),
+        evaluate("text only", "none", ALL_TASKS, "lora", "images=off"),
+        evaluate("full tokens", "none", ALL_TASKS, "lora"),
+        evaluate("PruMerge", "prumerge", ALL_TASKS, "lora"),
+        evaluate("PruMerge+", "prumerge_plus", ALL_TASKS, "lora"),
+        evaluate("cls_topk", "cls_topk", ALL_TASKS, "lora"),
         *(
-            evaluate(f"{name} training-free", "none", ABLATION_TASKS, 70, "none", f"method={name}", *settings)
+            evaluate(f"{name} training-free", "none", ABLATION_TASKS, "none", f"method={name}", *settings)
             for name, settings in ablation.items()
         ),
     ]
+    build = (sys.executable, "playground/pocket/build.py", "data")
     tabulate = (sys.executable, "-m", "eval.tables", str(RESULTS), "--out", str(TABLES))
     return [
-        Step("data", (sys.executable, "playground/pocket/build.py", "data"), 60),
+        Step("data", build, seconds_of("data"), makes=("playground/pocket/data/stage1.json", str(QUESTIONS))),
         *trainings,
         *rows,
-        Step("tables", tabulate, 5, after=tuple(row.name for row in rows)),
+        Step("tables", tabulate, seconds_of("tables"), after=tuple(row.name for row in rows)),
     ]
 
 

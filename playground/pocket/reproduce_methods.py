@@ -27,9 +27,11 @@ from playground.pocket import reproduce  # noqa: E402
 from playground.pocket.comparison.places import FOLDERS, Places  # noqa: E402
 from playground.pocket.comparison.rows import PLUS, TRAINED, tables  # noqa: E402
 from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
+from playground.pocket.time_left import seconds_of  # noqa: E402
 
 DOCS = Path("docs/results")
 SCALE, TRIAL_SCALE = 0.3, 0.02
+TRIAL_SHORTER = 20  # a trial's training, most of which is starting up
 BASE = ("data", "pretrain none", "finetune_lora none", "finetune_lora prumerge_plus")
 """The steps of `make reproduce` whose outcome is used."""
 
@@ -64,30 +66,29 @@ class Plan:
         own = []
         for budget in TRAINED:
             target = (f"reduction.decoder.target={budget}",)
-            own.append(
-                self.training(f"atp_{budget}", reproduce.train("finetune_lora", "atp_llava", 560, after, *target))
-            )
+            own.append(self.training(f"atp_{budget}", "atp_llava", after, *target))
         plus = [f"reduction.vision.{key}={value}" for key, value in {"budget": TRAINED[1], **PLUS}.items()]
-        step = reproduce.train("finetune_lora", "prumerge_plus", 340, after, *plus)
-        own.append(self.training(f"prumerge_plus_{TRAINED[1]}", step))
+        own.append(self.training(f"prumerge_plus_{TRAINED[1]}", "prumerge_plus", after, *plus))
         return [self.sized(step) for step in base] + [self.sized(step) for step in own]
 
-    def training(self, key: str, step: Step) -> Step:
+    def training(self, key: str, method: str, after: str, *settings: str) -> Step:
         """A training under its own name, into its own folder."""
-        folder = self.places.runs / FOLDERS[key]
-        return replace(step, name=f"finetune_lora {key}", command=(*step.command, f"output_dir={folder}"))
+        folder = str(self.places.runs / FOLDERS[key])
+        return reproduce.train("finetune_lora", method, after, *settings, called=key, folder=folder)
 
     def sized(self, step: Step) -> Step:
         """A training as short as a trial has it, between the trial's folders."""
         if not self.trial or step.command[0] != "bash":
             return step
-        runs, words = self.places.runs, [*step.command, "max_steps=4", "save_steps=4"]
+        runs, words, makes = self.places.runs, [*step.command, "max_steps=4", "save_steps=4"], step.makes
         stage, method = step.name.split()
         if not any(word.startswith("output_dir=") for word in words):
-            words.append(f"output_dir={runs}/pocket-{'pretrain' if stage == 'pretrain' else 'lora'}-{method}")
+            folder = f"{runs}/pocket-{'pretrain' if stage == 'pretrain' else 'lora'}-{method}"
+            words.append(f"output_dir={folder}")
+            makes = (f"{folder}/finished.json",)
         if stage != "pretrain":
             words.append(f"projector={runs}/pocket-pretrain-none/mm_projector.safetensors")
-        return replace(step, command=tuple(words), seconds=20)
+        return replace(step, command=tuple(words), seconds=step.seconds / TRIAL_SHORTER, makes=makes)
 
     def steps(self, command: str) -> list[Step]:
         """All that follows the trainings.
@@ -98,18 +99,23 @@ class Plan:
         options = tuple(self.places.options())
         ask = (*self.module("questions"), *options, f"--scale={self.scale:g}")
         rows = [
-            Step(
-                f"evaluate {table or 'references'}", (*self.module("evaluate"), *options, "--table", str(table)), guess
+            self.weighed(
+                f"evaluate {table or 'references'}", (*self.module("evaluate"), *options, "--table", str(table))
             )
-            for table, guess in zip(tables(), (60, 900, 800, 550, 500, 300), strict=True)
+            for table in tables()
         ]
         searches = self.searches()
         rows = [replace(row, after=tuple(step.name for step in searches)) for row in rows]
         few = ("--questions=16", "--repeats=1") if self.trial else ()
-        timing = Step("prefill times", (*self.module("prefill"), *options, *few), 300)
+        timing = self.weighed("prefill times", (*self.module("prefill"), *options, *few))
         timing = replace(timing, after=tuple(row.name for row in rows))  # alone, for times that can be compared
         report = (*self.module("report"), *options, f"--out={self.out}", f"--command={command}")
-        return [Step("questions", ask, 20), *searches, *rows, timing, Step("report", report, 10, after=(timing.name,))]
+        report = self.weighed("report", report, timing.name)
+        return [self.weighed("questions", ask), *searches, *rows, timing, report]
+
+    def weighed(self, name: str, command: tuple[str, ...], *after: str) -> Step:
+        """A step with its weight from the table, which is for SCALE."""
+        return Step(name, command, seconds_of(name, self.scale / SCALE), after=after)
 
     def searches(self) -> list[Step]:
         """G-Search once, P-Sigmoid for each budget that a pruner alone can meet."""
@@ -120,17 +126,16 @@ class Plan:
         search = (sys.executable, "-m")
         trials = "--trials=2" if self.trial else "--trials=40"
         found = [
-            Step(
+            self.weighed(
                 f"p_sigmoid {budget}",
                 (*search, "llava_prumerge.search.p_sigmoid", *shared, f"--budget={budget}", trials)
                 + (f"--out={places.found}/p_sigmoid_{budget}.yaml",),
-                120,
-                after=("questions",),
+                "questions",
             )
             for budget in TRAINED
         ]
         g_search = (*search, "llava_prumerge.search.g_search", *shared, f"--out={places.found}/g_search.yaml")
-        return [Step("g_search", g_search, 120, after=("questions",)), *found]
+        return [self.weighed("g_search", g_search, "questions"), *found]
 
     @staticmethod
     def module(name: str) -> tuple[str, ...]:

@@ -8,11 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from playground.pocket.lanes import Lanes, Step, ready, time_left
+from playground.pocket import reproduce
+from playground.pocket.lanes import Lanes, Step, ready
+from playground.pocket.reproduce import CPU_MANNERS
+from playground.pocket.reproduce_methods import SCALE, Plan
+from playground.pocket.time_left import TimeLeft, share_done, step_seconds
 
 
 def note(name: str, *after: str, wait: float = 0.0) -> Step:
@@ -95,8 +101,98 @@ def test_a_part_of_the_plan_takes_the_rest_as_done() -> None:
     assert ready(plan, {"a": 1.0}, [plan[1]]) == []
 
 
-def test_time_left_is_scaled_by_what_the_finished_steps_took() -> None:
-    plan = [Step("a", (), 10), Step("b", (), 30)]
-    assert time_left(plan[1:], {}, plan) == 30
-    assert time_left(plan[1:], {"a": 20.0}, plan) == 60
-    assert time_left(plan[1:], {"a": 20.0}, plan, lanes=2) == 30
+def test_what_a_step_made_is_looked_for(tmp_path: Path, capsys) -> None:
+    plan = [replace(note("a"), makes=("a.txt",)), replace(note("b", "a"), makes=("b.txt",))]
+    lanes(plan, tmp_path).run()
+    (tmp_path / "a.txt").unlink()
+    stamp = (tmp_path / "b.txt").stat().st_mtime_ns
+    lanes(plan, tmp_path).run()
+    assert "a: was done before, but what it made is gone" in capsys.readouterr().out
+    assert (tmp_path / "a.txt").exists() and (tmp_path / "b.txt").stat().st_mtime_ns == stamp
+
+
+def test_steps_are_told_the_python_of_their_plan(tmp_path: Path, monkeypatch) -> None:
+    """Whatever environment is active, and on the CPU where nobody says otherwise."""
+    monkeypatch.setenv("PYTHON", "another")
+    monkeypatch.delenv("GPUS", raising=False)
+    code = "import os, pathlib; pathlib.Path('told').write_text(' '.join([os.environ['PYTHON'], os.environ['GPUS']]))"
+    plan = [Step("tell", (sys.executable, "-c", code), 1)]
+    Lanes(plan, tmp_path / "s.json", tmp_path / "logs", tmp_path, 1, CPU_MANNERS).run()
+    assert (tmp_path / "told").read_text() == f"{sys.executable} 0"
+
+
+def test_the_console_repeats_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A step that prints nothing has no line; one that goes on printing the same has one."""
+    monkeypatch.setattr("playground.pocket.lanes.REPORT_EVERY", 0.0)
+    quiet = Step("quiet", (sys.executable, "-c", "import time; time.sleep(1.2)"), 10)
+    loud = Step("loud", (sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(1.2)"), 10)
+    lanes([quiet, loud], tmp_path).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(": loading") for line in lines) == 1 and not any("starting" in line for line in lines)
+    assert sum("of 2 steps done, about 0:" in line for line in lines) > 1
+
+
+def timed(name: str, seconds: float, *after: str) -> Step:
+    return Step(name, (), seconds, after=after)
+
+
+def test_the_estimate_deals_what_is_left_to_the_lanes() -> None:
+    plan = [timed("a", 10), timed("b", 30, "a"), timed("c", 20, "a"), timed("d", 5, "b", "c")]
+    assert TimeLeft(plan, 2).estimate({}, {}) == 10 + 30 + 5
+    assert TimeLeft(plan, 1).estimate({}, {}) == 65
+    assert TimeLeft(plan, 2).estimate({"a": 10.0}, {"b": (10.0, None)}) == 20 + 5
+    assert TimeLeft(plan, 2).estimate({"a": 10.0}, {"b": (15.0, 0.5), "c": (15.0, None)}) == 15 + 5
+    late = TimeLeft(plan, 2).estimate({"a": 10.0}, {"b": (300.0, None)})
+    assert late == pytest.approx(20 + 5)  # the other lane is the longer one then
+    assert (
+        TimeLeft(plan[3:], 2).estimate({}, {}) == 5 and TimeLeft(plan, 2).estimate(dict.fromkeys("abcd", 1.0), {}) == 0
+    )
+
+
+def test_the_pace_is_this_machines() -> None:
+    plan = [timed("a", 600), timed("b", 300)]
+    left = TimeLeft(plan, 1)
+    assert left.pace({}, {}) == 1
+    assert left.pace({"a": 1200.0}, {}) == pytest.approx(1260 / 660)
+    assert left.pace({"a": 1200.0}, {"b": (150.0, 0.25)}) == pytest.approx(1410 / 735)
+    assert left.pace({"a": 1200.0}, {"b": (150.0, None)}) == left.pace({"a": 1200.0}, {})  # nobody knows how far it is
+
+
+def test_a_trainings_log_tells_how_far_it_is() -> None:
+    assert share_done("05:37:17  step 200/800  loss 6.0  left 0:01:00") == 0.25
+    assert share_done("pope:  33%|###   | 100/300 [00:10<00:20]") is None and share_done("") is None
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 1.9])
+def test_the_time_left_is_steady_and_comes_true(speed: float) -> None:
+    """The plan of `make reproduce` on a machine of another speed, each step a quarter longer or shorter than the table has it."""
+    plan = reproduce.steps()
+    left, lanes = TimeLeft(plan, 2), 2
+    true = {step.name: step.seconds * speed * (1.25 if at % 2 else 0.75) for at, step in enumerate(plan)}
+    state, running, shown, now = {}, {}, [], 0.0
+    while len(state) < len(plan):
+        for step in ready(plan, state, [step for step in plan if step.name in running])[: lanes - len(running)]:
+            running[step.name] = now
+        told = {
+            name: (now - begun, (now - begun) / true[name] if name.startswith(("pretrain", "finetune")) else None)
+            for name, begun in running.items()
+        }
+        shown.append((now, left.show(now, state, told)))
+        now += 5
+        for name, begun in list(running.items()):
+            if now - begun >= true[name]:
+                state[name] = true[name]
+                del running[name]
+    for (before, was), (then, is_) in pairwise(shown):
+        assert abs(is_ - max(was - (then - before), 0)) <= 0.05 * now, "a jump"
+    for at in (len(shown) // 4, len(shown) // 2, 3 * len(shown) // 4):
+        then, said = shown[at]
+        assert said == pytest.approx(now - then, rel=0.35), f"{then:.0f} of {now:.0f} s"
+
+
+def test_every_step_has_a_weight_from_a_run() -> None:
+    """A plan cannot be made otherwise; and the table has no step that is gone."""
+    methods = Plan(SCALE, trial=False)
+    plans = [*reproduce.steps(), *methods.trainings(), *methods.steps("command")]
+    assert {step.name for step in plans} == set(step_seconds())
+    assert all(step.seconds > 0 for step in plans)
