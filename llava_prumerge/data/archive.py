@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
+from llava_prumerge.ground.errors import CannotGoOn
 from llava_prumerge.ground.files import whole_file
 
 # Images hardly compress; even text seldom does beyond a tenth.
@@ -18,7 +19,7 @@ MAX_RATIO = 100
 _JUNK = ("__MACOSX/",)
 
 
-class ArchiveError(ValueError):
+class ArchiveError(CannotGoOn):
     """An archive that is refused; the message is one line."""
 
 

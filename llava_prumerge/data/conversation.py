@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.ground.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ class Template:
         pieces = []
         for number, (question, answer) in enumerate(rounds):
             if answer is None and number != len(rounds) - 1:
-                raise ValueError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
+                raise InputError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
             pieces.append(Segment((self.reopening if number else self.opening) + question + self.closing, False))
             if answer is not None:
                 pieces.append(Segment(self.lead + answer + self.end, True))
@@ -124,7 +125,7 @@ def get_template(name: str | Template) -> Template:
         return name
     key = _ALIASES.get(name, name)
     if key not in TEMPLATES:
-        raise ValueError(f"unknown template {name!r}; known: {', '.join(sorted([*TEMPLATES, *_ALIASES]))}")
+        raise InputError(f"unknown template {name!r}; known: {', '.join(sorted([*TEMPLATES, *_ALIASES]))}")
     return TEMPLATES[key]
 
 
@@ -151,7 +152,7 @@ def prompt(template: str | Template, user_text: str, images: int = 1) -> str:
     """The text after which the model answers `user_text`, its images in front of it."""
     template = get_template(template)
     if IMAGE_MARKER in user_text:
-        raise ValueError(f"the question holds {IMAGE_MARKER!r} itself, remove it and say images=N: {user_text!r}")
+        raise InputError(f"the question holds {IMAGE_MARKER!r} itself, remove it and say images=N: {user_text!r}")
     question = IMAGE_MARKER * images if template.captions else f"{IMAGE_MARKER}\n" * images + user_text
     return template.render([(question, None)])
 
@@ -283,7 +284,7 @@ def _tokenise(
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and the characters of `text` each stands for; a BOS stands for none, which the slice [-1:0] is."""
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; loss masks need a fast one's offsets")
+        raise InputError(f"{type(tokenizer).__name__} is a slow tokenizer; loss masks need a fast one's offsets")
     bos = _traits(tokenizer, len(tokenizer)).bos
     ids, spans = ([], []) if bos is None else ([bos], [(-1, -1)])
     position = 0
@@ -323,7 +324,7 @@ def _check_end_token(tokenizer: PreTrainedTokenizerBase, template: Template) -> 
     """Without it answers would end in the characters '<', '/', 's', '>' and generation never stop."""
     end = template.end.strip()
     if end and tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
-        raise ValueError(
+        raise InputError(
             f"template {template.name!r} ends answers with {end!r}, which is no token of this tokenizer "
             f"(its end of sequence is {tokenizer.eos_token!r})"
         )

@@ -13,6 +13,7 @@ from llava_prumerge.data.conversation import Template, encode_training, get_temp
 from llava_prumerge.data.image_paths import ImageError, trusted_folders
 from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
 from llava_prumerge.data.records import RecordError, open_records
+from llava_prumerge.ground.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ class LlavaDataset(Dataset):
     ) -> None:
         self.rows = open_records(json_path, cache_dir)
         if not len(self.rows):
-            raise ValueError(f"{os.fspath(json_path)} holds no records")
+            raise InputError(f"{os.fspath(json_path)} holds no records")
         self.image_folder = image_folder
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor

@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llava_prumerge.data.archive import unpack
-from llava_prumerge.data.fetch import FetchError, fetch
+from llava_prumerge.data.fetch import fetch
 from llava_prumerge.data.listed_images import fetch_listed, names_in_records, read_list
-from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.ground.yaml_files import read_yaml
 
@@ -69,11 +70,9 @@ def read_sources(path: Path = SOURCES) -> dict[str, PublicSet]:
             sets[name] = PublicSet(name, **{**values, "files": files})
             for place in _places(sets[name]):
                 if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
-                    raise FetchError(f"{path}: {name}: {place!r} is not below the data folder")
-    except FileError as error:
-        raise FetchError(str(error)) from error
+                    raise InputError(f"{path}: {name}: {place!r} is not below the data folder")
     except (AttributeError, TypeError, ValueError) as error:
-        raise FetchError(f"{path} is no file of data sources: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is no file of data sources: {' '.join(str(error).split())}") from error
     return sets
 
 
@@ -93,7 +92,7 @@ def choose_sets(sets: dict[str, PublicSet], names: list[str]) -> list[PublicSet]
         found = [one for one in sets.values() if name in (one.name, one.group)]
         if not found:
             groups = dict.fromkeys(one.group for one in sets.values())
-            raise FetchError(f"{name!r} is no data set; there are {', '.join(groups)} and {', '.join(sets)}")
+            raise InputError(not_known("data set", name, [*groups, *sets]))
         chosen |= {one.name: one for one in found}
     return list(chosen.values())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llava_prumerge.ground.errors import InputError
 
-class SampleError(ValueError):
+
+class SampleError(InputError):
     """A sample that cannot be used; its subclasses say of which kind.
 
     Args:

@@ -23,7 +23,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.errors import CannotGoOn, FileError
 from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.ground.reading import file_digest, read_text
 
@@ -37,7 +37,7 @@ _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 Report = Callable[[int, int | None], object]
 
 
-class FetchError(RuntimeError):
+class FetchError(CannotGoOn):
     """A file that cannot be had; the message is one line."""
 
 

@@ -9,20 +9,20 @@ more rank costs; pages of the Arrow file are shared by all of them and given bac
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from itertools import islice
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.errors import CannotGoOn
 from llava_prumerge.ground.files import whole_text
 
 RECORDS = 665_298
@@ -58,7 +58,7 @@ _WORDS = [
 def memory() -> dict[str, float]:
     """Private and resident memory of this process, in MB."""
     if not _SMAPS.exists():
-        raise SystemExit(f"error: {_SMAPS} is missing; private memory can be measured on Linux only")
+        raise CannotGoOn(f"{_SMAPS} is missing; private memory can be measured on Linux only")
     lines = (line.split() for line in _SMAPS.read_text().splitlines()[1:])
     kilobytes = {fields[0].rstrip(":"): int(fields[1]) for fields in lines}
     private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
@@ -185,14 +185,15 @@ def describe(found: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. -> exit code"""
-    parser = argparse.ArgumentParser(prog="python -m llava_prumerge.data.footprint", description=__doc__.split("\n")[0])
+@command()
+def main(words: list[str]) -> None:
+    """Entry point."""
+    parser = Parser("llava_prumerge.data.footprint", __doc__)
     parser.add_argument("--records", type=int, default=RECORDS, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes (default: %(default)s)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep the generated file here")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     if args.records < 1 or args.ranks < 1:
         parser.error("--records and --ranks must be at least 1")
     if args.folder:
@@ -200,7 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         found = measure(args.folder or Path(temporary), Path(temporary) / "cache", args.records, args.ranks)
     print(json.dumps(found) if args.json else describe(found))
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from llava_prumerge.data.errors import SampleError
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.naming import shown
 
 AnyPath = str | os.PathLike[str]
@@ -29,7 +30,7 @@ class ImageError(SampleError):
     """An image that is refused, by its path or by its content."""
 
 
-class TrustError(ValueError):
+class TrustError(InputError):
     """A trusted folder that is none; the message is one line."""
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 from llava_prumerge.data.image_paths import SUFFIXES, AnyPath, ImageError, contained_path
 from llava_prumerge.data.resize import KERNELS, Axis, Colour, resize_window
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.naming import shown
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def pil_image_processor(source: str | os.PathLike[str] | Any) -> CLIPImageProces
     else:
         settings, kind = source.to_dict(), type(source).__name__
     if kind.removesuffix("Fast").removesuffix("Pil") not in _PROCESSORS:
-        raise ValueError(f"image processor {kind!r} is not supported; accepted: {', '.join(_PROCESSORS)}")
+        raise InputError(f"image processor {kind!r} is not supported; accepted: {', '.join(_PROCESSORS)}")
     fields = {key: settings[key] for key in _PROCESSOR_FIELDS if settings.get(key) is not None}
     if kind.startswith("Siglip"):
         fields["do_center_crop"] = False
@@ -226,15 +227,15 @@ class ImagePreprocessor:
 
     def __init__(self, image_processor: Any, aspect: str = "pad") -> None:
         if aspect not in ASPECTS:
-            raise ValueError(f"aspect {aspect!r} is not known; accepted: {', '.join(ASPECTS)}")
+            raise InputError(f"aspect {aspect!r} is not known; accepted: {', '.join(ASPECTS)}")
         self.image_processor = pil_image_processor(image_processor)
         self.aspect = aspect
         if self.image_processor.resample not in KERNELS:
             accepted = ", ".join(f"{int(kernel)} ({kernel.name.lower()})" for kernel in KERNELS)
-            raise ValueError(f"image processor: resample={self.image_processor.resample}; accepted: {accepted}")
+            raise InputError(f"image processor: resample={self.image_processor.resample}; accepted: {accepted}")
         final = self.image_processor.crop_size if self.image_processor.do_center_crop else self.image_processor.size
         if not final.height or final.height != final.width:
-            raise ValueError(f"the vision tower's input must be square, but images would become {final}")
+            raise InputError(f"the vision tower's input must be square, but images would become {final}")
         self.size = final.height
 
     @property

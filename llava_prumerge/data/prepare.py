@@ -18,22 +18,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.data.archive import ArchiveError
 from llava_prumerge.data.audit import Audit, describe, summarise
 from llava_prumerge.data.conversation import get_template
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
-from llava_prumerge.data.fetch import FetchError
-from llava_prumerge.data.image_paths import TrustError, trusted_folders
-from llava_prumerge.data.recipe import RecipeError
-from llava_prumerge.data.recipe_data import RecipeData, count_image_tokens, read_recipe_data
-from llava_prumerge.data.record_check import Checker, CheckError
-from llava_prumerge.data.record_files import SUFFIXES, RecordFileError, read_records
+from llava_prumerge.data.image_paths import trusted_folders
+from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError
+from llava_prumerge.data.recipe_data import KEYS, RecipeData, count_image_tokens, read_recipe_data
+from llava_prumerge.data.record_check import Checker
+from llava_prumerge.data.record_files import SUFFIXES, read_records
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import whole_text, write_text
 
 DATA = Path("playground/data")
@@ -42,15 +41,18 @@ TEMPLATE, MAX_LENGTH, IMAGE_TOKENS = "vicuna_v1", 2048, 576
 
 def gather_inputs(args: argparse.Namespace) -> RecipeData:
     """What to check: a record file or a recipe's, the options on top."""
-    if Path(args.inputs[0]).suffix in SUFFIXES:
-        if len(args.inputs) > 1:
-            raise RecipeError(f"{args.inputs[1]!r}: a record file takes options, a recipe key=value")
-        found = RecipeData(data=Path(args.inputs[0]))
+    given = [*args.inputs, *args.settings]
+    if not given:
+        raise RecipeError("name a recipe, or a file of records")
+    if Path(given[0]).suffix in SUFFIXES and args.inputs:
+        if len(given) > 1:
+            raise RecipeError(f"{given[1]!r}: a record file takes options, a recipe key=value")
+        found = RecipeData(data=Path(given[0]))
     else:
-        found = read_recipe_data(args.inputs)
-    given = {"images": args.images, "tokenizer": args.tokenizer, "template": args.template}
-    given["max_length"] = args.max_length
-    found = replace(found, **{name: value for name, value in given.items() if value is not None})
+        found = read_recipe_data(given)
+    options = {"images": args.images, "tokenizer": args.tokenizer, "template": args.template}
+    options["max_length"] = args.max_length
+    found = replace(found, **{name: value for name, value in options.items() if value is not None})
     for name in ("images", "tokenizer"):
         if getattr(found, name) is None:
             raise RecipeError(f"{found.data}: its {name} folder is not known; give --{name} DIR")
@@ -114,11 +116,7 @@ def download(args: argparse.Namespace) -> int:
         return 0
     chosen = choose_sets(sets, args.names)
     downloader = Downloader(args.to, print, partial(tqdm, disable=None), args.discard_archives)
-    try:
-        missing = [one.name for one in chosen if not downloader.get(one)]
-    except (FetchError, ArchiveError, OSError) as error:  # OSError: the disk
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    missing = [one.name for one in chosen if not downloader.get(one)]
     return 1 if missing else 0
 
 
@@ -154,13 +152,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m llava_prumerge.data.prepare", description=__doc__.split("\n")[0])
+    parser = Parser("llava_prumerge.data.prepare", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = commands.add_parser("check", help="check every record and image").add_argument
+    checking = commands.add_parser("check", help="check every record and image", settings=(*KEYS, *REDUCTION_KEYS))
+    add = checking.add_argument
     what = "a recipe with its key=value, or a file of records, .json or .jsonl"
-    add("inputs", nargs="+", metavar="INPUT", help=what)
+    add("inputs", nargs="*", metavar="INPUT", help=what)
     add("--images", type=Path, metavar="DIR", help="folder that the records' image paths start from")
     add("--tokenizer", type=Path, metavar="DIR", help="folder of a tokenizer or a checkpoint")
     add("--template", help=f"conversation template (default: the recipe's, else {TEMPLATE})")
@@ -186,13 +185,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="the report's path (default: in the cache); OUT.txt is for people",
     )
     add("--clean", type=json_path, metavar="OUT.json", help="write the sound records here")
-    commands.choices["check"].set_defaults(command=check)
-    add = commands.add_parser("download", help="fetch public data sets into LLaVA's tree").add_argument
+    checking.set_defaults(command=check)
+    fetching = commands.add_parser("download", help="fetch public data sets into LLaVA's tree")
+    add = fetching.add_argument
     add("names", nargs="*", metavar="NAME", help="sets or groups of them; none: list them")
     add("--to", type=Path, default=DATA, metavar="DIR", help="(default: %(default)s)")
     add("--discard-archives", action="store_true", help="delete zip files once they are unpacked")
     add("--sources", type=Path, default=SOURCES, metavar="YAML", help="other sets, in the form of sources.yaml")
-    commands.choices["download"].set_defaults(command=download)
+    fetching.set_defaults(command=download)
     return parser
 
 
@@ -201,17 +201,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. -> exit code: 0 all is well, 1 something is not, 2 the command cannot be carried out as given"""
-    args = make_parser().parse_args(arguments)
-    try:
-        return args.command(args)
-    except (RecipeError, TrustError, CheckError, RecordFileError, FetchError, OSError) as error:  # OSError: the disk
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+@command(interrupted="stopped; the same command goes on from here")
+def main(words: list[str]) -> int:
+    """Entry point. -> exit status: 0 all is well, 1 something is not"""
+    args = make_parser().parse_args(words)
+    return args.command(args)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.yaml_files import parse_yaml, read_yaml
 
 REDUCTION_KEYS = frozenset({"vision", "decoder"})
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError):
     """A recipe that cannot be run as written; the message is one line meant for the person who wrote it."""
 
 
@@ -29,24 +30,37 @@ def read_recipe(tokens: list[str]) -> dict[str, Any]:
     """Merge recipe files and overrides given in command-line order.
 
     Args:
-        tokens: paths of YAML files, and `key=value` items; overrides apply after all files wherever they stand.
+        tokens: YAML files, or names of recipes and methods that ship, and `key=value` items; overrides apply after all files wherever they stand.
     """
     overrides = [token for token in tokens if "=" in token]
     merged: dict[str, Any] = {}
     for token in tokens:
         if "=" not in token:
-            merged.update(read_file(Path(token)))
+            merged.update(read_file(find_file(token)))
     for override in overrides:
         apply_override(merged, override)
     return merged
 
 
+def find_file(word: str) -> Path:
+    """The file that a word of the command line means: one's own, or a recipe or method that ships.
+
+    Raises:
+        RecipeError: there is none; the message names those that ship.
+    """
+    found = shipped.find("train", word) or shipped.find("method", word)
+    if found is None:
+        recipes, methods = shipped.names("train"), shipped.names("method")
+        if Path(word).parent.name == "method":
+            raise RecipeError(shipped.not_there("method", word, methods))
+        raise RecipeError(shipped.not_there("recipe or method", word, [*recipes, *methods]))
+    return found
+
+
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read one YAML file with its includes resolved, as a flat mapping of recipe keys."""
     if not path.is_file():
-        beside = sorted(file.stem for file in path.parent.glob("*.yaml")) if path.suffix == ".yaml" else []
-        known = f"; {path.parent} has {', '.join(beside)}" if beside else ""
-        raise RecipeError(f"{path} is neither a recipe file nor key=value{known}")
+        raise RecipeError(f"{path}: no such file, which another recipe includes")
     if path.resolve() in seen:
         raise RecipeError(f"{path} includes itself by way of {' -> '.join(str(parent) for parent in seen)}")
     try:

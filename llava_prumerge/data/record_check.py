@@ -11,6 +11,7 @@ from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError, encode_tra
 from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image
 from llava_prumerge.data.images import decode_image, describe_file
 from llava_prumerge.data.records import RecordError
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.naming import shown
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _PLACEHOLDER = -200
 
 
-class CheckError(ValueError):
+class CheckError(InputError):
     """A check that cannot be made; the message is one line."""
 
 

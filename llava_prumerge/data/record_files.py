@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.ground.encodings import decode_text, read_text_blocks
-from llava_prumerge.ground.errors import FileError, naming
+from llava_prumerge.ground.errors import FileError, InputError, naming
 from llava_prumerge.ground.reading import kind_of
 
 SUFFIXES = (".json", ".jsonl")
@@ -23,7 +23,7 @@ _DELIMITERS = tuple(",] \t\n\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-class RecordFileError(ValueError):
+class RecordFileError(InputError):
     """A record file that cannot be read; the message is one line with the file and the place."""
 
 

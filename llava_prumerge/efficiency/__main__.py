@@ -17,9 +17,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from llava_prumerge.efficiency.errors import EfficiencyError, refuse
-from llava_prumerge.efficiency.options import Parser
-from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.naming import not_known
 
 COMMANDS = {
     "flops": "llava_prumerge.profiling.flops",
@@ -29,28 +29,28 @@ COMMANDS = {
 """Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
 
 
-def main(arguments: Sequence[str] | None = None) -> str:
-    """Run a command. -> what it prints
+def report(words: Sequence[str]) -> str:
+    """What a command says.
 
     Raises:
         EfficiencyError, ReductionError: what was asked cannot be computed.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         return (__doc__ or "").rstrip()
     if words[0] not in COMMANDS:
-        raise refuse("command", words[0], COMMANDS)
+        raise InputError(not_known("command", words[0], COMMANDS))
     module = importlib.import_module(COMMANDS[words[0]])
-    parser = Parser(
-        prog=f"python -m llava_prumerge.efficiency {words[0]}", description=(module.__doc__ or "").split("\n")[0]
-    )
+    parser = Parser("llava_prumerge.efficiency", (module.__doc__ or "").split("\n")[0])
+    parser.prog += f" {words[0]}"
     module.add_arguments(parser)
-    return module.run(parser.parse_intermixed_args(words[1:]))
+    return module.run(parser.parse_args(words[1:]))
+
+
+@command()
+def main(words: list[str]) -> None:
+    """Run a command."""
+    print(report(words))
 
 
 if __name__ == "__main__":
-    try:
-        print(main())
-    except (EfficiencyError, ReductionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

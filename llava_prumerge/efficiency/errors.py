@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.naming import not_known
 
-class EfficiencyError(ValueError):
+
+class EfficiencyError(InputError):
     """A model, a machine or a number of tokens that no cost can be given for."""
 
 
 def refuse(kind: str, given: object, known: Iterable[str]) -> EfficiencyError:
     """The error for a name that is not in a list, which it gives."""
-    return EfficiencyError(f"{kind} {given!r} is not known; there are: {', '.join(known)}")
+    return EfficiencyError(not_known(kind, given, known))

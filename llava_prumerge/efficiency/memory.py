@@ -17,6 +17,7 @@ from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.options import add_layout, columns, counts_of, positive
 from llava_prumerge.efficiency.shapes import LanguageShape, ModelShape, VisionShape, model_shape
 from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts
+from llava_prumerge.ground.command import Parser
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 """Per weight of the decoder's matrices. Quantised, the rest of the model, its activations and its cache stay at 2."""
@@ -171,7 +172,7 @@ def _training_activations(shape: ModelShape, counts: TokenCounts, how: Training)
     return max(kept + logits + projected, tower)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The command's options."""
     add_layout(parser)
     parser.set_defaults(text=None)

@@ -7,27 +7,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
+from llava_prumerge.ground.command import Parser
 from llava_prumerge.ground.files import write_json
 
 MODEL = "llava-1.5-7b"
 """Where none is named."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers a bad option with one error, as for everything else."""
-
-    def error(self, message: str) -> NoReturn:
-        raise EfficiencyError(message)
-
-
-def add_layout(parser: argparse.ArgumentParser, tokens: int | None = None) -> None:
+def add_layout(parser: Parser, tokens: int | None = None) -> None:
     """--model, --method, --tokens, --per-layer, --text, --json and the method's settings.
 
     Args:
@@ -50,13 +44,11 @@ def add_layout(parser: argparse.ArgumentParser, tokens: int | None = None) -> No
         "--text", type=int, default=TEXT, metavar="N", help="tokens of the prompt (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the method")
+    parser.setting_names = None  # key=value: those of the method
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """The method's settings."""
-    if wrong := [item for item in given.settings if "=" not in item]:
-        raise EfficiencyError(f"{wrong[0]!r} is not key=value")
     if given.settings and not given.method:
         raise EfficiencyError(f"settings ({', '.join(given.settings)}) need --method")
     try:

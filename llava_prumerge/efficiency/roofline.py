@@ -38,6 +38,7 @@ from llava_prumerge.efficiency.operations import (
 from llava_prumerge.efficiency.options import MODEL, add_layout, amount, columns, counts_of, positive
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts
+from llava_prumerge.ground.command import Parser
 
 TOKENS = 40
 """Visual tokens of the honest preset where none are given: PruMerge's average in the paper."""
@@ -160,7 +161,7 @@ def both_presets(as_json: bool = False) -> str:
     return columns(table, left=2)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The command's options."""
     add_layout(parser)
     parser.add_argument("--preset", default="paper", help="paper, honest or both (default: %(default)s)")

@@ -9,7 +9,6 @@ mean over questions of (right here - right in the baseline), in points, where bo
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import logging
@@ -24,6 +23,7 @@ from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import Result, read_results
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
 
 logger = logging.getLogger("eval")
@@ -246,27 +246,21 @@ def to_csv(shown: Comparison) -> str:
 FORMATS: dict[str, Callable[[Comparison], str]] = {"text": to_text, "markdown": to_markdown, "csv": to_csv}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print or write the comparison; the exit status is 2 where there is nothing to compare."""
+@command()
+def main(words: list[str]) -> None:
+    """Print or write the comparison."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
-        prog="llava-prumerge compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("llava_prumerge.evaluation.compare", __doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folders that hold result files, searched through")
     parser.add_argument("--baseline", help="row that the others are compared with (default: the one without a method)")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--out", type=Path, help="a file to write instead of printing")
-    arguments = parser.parse_args(argv)
-    try:
-        text = FORMATS[arguments.format](compare(arguments.results, arguments.baseline))
-        if arguments.out is not None:
-            write_text(arguments.out, text)
-        else:
-            sys.stdout.write(text)
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    arguments = parser.parse_args(words)
+    text = FORMATS[arguments.format](compare(arguments.results, arguments.baseline))
+    if arguments.out is not None:
+        write_text(arguments.out, text)
+    else:
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llava_prumerge.ground.errors import InputError
+
 Key = Hashable
 Record = dict[str, Any]
 Value = TypeVar("Value")
@@ -22,7 +24,7 @@ SHOWN = 5
 """How many keys an error message names before it only counts."""
 
 
-class EvaluationError(ValueError):
+class EvaluationError(InputError):
     """Files that do not belong together, or a file that is not what its place asks for."""
 
 

@@ -13,32 +13,18 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.benchmark import Files
-from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import report
-from llava_prumerge.evaluation.settings import whole_number
+from llava_prumerge.evaluation.settings import SETTING_NAMES, whole_number
+from llava_prumerge.ground.command import Parser, command, pairs
 
 logger = logging.getLogger("eval")
 
 DATA, RESULTS = Path("playground/data/eval"), Path("runs/results")
-
-
-def parse_settings(tokens: Sequence[str]) -> dict[str, str]:
-    """`key=value` arguments as a dictionary."""
-    settings: dict[str, str] = {}
-    for token in tokens:
-        key, equals, value = token.partition("=")
-        if not equals or key.startswith("-"):
-            raise EvaluationError(f"{token!r} is neither an option nor a key=value setting")
-        if key in settings:
-            raise EvaluationError(f"the setting {key} is given twice")
-        settings[key] = value
-    return settings
 
 
 def score_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[str, Any]:
@@ -63,43 +49,37 @@ def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[s
     return printed[runs[0].task.name] if len(runs) == 1 else printed
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The options of the three commands."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    score = commands.add_parser("score", help="score an existing answer file")
+    parser = Parser("eval.run", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="score|generate|run")
+    score = commands.add_parser("score", help="score an existing answer file", settings=None)
     score.add_argument("--answers", type=Path, required=True)
     for name in ("questions", "annotations", "split"):
         score.add_argument(f"--{name}", type=Path)
-    generate = commands.add_parser("generate", help="generate answers")
-    both = commands.add_parser("run", help="generate answers and score them")
-    for command in (generate, both):
-        command.add_argument("--model", required=True)
-        command.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")
-        command.add_argument("--out", type=Path, default=RESULTS, help=f"folder of all results (default {RESULTS})")
-        command.add_argument("--check", action="store_true", help="stop when files and settings have been looked at")
+    generate = commands.add_parser("generate", help="generate answers", settings=SETTING_NAMES)
+    both = commands.add_parser("run", help="generate answers and score them", settings=SETTING_NAMES)
+    for made in (generate, both):
+        made.add_argument("--model", required=True)
+        made.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")
+        made.add_argument("--out", type=Path, default=RESULTS, help=f"folder of all results (default {RESULTS})")
+        made.add_argument("--check", action="store_true", help="stop when files and settings have been looked at")
     known = ", ".join(benchmark.names())
     score.add_argument("--task", required=True, help=known)
-    for command in (generate, both):
-        command.add_argument("--task", required=True, help=f"{known}; several with commas between, or all")
+    for made in (generate, both):
+        made.add_argument("--task", required=True, help=f"{known}; several with commas between, or all")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 2 for files or settings that cannot be used."""
+@command(interrupted="interrupted; the same command goes on from here")
+def main(words: list[str]) -> None:
+    """Run one command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    arguments, rest = make_parser().parse_known_args(argv)
-    command = score_command if arguments.command == "score" else run_command
-    try:
-        result = command(arguments, parse_settings(rest))
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
+    arguments = make_parser().parse_args(words)
+    work = score_command if arguments.command == "score" else run_command
+    result = work(arguments, pairs(arguments.settings))
     if result is not None:
         sys.stdout.write(f"{json.dumps(result)}\n")
-    return 0
 
 
 if __name__ == "__main__":

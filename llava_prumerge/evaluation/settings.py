@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.naming import not_known
 
 TRAINED = ("none", "projector", "lora", "full")
 CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
 SITES = ("vision", "decoder")
-METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Settings:
     """How answers are made, and how the result is called.
 
     Attributes:
-        method: a method file, the name of one in configs/method, or "none"; None takes what the checkpoint says.
+        method: a method file, the name of one that ships, or "none"; None takes what the checkpoint says.
         overrides: `reduction.vision.budget=40` (or `budget=40`) and the like, on top of the method file or the
             checkpoint's block.
         batch_size: questions per batch.
@@ -58,9 +58,12 @@ class Settings:
     train: str | None = None
 
 
+SETTING_NAMES = (*(field.name for field in dataclasses.fields(Settings) if field.name != "overrides"), "budget")
+"""What can be set by name; beside these, `reduction.vision.NAME` and `reduction.decoder.NAME`."""
+
+
 def parse_generation(values: Mapping[str, str]) -> Settings:
     """Typed settings from text; an unknown key is an error that names the known ones."""
-    known = [field.name for field in dataclasses.fields(Settings) if field.name != "overrides"]
     typed: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     for key, value in values.items():
@@ -68,9 +71,9 @@ def parse_generation(values: Mapping[str, str]) -> Settings:
             overrides["vision.budget"] = whole_number(key, value)
         elif key.startswith("reduction."):
             overrides[key.removeprefix("reduction.")] = parse_yaml(key, value)
-        elif key not in known:
+        elif key not in SETTING_NAMES:
             raise EvaluationError(
-                f"unknown setting {key!r}; known: {', '.join(known)}, budget, reduction.vision.*, reduction.decoder.*"
+                not_known("setting", key, [*SETTING_NAMES, "reduction.vision.*", "reduction.decoder.*"])
             )
         elif key in ("batch_size", "max_new_tokens", "limit", "workers"):
             typed[key] = whole_number(key, value)
@@ -115,12 +118,7 @@ def read_method(method: str | None) -> dict[str, Any] | None:
     """The reduction block of a method file; {} for "none"; None (what the checkpoint says) for None."""
     if method is None or method == "none":
         return None if method is None else {}
-    path = Path(method)
-    if not path.is_file() and path.name == method:
-        path = METHODS / f"{method}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in METHODS.glob("*.yaml")))
-        raise EvaluationError(f"method={method}: no such file; give a file, none, or a name of configs/method: {known}")
+    path = shipped.require("method", method, "method")
     content = parse_yaml(f"method={method}", path.read_text("utf-8")) or {}
     block = content.get("reduction", content) if isinstance(content, dict) else content
     if not isinstance(block, dict) or not set(block) <= set(SITES):

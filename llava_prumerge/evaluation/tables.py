@@ -8,7 +8,6 @@ A cell is measured (with its 95% interval and the number of questions), quoted f
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import logging
@@ -23,6 +22,7 @@ import yaml
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import Result, read_results
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
 
 logger = logging.getLogger("eval")
@@ -262,20 +262,15 @@ def report_unused(groups: Groups, tables: Sequence[Table]) -> None:
         logger.warning("`llava-prumerge compare RESULTS...` shows all results side by side")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the tables and print them; the exit status is 2 where there is nothing to tabulate."""
+@command()
+def main(words: list[str]) -> None:
+    """Write the tables and print them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(prog="python -m eval.tables", description=__doc__.splitlines()[0])
+    parser = Parser("eval.tables", __doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folders that hold result files, searched through")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
-    arguments = parser.parse_args(argv)
-    try:
-        tables = make_tables(arguments.results, arguments.out)
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
-    sys.stdout.write("\n".join(map(to_markdown, tables)))
-    return 0
+    arguments = parser.parse_args(words)
+    sys.stdout.write("\n".join(map(to_markdown, make_tables(arguments.results, arguments.out))))
 
 
 if __name__ == "__main__":

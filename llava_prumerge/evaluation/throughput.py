@@ -29,8 +29,8 @@ from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import gather
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.run import parse_settings
-from llava_prumerge.evaluation.settings import Settings, parse_generation, read_method
+from llava_prumerge.evaluation.settings import SETTING_NAMES, Settings, parse_generation, read_method
+from llava_prumerge.ground.command import Parser, command, pairs
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -245,28 +245,22 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; the exit status is 2 for files or settings that cannot be used."""
+@command()
+def main(words: list[str]) -> None:
+    """The command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("eval.throughput", __doc__, settings=SETTING_NAMES)
     parser.add_argument("--task", required=True, help=", ".join(benchmark.names()))
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks")
     for name in ("model", "language-model", "vision-tower", "projector"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["prumerge_plus"], help="names of configs/method, or files")
+    parser.add_argument("--methods", nargs="+", default=["prumerge_plus"], help="files, or names of those that ship")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
-    arguments, rest = parser.parse_known_args(argv)
-    try:
-        result = run_command(arguments, parse_generation(parse_settings(rest)))
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
+    arguments = parser.parse_args(words)
+    result = run_command(arguments, parse_generation(pairs(arguments.settings)))
     print(as_text(result))
     print(finish(result, arguments.out))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The error of a file that cannot be read or written: one line that names the file and says what is wrong with it."""
+"""Errors whose text is one line for the person at the console: wrong input, work that cannot go on, and files."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ _REASONS = {
 }
 
 DISK_ERRORS = frozenset(_REASONS) - {errno.ENOENT, errno.EEXIST}  # what writing to an open file can meet
+
+EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE})
+"""What another value on the command line does not mend."""
+
+
+class InputError(ValueError):
+    """Something given to a command or function cannot be used; the text is one line that names it and what is accepted.
+
+    Every folder's errors of this kind derive from it; a command that meets one ends with exit status 2.
+    """
+
+
+class CannotGoOn(RuntimeError):
+    """What was given was right and the work cannot go on all the same; the text is one line. Exit status 1."""
 
 
 class FileError(OSError):

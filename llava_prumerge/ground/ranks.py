@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from llava_prumerge.ground.errors import InputError
+
 
 def rank() -> int:
     """This process among all of the run, from 0; 0 without a launcher (torchrun's RANK)."""
@@ -32,4 +34,4 @@ def _number(name: str, otherwise: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"the environment variable {name} must be a whole number, not {text!r}; unset it") from None
+        raise InputError(f"the environment variable {name} must be a whole number, not {text!r}; unset it") from None

@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.hub.card import Card
 from llava_prumerge.hub.check import QUESTION, check_release
 from llava_prumerge.hub.evaluations import RESULTS, find_evaluations
@@ -27,11 +28,9 @@ RELEASES = Path("runs/release")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("llava_prumerge.hub", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run, or a checkpoint")
     parser.add_argument("repository", metavar="NAMESPACE/NAME")
     parser.add_argument("--merge", action="store_true", help="make a complete model of LoRA adapters and projector")
@@ -129,16 +128,12 @@ def release(given: argparse.Namespace) -> str:
     return f"uploaded: {upload(out, repository, given.private)}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. -> exit status: 0 done, 2 what was asked for cannot be released"""
+@command()
+def main(words: list[str]) -> None:
+    """Run the command."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)  # ours; the HTTP client's lines are of no interest here
-    try:
-        print(release(parse(arguments)))
-    except ReleaseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(release(parse(words)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ A process of its own: nothing that wrote the release can help to read it. The la
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.hub.source import BASE_FILE, ReleaseError, Source
 
 if TYPE_CHECKING:
@@ -131,13 +131,14 @@ def ask(model: Any, processor: Any, image: Image, question: str) -> dict[str, An
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the check. -> exit status"""
-    parser = argparse.ArgumentParser(prog="python -m llava_prumerge.hub.check", description=__doc__)
+@command()
+def main(words: list[str]) -> None:
+    """Run the check."""
+    parser = Parser("llava_prumerge.hub.check", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--image", type=Path)
     parser.add_argument("--question", default=QUESTION)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     from transformers.utils.logging import disable_progress_bar
 
     from llava_prumerge.data.images import padded_picture, read_image
@@ -148,7 +149,6 @@ def main(arguments: list[str] | None = None) -> int:
     if max(image.size) > LONGEST:  # the checkpoint's own processor would make a square of this side first
         image = padded_picture(image, LONGEST, (122, 116, 104))
     sys.stdout.write(json.dumps(ask(model, processor, image, given.question)) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

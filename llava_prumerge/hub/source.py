@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from llava_prumerge.evaluation.fingerprint import fingerprint
+from llava_prumerge.ground.errors import InputError
 
 BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
 MERGED = "merged"
@@ -37,7 +38,7 @@ KNOWN_BASES = {
 }
 
 
-class ReleaseError(ValueError):
+class ReleaseError(InputError):
     """Why something is not released; the message is enough for the person who asked for it."""
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.ranks import local_rank, world_size
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -29,7 +30,7 @@ MEND = (
 ON_CPU = "GPUS=0 or device=cpu computes on the CPU"
 
 
-class DeviceError(ValueError):
+class DeviceError(InputError):
     """A device that cannot be used; one line with the cause and the mend."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.weight_files import (
     SAFETENSORS,
     LoadingError,
@@ -58,12 +59,12 @@ def vision_config(
     """
     for name, plain in _PLAIN.items():
         if vision_cfg.get(name, plain) != plain:
-            raise ValueError(
+            raise InputError(
                 f"open_clip's {name}={vision_cfg[name]!r} has no counterpart in CLIPVisionModel; only {plain!r} has"
             )
     layers, size = vision_cfg.get("layers", 12), vision_cfg.get("image_size", 224)
     if not isinstance(layers, int) or not isinstance(size, int):
-        raise ValueError(f"only a ViT on square images can be converted, not layers={layers!r}, image_size={size!r}")
+        raise InputError(f"only a ViT on square images can be converted, not layers={layers!r}, image_size={size!r}")
     width = vision_cfg.get("width", 768)
     return CLIPVisionConfig(
         hidden_size=width,
@@ -96,7 +97,7 @@ def convert_open_clip(
     source = {name.removeprefix("module."): value for name, value in state_dict.items()}
     source = {name.removeprefix("visual."): value for name, value in source.items() if name.startswith("visual.")}
     if not source:
-        raise ValueError(f"no weight begins with 'visual.', the first are {sorted(state_dict)[:3]}")
+        raise InputError(f"no weight begins with 'visual.', the first are {sorted(state_dict)[:3]}")
     made = {
         "embeddings.class_embedding": source["class_embedding"],
         "embeddings.patch_embedding.weight": source["conv1.weight"],
@@ -159,7 +160,7 @@ def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisio
 
         settings = open_clip.get_model_config(str(model))
         if settings is None:
-            raise ValueError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
+            raise InputError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
     weights = read_checkpoint(checkpoint)
     config, converted = convert_open_clip(
         weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")

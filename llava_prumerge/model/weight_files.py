@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.ground.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
-class LoadingError(ValueError):
+class LoadingError(InputError):
     """A folder, file or setting that no model can be made from; the message names it in one line."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llava_prumerge.ground.errors import InputError
 
-class ReductionError(ValueError):
+
+class ReductionError(InputError):
     """A reduction setting or an input that a method cannot work with."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ops.select import pack, raster_priority
 
 MERGES = ("sum", "neighbours", "average")
@@ -33,7 +34,7 @@ def nearest_weights(
         [N, K, P], to be multiplied with the features.
     """
     if merge not in MERGES:
-        raise ValueError(f"merge {merge!r} is not one of {', '.join(MERGES)}")
+        raise InputError(f"merge {merge!r} is not one of {', '.join(MERGES)}")
     patches = keys.shape[1]
     unit = F.normalize(keys.float(), dim=-1)
     picked = unit.gather(1, centres[..., None].expand(-1, -1, unit.shape[-1]))  # [N, K, C]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava_prumerge.ground.errors import InputError
+
 
 def ranks_of(scores: Tensor) -> Tensor:
     """Each entry's place in its row, 0 for the highest score; ties go to the lower index. [..., P] -> [..., P] int64"""
@@ -53,7 +55,7 @@ def rectangle(count: int, height: int, width: int) -> tuple[int, int]:
     """
     fitting = [(rows, count // rows) for rows in range(1, height + 1) if count % rows == 0 and count // rows <= width]
     if not fitting:
-        raise ValueError(f"budget {count} is not rows x columns of a grid within {height} x {width}")
+        raise InputError(f"budget {count} is not rows x columns of a grid within {height} x {width}")
     return min(fitting, key=lambda cells: abs(cells[0] - cells[1]))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from llava_prumerge.efficiency.flops import as_text, report
 from llava_prumerge.efficiency.options import add_layout, counts_of, settings_of
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.ground.command import Parser
 
 
 def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settings: Mapping[str, Any]) -> int:
@@ -62,7 +63,7 @@ def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settin
     return counter.get_total_flops()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """The command's options."""
     add_layout(parser)
 

@@ -13,7 +13,7 @@ image and 64 tokens of text, and the cache is on. The last line is one JSON obje
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections import defaultdict
 from contextlib import ExitStack
@@ -27,6 +27,7 @@ from torch import nn
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.options import finish
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
 from llava_prumerge.methods.registry import build_pruner, method_names
 from llava_prumerge.profiling.machine import describe
@@ -172,9 +173,9 @@ def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
     return [item if isinstance(item, dict) else {"name": str(item)} for item in parsed]
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """The command. Gives what it prints last."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def benchmark(words: list[str]) -> dict[str, Any]:
+    """Measure and print. -> what is printed last"""
+    parser = Parser("llava_prumerge.profiling.pruner", __doc__)
     parser.add_argument("--methods", nargs="+", help='names or blocks, such as dart "{name: fastv, layer: 1}"')
     parser.add_argument("--models", nargs="+", default=["llava-1.5-7b", "pocket"])
     parser.add_argument(
@@ -184,7 +185,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "--repeats", type=int, default=3, help="timed forward passes (of a small model ten times as many)"
     )
     parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     rows = []
     print(f"float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms")
     for name in given.models:
@@ -219,5 +220,11 @@ def _spread(times: dict[str, float]) -> str:
     return f"{times['median']:.2f} ({times['q1']:.2f} to {times['q3']:.2f})"
 
 
+@command()
+def main(words: list[str]) -> None:
+    """The command."""
+    benchmark(words)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

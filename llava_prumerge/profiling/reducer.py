@@ -11,7 +11,7 @@ patches. All run with the same threads, in turns; shares are of one and the same
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from llava_prumerge.efficiency.options import finish
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, method_names
 from llava_prumerge.profiling.machine import describe
@@ -128,9 +129,9 @@ def repeated(run: Callable[[], object], times: int = 5) -> Action:
     return Action(run_all, times=times)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """The command. Gives what it prints last."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def benchmark(words: list[str]) -> dict[str, Any]:
+    """Measure and print. -> what is printed last"""
+    parser = Parser("llava_prumerge.profiling.reducer", __doc__)
     parser.add_argument(
         "--methods", nargs="+", help='names or blocks, such as prumerge "{name: pool, rows: 12, columns: 12}"'
     )
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "--repeats", type=int, default=5, help="rounds: of a forward pass, and five reductions of each method"
     )
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     torch.manual_seed(0)
     tower, blocks, rows = clip_tower(), blocks_of(given.methods), []
     print(
@@ -170,5 +171,11 @@ def _spread(times: dict[str, float]) -> str:
     return f"{times['median']:.1f} ({times['q1']:.1f} to {times['q3']:.1f})"
 
 
+@command()
+def main(words: list[str]) -> None:
+    """The command."""
+    benchmark(words)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
+from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.loading import load_model
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 
-class SearchError(ValueError):
+class SearchError(InputError):
     """A search that cannot be run as asked, or that finds nothing; the message is one line for the person who asked."""
 
 
@@ -88,7 +89,7 @@ def make_batches(
     return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]
 
 
-def search_parser(module: str, description: str | None, out: Path, samples: int) -> argparse.ArgumentParser:
+def search_parser(module: str, description: str | None, out: Path, samples: int) -> Parser:
     """The command line that all searches share: a model, questions, and a file to write.
 
     Args:
@@ -96,11 +97,7 @@ def search_parser(module: str, description: str | None, out: Path, samples: int)
         description: of the command.
         out, samples: what the command takes where nothing is given.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m llava_prumerge.search.{module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(f"llava_prumerge.search.{module}", description)
     parser.add_argument("--model", required=True)
     parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
@@ -108,7 +105,9 @@ def search_parser(module: str, description: str | None, out: Path, samples: int)
     parser.add_argument(
         "--trusted", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable"
     )
-    parser.add_argument("--samples", type=int, default=samples, help="questions to measure on")
+    parser.add_argument(
+        "--limit", "--samples", dest="samples", type=int, default=samples, help="questions to measure on"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--template", default="vicuna_v1")
     parser.add_argument("--dtype", default="float32")
@@ -126,12 +125,13 @@ def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGener
     return model, batches, len(pairs)
 
 
-def run_search(search: Callable[[argparse.Namespace], str], given: argparse.Namespace) -> int:
-    """Run a search, which says what it found. -> exit status: 0 done, 2 it cannot be run as asked or finds nothing"""
-    try:
-        found = search(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(found)
-    return 0
+def run_search(
+    search: Callable[[argparse.Namespace], str], parse: Callable[[list[str]], argparse.Namespace]
+) -> Callable[[Sequence[str] | None], int]:
+    """The entry point of a search, which says what it found."""
+
+    @command()
+    def main(words: list[str]) -> None:
+        print(search(parse(words)))
+
+    return main

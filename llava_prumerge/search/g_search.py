@@ -69,7 +69,7 @@ def least_steps(
     return [step / steps for step in kept]
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = search_parser("g_search", __doc__, Path("runs/search/g_search.yaml"), 64)
     parser.add_argument("--score", choices=SCORES, default="agreement", help="what must not change")
@@ -130,10 +130,7 @@ def search(given: argparse.Namespace) -> str:
     return f"{equivalent:.4g} of {comparison.present:.4g} equivalent tokens, {given.score} cost {cost:.4g}: {given.out}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. -> see `run_search`"""
-    return run_search(search, parse(arguments))
-
+main = run_search(search, parse)
 
 if __name__ == "__main__":
     sys.exit(main())

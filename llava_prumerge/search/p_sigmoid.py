@@ -197,7 +197,7 @@ class SigmoidSpace:
         return round(budget_for(self.flops, full, flops, self.least, self.present), 2)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = search_parser("p_sigmoid", __doc__, Path("runs/search/p_sigmoid.yaml"), 64)
     target = parser.add_mutually_exclusive_group(required=True)
@@ -247,10 +247,7 @@ def search(given: argparse.Namespace) -> str:
     return f"{found}, {given.score} cost {cost:.4g}: {given.out}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. -> see `run_search`"""
-    return run_search(search, parse(arguments))
-
+main = run_search(search, parse)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -92,7 +92,7 @@ def table(matrix: Tensor) -> str:
     return "\n".join([head, *lines])
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = search_parser("stability", __doc__, Path("runs/search/stability.png"), 64)
     parser.add_argument("--rows", choices=ROWS, default="last", help="rows of the prompt that rank")
@@ -115,10 +115,7 @@ def search(given: argparse.Namespace) -> str:
     return f"mean tau: {summary}: {given.out.with_suffix('.png')}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. -> see `run_search`"""
-    return run_search(search, parse(arguments))
-
+main = run_search(search, parse)
 
 if __name__ == "__main__":
     sys.exit(main())

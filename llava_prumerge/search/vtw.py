@@ -61,7 +61,7 @@ def choose_layer(layers: Sequence[int], means: Sequence[float], threshold: float
     )
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = search_parser("vtw", __doc__, Path("runs/search/vtw.yaml"), 20)
     parser.add_argument("--threshold", type=float, default=0.003, help="largest mean KL that counts as no change")
@@ -89,10 +89,7 @@ def search(given: argparse.Namespace) -> str:
     return f"K = {layer}: {given.out}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. -> see `run_search`"""
-    return run_search(search, parse(arguments))
-
+main = run_search(search, parse)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.text.sentencepiece_model import OWN, build, frame, mend, prefix_of, read_sentencepiece
@@ -35,7 +36,7 @@ IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 ENDS = ("unk_token", "bos_token", "eos_token")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(InputError):
     """A tokenizer that cannot be read; the message names its folder."""
 
 

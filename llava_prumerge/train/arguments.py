@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llava_prumerge.data.recipe import RecipeError, read_names, read_recipe
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.naming import not_known
 
 
 def option(default: Any, text: str) -> Any:
@@ -80,7 +82,9 @@ class OptimizerArguments:
     adam_beta2: float = option(0.999, "AdamW beta 2")
     adam_epsilon: float = option(1e-8, "AdamW epsilon")
     activation_checkpointing: bool = option(True, "recompute decoder activations in the backward pass")
-    deepspeed: str | None = option(None, "DeepSpeed JSON (configs/deepspeed/*.json); null: plain PyTorch")
+    deepspeed: str | None = option(
+        None, "DeepSpeed JSON, or zero2, zero3, zero3_offload of those that ship; null: plain PyTorch"
+    )
 
 
 @dataclass(kw_only=True)
@@ -102,6 +106,16 @@ class RunArguments:
 class TrainArguments(ModelArguments, DataArguments, OptimizerArguments, RunArguments):
     """All settings of one run."""
 
+    @property
+    def deepspeed_file(self) -> str | None:
+        """The DeepSpeed JSON: one's own, or the one that ships under that name."""
+        return None if self.deepspeed is None else str(shipped.find("deepspeed", self.deepspeed) or self.deepspeed)
+
+
+def setting_names() -> list[str]:
+    """The keys of a recipe."""
+    return list(typing.get_type_hints(TrainArguments))
+
 
 def load_arguments(tokens: list[str]) -> TrainArguments:
     """Read recipe files and `key=value` items into checked arguments."""
@@ -115,8 +129,7 @@ def build_arguments(values: dict[str, Any]) -> TrainArguments:
     hints = typing.get_type_hints(TrainArguments)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        plural = "s" if len(unknown) > 1 else ""
-        raise RecipeError(f"unknown key{plural} {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
+        raise RecipeError(not_known("key" if len(unknown) == 1 else "keys", unknown, sorted(hints)))
     arguments = TrainArguments(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
     if arguments.model is not None:
         arguments.language_model = arguments.vision_tower = arguments.projector = None

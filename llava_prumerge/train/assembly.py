@@ -13,13 +13,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
-from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.ground.files import whole_folder
-from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import load_adapter, save_complete
-from llava_prumerge.model.loading import LoadingError
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
 logger = logging.getLogger(__name__)
-
-# What a wrong recipe or wrong files raise; their messages are enough for the person who wrote them.
-INPUT_ERRORS = (LoadingError, ReductionError, SampleError)
 
 
 def build_dataset(

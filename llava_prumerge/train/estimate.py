@@ -86,7 +86,7 @@ def read_backend(arguments: TrainArguments) -> str:
     if arguments.deepspeed is None:
         return PLAIN
     try:
-        zero = json.loads(Path(arguments.deepspeed).read_text(encoding="utf-8")).get("zero_optimization", {})
+        zero = json.loads(Path(str(arguments.deepspeed_file)).read_text(encoding="utf-8")).get("zero_optimization", {})
         found = (int(zero.get("stage", 0)), zero.get("offload_optimizer", {}).get("device", "none") != "none")
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(f"deepspeed={arguments.deepspeed}: cannot be read: {' '.join(str(error).split())}") from error

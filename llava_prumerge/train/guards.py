@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_prumerge.ground.errors import CannotGoOn
 from llava_prumerge.ground.ranks import is_main_rank
 from llava_prumerge.train.ranks import gather_objects
 from llava_prumerge.train.step_log import add_lines, drop_later_lines, read_log
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped.jsonl"
 
 
-class TrainingFault(RuntimeError):
+class TrainingFault(CannotGoOn):
     """Training cannot go on; the message says at which step, why, and on which samples."""
 
 

@@ -51,7 +51,7 @@ def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
         keys += ["language_model", "vision_tower"]
         if arguments.stage != "projector" or arguments.projector is not None:
             keys.append("projector")
-    if arguments.deepspeed is not None and not Path(arguments.deepspeed).exists():
+    if arguments.deepspeed_file is not None and not Path(arguments.deepspeed_file).exists():
         keys.append("deepspeed")
     return {key: getattr(arguments, key) for key in keys}
 

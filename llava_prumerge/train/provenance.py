@@ -34,7 +34,7 @@ def describe_environment(arguments: TrainArguments, world_size: int, accumulatio
         "backend": backend,
         "world_size": world_size,
         "accumulation_steps": accumulation,
-        "deepspeed": json.loads(Path(arguments.deepspeed).read_text()) if arguments.deepspeed else None,
+        "deepspeed": json.loads(Path(str(arguments.deepspeed_file)).read_text()) if arguments.deepspeed else None,
     }
 
 

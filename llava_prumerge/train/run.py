@@ -19,10 +19,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.ranks import is_main_rank, world_size
 from llava_prumerge.model.devices import (
-    DeviceError,
     choose_device,
     describe_start,
     hide_gpus,
@@ -35,6 +36,7 @@ from llava_prumerge.train.arguments import (
     accumulation_steps,
     describe_arguments,
     load_arguments,
+    setting_names,
 )
 from llava_prumerge.train.model_parts import check_parts
 from llava_prumerge.train.preflight import (
@@ -53,46 +55,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llava_prumerge.train")
 
-FLAGS = ("--dry-run", "--check", "--help", "-h")
+
+def make_parser() -> Parser:
+    """The options beside the recipe."""
+    parser = Parser("llava_prumerge.train.run", f"{__doc__}\n{describe_arguments()}", settings=setting_names())
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="a recipe, a method; their names, or paths of YAML files"
+    )
+    parser.add_argument("--method", metavar="NAME|FILE", help="the same as a method among the files")
+    parser.add_argument("--dry-run", action="store_true", help="show what would train")
+    parser.add_argument("--check", action="store_true", help="verify that everything the recipe names exists")
+    return parser
 
 
-def main(tokens: list[str]) -> int:
-    """Run the command line. -> exit status: 0 done or stopped by SIGTERM, 1 training cannot go on, 2 the recipe cannot be run as written"""
-    flags = [token for token in tokens if token.startswith("-")]
-    unknown = [flag for flag in flags if flag not in FLAGS]
-    if "--help" in flags or "-h" in flags:
-        print(f"{__doc__}\n{describe_arguments()}")
-        return 0
-    try:
-        if unknown:
-            raise RecipeError(f"unknown option {unknown[0]}; there are {', '.join(FLAGS)}")
-        arguments = load_arguments([token for token in tokens if token not in flags])
-        check(arguments, inputs="--dry-run" not in flags)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if "--check" in flags:
+@command(interrupted="interrupted; the same command continues from the newest checkpoint")
+def main(words: list[str]) -> int:
+    """Run the command line. -> exit status: 0 done or stopped by SIGTERM"""
+    given = make_parser().parse_args(words)
+    if not given.files and not given.settings:
+        raise RecipeError(f"name a recipe, such as {' or '.join(shipped.names('train')[:2])}, or one of your own")
+    method = [] if given.method is None else [str(shipped.require("method", given.method, "method"))]
+    arguments = load_arguments([*given.files, *method, *given.settings])
+    check(arguments, inputs=not given.dry_run)
+    if given.check:
         return 0
     hide_gpus(asked_device(arguments))
-    action = dry_run if "--dry-run" in flags else train
+    action = dry_run if given.dry_run else train
     if action is train and is_finished(arguments):
         if not wants_merged(arguments) or (Path(str(arguments.output_dir)) / MERGED_FOLDER).exists():
             print(f"{arguments.output_dir}: this run has ended; nothing to do")
             return 0
         action = merge
     quieten_libraries()
-    from llava_prumerge.train.assembly import INPUT_ERRORS
-    from llava_prumerge.train.checkpoints import CheckpointError
-    from llava_prumerge.train.guards import TrainingFault
-
-    try:
-        return action(arguments)
-    except (RecipeError, DeviceError, *INPUT_ERRORS) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, TrainingFault) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return action(arguments)
 
 
 def quieten_libraries() -> None:
@@ -216,7 +211,7 @@ def leave_process_group() -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    status = main()
     if status == 0:  # after an error the others may be waiting for this rank; torchrun ends them
         leave_process_group()
     sys.exit(status)

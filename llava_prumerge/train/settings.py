@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.ranks import is_main_rank, world_size
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 
@@ -60,7 +61,7 @@ def start_process_group(arguments: TrainArguments) -> None:
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if os.environ.get("ACCELERATE_USE_CPU"):
-        raise ValueError("ACCELERATE_USE_CPU is set: accelerate then drops DeepSpeed without a word; unset it")
+        raise InputError("ACCELERATE_USE_CPU is set: accelerate then drops DeepSpeed without a word; unset it")
     import deepspeed
 
     if not torch.cuda.is_available():
@@ -93,7 +94,7 @@ def training_arguments(arguments: TrainArguments) -> TrainingArguments:
         "use_cpu": on_cpu,
         "ddp_backend": "gloo" if on_cpu and world_size() > 1 else None,
         "ddp_find_unused_parameters": False,
-        "deepspeed": arguments.deepspeed,
+        "deepspeed": arguments.deepspeed_file,
         "seed": arguments.seed,
         "dataloader_num_workers": arguments.workers,
         "dataloader_pin_memory": not on_cpu,

@@ -18,12 +18,13 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.efficiency.options import finish
-from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments, setting_names
 from llava_prumerge.train.preflight import check_inputs
 from llava_prumerge.train.run import quieten_libraries
 
@@ -34,17 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METHODS = Path("configs/method")
 ALL = "none"
-
-
-def method_file(name: str) -> str:
-    """A method file, or the one of that name in configs/method."""
-    path = Path(name) if Path(name).is_file() else METHODS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in METHODS.glob("*.yaml")))
-        raise RecipeError(f"--methods {name}: no such file; give one, or a name of {METHODS}: {known}")
-    return str(path)
 
 
 def write_random_projector(arguments: TrainArguments, folder: Path) -> str:
@@ -145,17 +136,17 @@ def contenders_of(recipe: str, given: argparse.Namespace, settings: list[str], f
     """All methods of one recipe, all tokens first."""
     planned = []
     projector: list[str] = []
-    for method in [method_file(name) for name in (ALL, *given.methods)]:
-        output = folder / f"{Path(recipe).parent.name}-{Path(recipe).stem}-{Path(method).stem}"
+    for method in [shipped.require("method", name, "method") for name in (ALL, *given.methods)]:
+        output = folder / f"{Path(recipe).parent.name}-{Path(recipe).stem}-{method.stem}"
         own = ["deepspeed=null", "save_steps=0", "report_to=none", "merge=false", "logging_steps=1"]
         own += [f"output_dir={output}", f"max_steps={given.steps}"]
-        tokens = [recipe, method, *settings, *own]
+        tokens = [recipe, str(method), *settings, *own]
         if given.random_projector and not projector:
             projector = [f"projector={write_random_projector(load_arguments(tokens), folder)}"]
         arguments = load_arguments([*tokens, *projector])
         check_inputs(arguments)
         output.mkdir(parents=True, exist_ok=True)
-        planned.append((arguments, Path(method).stem))
+        planned.append((arguments, method.stem))
     return [Contender(arguments, method) for arguments, method in planned]
 
 
@@ -202,16 +193,12 @@ def as_line(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.train.speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE.yaml or key=value")
+    parser = Parser("llava_prumerge.train.speed", __doc__, settings=setting_names())
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument(
-        "--methods", nargs="+", default=["prumerge", "prumerge_plus"], help="files, or names of configs/method"
+        "--methods", nargs="+", default=["prumerge", "prumerge_plus"], help="files, or names of those that ship"
     )
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps of a turn, the first of them not counted")
     parser.add_argument("--rounds", type=int, default=3)
@@ -223,40 +210,33 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line. -> exit status"""
-    given = make_parser().parse_intermixed_args(words)
-    recipes = [word for word in given.recipes if "=" not in word]
-    settings = [word for word in given.recipes if "=" in word]
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    given = make_parser().parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
+    if given.steps < 2 or given.rounds < 1 or given.padding_batches < 0:
+        raise RecipeError("--steps is at least 2, --rounds at least 1, --padding-batches at least 0")
     quieten_libraries()
     from llava_prumerge.profiling.machine import describe
-    from llava_prumerge.train.assembly import INPUT_ERRORS
 
     rows: list[dict[str, Any]] = []
-    try:
-        if not recipes or given.steps < 2 or given.rounds < 1 or given.padding_batches < 0:
-            raise RecipeError("name a recipe; --steps is at least 2, --rounds at least 1, --padding-batches at least 0")
-        with tempfile.TemporaryDirectory() as folder:
-            for recipe in recipes:
-                contenders = contenders_of(recipe, given, settings, Path(folder))
-                # The recipes' samples and order are alike: padding is measured with the first.
-                rows += measure(contenders, given.rounds, 0 if rows else given.padding_batches)
-                machine = describe(contenders[0].device)
-    except (RecipeError, *INPUT_ERRORS) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in given.recipes:
+            contenders = contenders_of(recipe, given, given.settings, Path(folder))
+            # The recipes' samples and order are alike: padding is measured with the first.
+            rows += measure(contenders, given.rounds, 0 if rows else given.padding_batches)
+            machine = describe(contenders[0].device)
     result = {
         "what": "training",
-        "recipes": recipes,
-        "settings": settings,
+        "recipes": given.recipes,
+        "settings": given.settings,
         "steps": given.steps,
         "rounds": given.rounds,
     }
     result |= {"projector": "random" if given.random_projector else "the recipe's", "rows": rows, "machine": machine}
     print(finish(result, given.out))
-    return 0
 
 
 if __name__ == "__main__":

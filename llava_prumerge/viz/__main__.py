@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from llava_prumerge.data.images import read_image
-from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.ground.command import Parser, command, pairs
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.viz.overlay import describe, write_overlay
 from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
@@ -24,32 +24,28 @@ from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
 BATCH = 8
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(words: list[str]) -> argparse.Namespace:
     """The command line, images apart from settings."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.viz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("items", nargs="+", metavar="IMAGE | key=value")
+    parser = Parser("llava_prumerge.viz", __doc__, settings=None)
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--method", help="a vision reducer; by default the checkpoint's own")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a LLaVA checkpoint")
     source.add_argument("--tower", help="a CLIP folder in transformers' layout")
     parser.add_argument("--prompt", help="the question, for methods that read it (with --model)")
     parser.add_argument("--out", default="runs/viz", help="folder of the PNGs")
-    given = parser.parse_intermixed_args(arguments)
-    given.images = [item for item in given.items if "=" not in item or Path(item).exists()]
-    given.settings = dict(item.split("=", 1) for item in given.items if item not in given.images)
-    given.settings = {key: yaml.safe_load(value) for key, value in given.settings.items()}
-    if not given.images:
-        parser.error("name at least one image")
+    given = parser.parse_args(words)
+    try:
+        given.settings = {key: yaml.safe_load(value) for key, value in pairs(given.settings).items()}
+    except yaml.YAMLError:
+        parser.error(f"{' '.join(given.settings)}: not YAML")
     if given.method is None and (given.tower or given.settings):
         parser.error("--tower and settings need --method")
     return given
 
 
-def main(arguments: list[str] | None = None) -> list[Path]:
-    """Run the command. -> the files written"""
-    given = parse(arguments)
+def draw(given: argparse.Namespace) -> list[Path]:
+    """Draw, and print a line for each picture. -> the files written"""
     block = None if given.method is None else {"name": given.method, **given.settings}
     if given.model:
         viewer = viewer_of_model(given.model, block, given.prompt)
@@ -69,9 +65,12 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     return written
 
 
-if __name__ == "__main__":
+@command()
+def main(words: list[str]) -> None:
+    """Run the command."""
     logging.basicConfig(level=logging.WARNING)
-    try:
-        main()
-    except (ReductionError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    draw(parse(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

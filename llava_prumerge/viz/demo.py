@@ -8,7 +8,6 @@ them), and the checkpoint's own.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
@@ -24,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import decode_image
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.viz.demo_model import Answer, DemoModel
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
@@ -228,13 +228,9 @@ def describe(answer: Answer, block: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def serve(arguments: list[str] | None = None) -> DemoServer:
+def serve(words: list[str]) -> DemoServer:
     """Load what the command line names, and give a server that is bound but not yet running."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.viz.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("llava_prumerge.viz.demo", __doc__)
     parser.add_argument("model", help="a run, a checkpoint, or a name on the Hub")
     parser.add_argument(
         "--method", help="the method to begin with: a listed name or a file (default: the checkpoint's own)"
@@ -243,7 +239,7 @@ def serve(arguments: list[str] | None = None) -> DemoServer:
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
     parser.add_argument("--dtype", help="of the weights (default: float16 on a GPU, float32 without)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
 
     import torch
 
@@ -261,14 +257,11 @@ def serve(arguments: list[str] | None = None) -> DemoServer:
     return DemoServer(given.port, model, methods, chosen)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the page until it is interrupted. -> exit status"""
+@command()
+def main(words: list[str]) -> None:
+    """Run the page until it is interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        server = serve(arguments)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
+    server = serve(words)
     sys.stdout.write(f"open http://{server.hosts[0]} (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:
@@ -277,7 +270,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write("\n")
     finally:
         server.server_close()
-    return 0
 
 
 if __name__ == "__main__":

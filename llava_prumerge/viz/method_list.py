@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.ground import shipped
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.registry import discover, fields_of
 from llava_prumerge.model.configuration import check_reduction
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "method"
 OWN, NONE = "the checkpoint's own", "none"
 SITES = ("vision", "decoder")
 
@@ -32,7 +33,7 @@ def read_method_file(path: Path) -> Block:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
         block = content.get("reduction", content) if isinstance(content, dict) else content
         if not isinstance(block, dict):
-            raise ValueError(f"expected the keys {' and '.join(SITES)}, found {block!r}")
+            raise InputError(f"expected the keys {' and '.join(SITES)}, found {block!r}")
         checked = check_reduction(block) or {}
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise ReductionError(f"{path} is no method file: {' '.join(str(error).split())}") from error
@@ -50,7 +51,7 @@ class MethodList:
     def __init__(self, own: Block | None, places: Sequence[Path] = ()) -> None:
         self.own = own or {}
         self.files = [place for place in places if place.is_file()]
-        self.folders = [SHIPPED, *(place for place in places if not place.is_file())]
+        self.folders = [shipped.folder("method"), *(place for place in places if not place.is_file())]
         for place in self.folders[1:]:
             if not place.is_dir():
                 raise ReductionError(f"{place}: no such method file or folder")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.vision_tower import encode, image_ids, resize
 
@@ -81,7 +82,7 @@ class Viewer:
         features = output.features
         if self.reducer.site == "projected":
             if self.project is None:
-                raise ValueError(f"{self.reducer.name} acts after the projector: give --model instead of --tower")
+                raise InputError(f"{self.reducer.name} acts after the projector: give --model instead of --tower")
             features = self.project(features)
         prompt = None if self.prompt is None else self._prompts(len(images))
         token = output.class_token if self.reducer.site == "tower" else None
@@ -123,7 +124,7 @@ def viewer_of_tower(path: str, reducer: VisionReducer) -> Viewer:
     towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     family = kind.removesuffix("_vision_model")
     if family not in towers:
-        raise ValueError(f"{path} is a {kind!r} model; a vision tower is one of {', '.join(towers)}")
+        raise InputError(f"{path} is a {kind!r} model; a vision tower is one of {', '.join(towers)}")
     tower = load_strictly(towers[family], path, UNUSED_BY_TOWER).eval()
     return Viewer(tower, ImagePreprocessor(path), reducer)
 
@@ -135,7 +136,7 @@ def viewer_of_model(path: str, block: dict[str, Any] | None, question: str | Non
     model, processor = load_model(path, None if block is None else {"vision": block})
     reducer = model.model.reducer
     if reducer is None:
-        raise ValueError(f"{path} has no vision reducer of its own; give --method")
+        raise InputError(f"{path} has no vision reducer of its own; give --method")
 
     def prompt() -> tuple[Tensor, Tensor]:
         ids = processor.tokenizer(question, return_tensors="pt").input_ids.to(model.device)

@@ -147,7 +147,10 @@ def test_failures_are_one_line(
     server: FileServer, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare.main(["download", "coco", "nix", *sources]) == 2 and not server.asked
-    assert "'nix' is no data set; there are covers, finetune and books, coco, mix" in capsys.readouterr().err
+    assert (
+        "data set 'nix' is not known; did you mean 'mix'? There are: covers, finetune, books, coco, mix"
+        in capsys.readouterr().err
+    )
     del server.files["/train2017.zip"]
     assert prepare.main(["download", "coco", *sources]) == 1
     error = capsys.readouterr().err

@@ -63,9 +63,9 @@ def test_markdown_and_files(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("words", "said"), [(["absent"], "no such folder"), (["--baseline", "vtw"], "names 0 rows")])
-def test_what_cannot_be_compared(folder: Path, words: list[str], said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_compared(folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder), *words]) == 2
-    assert said in caplog.text
+    assert said in capsys.readouterr().err
 
 
 def test_rows_that_look_alike_are_told_apart(folder: Path) -> None:

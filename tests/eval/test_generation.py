@@ -27,14 +27,15 @@ REDUCTION = {"vision": {"name": "prumerge", "iqr_factor": 0.2}}
 
 @pytest.fixture
 def command(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
-    """Runs `eval.run` in this process and returns what it printed."""
+    """Runs `eval.run` in this process and returns what it printed; of a command that is refused, the `error`."""
 
     def call(verb: str, task: str, *settings: str, status: int = 0) -> dict:
         common = ["--model", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "results")]
         capsys.readouterr()
         assert run.main([verb, "--task", task, *common, "max_new_tokens=4", *settings]) == status
-        printed = capsys.readouterr().out.splitlines()
-        return json.loads(printed[-1]) if printed else {}
+        said = capsys.readouterr()
+        printed = said.out.splitlines()
+        return json.loads(printed[-1]) if printed else {"error": said.err.splitlines()[-1]} if status else {}
 
     return call
 
@@ -84,9 +85,7 @@ def test_a_finished_run_is_scored_again_without_the_model(command, monkeypatch: 
     assert command("run", "pope") == first
 
 
-def test_an_answer_file_is_not_continued_under_other_settings(
-    command, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_an_answer_file_is_not_continued_under_other_settings(command, tmp_path: Path) -> None:
     command("run", "pope", "label=row")
     for setting, field in (
         ("budget=3", "reduction"),
@@ -94,9 +93,8 @@ def test_an_answer_file_is_not_continued_under_other_settings(
         ("limit=2", "limit"),
         ("aspect=square", "aspect"),
     ):
-        caplog.clear()
-        command("run", "pope", "label=row", setting, status=2)
-        assert "belongs to another run" in caplog.text and f"{field} is" in caplog.text
+        error = command("run", "pope", "label=row", setting, status=2)["error"]
+        assert "belongs to another run" in error and f"{field} is" in error
     header = json.loads(header_path(tmp_path / "results" / "tiny-row" / "answers" / "pope.jsonl").read_text())["header"]
     assert len(header["model"]) == len(header["questions"]) == 64 and header["decoding"] == "greedy"
 
@@ -111,11 +109,10 @@ def test_budget_overrides_the_checkpoints_reduction(command) -> None:
     assert kept["min"] == kept["max"] == pytest.approx(kept["mean"]) and kept["mean"] < 16
 
 
-def test_missing_files_are_one_line(command, caplog: pytest.LogCaptureFixture) -> None:
-    command("run", "textvqa", status=2)
-    assert "no such file; docs/evaluation.md" in caplog.text
-    command("run", "pope", "method=nothing", status=2)
-    assert "a name of configs/method: " in caplog.text
+def test_missing_files_are_one_line(command) -> None:
+    assert "no such file; docs/evaluation.md" in command("run", "textvqa", status=2)["error"]
+    error = command("run", "pope", "method=nothing", status=2)["error"]
+    assert error.startswith("error: method 'nothing' is not known; there are: atp_llava")
 
 
 @pytest.fixture(scope="module")

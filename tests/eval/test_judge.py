@@ -96,11 +96,11 @@ def test_a_judge_that_is_not_there(vet, judge: str, said: str, monkeypatch: pyte
         find("mmvet").score(answers, files, judge=judge)
 
 
-def test_without_a_judge_it_is_said_what_is_needed(vet, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_judge_it_is_said_what_is_needed(vet, capsys: pytest.CaptureFixture[str]) -> None:
     files, answers = vet
     words = ["score", "--task", "mmvet", "--answers", str(answers), "--questions", str(files.questions)]
     assert main([*words, "--annotations", str(files.annotations)]) == 2
-    assert "judge=URL" in caplog.text
+    assert "judge=URL" in capsys.readouterr().err
     assert not find("mmvet").can_score(files, {}) and find("mmvet").can_score(files, {"judge": "http://x"})
 
 

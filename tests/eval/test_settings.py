@@ -10,8 +10,9 @@ import pytest
 from llava_prumerge.evaluation.execution import stage_of
 from llava_prumerge.evaluation.fingerprint import fingerprint, method_label, method_name
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.run import parse_settings
 from llava_prumerge.evaluation.settings import apply_overrides, parse_generation, read_method
+from llava_prumerge.ground.command import pairs
+from llava_prumerge.ground.errors import InputError
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
@@ -21,17 +22,17 @@ def test_settings_are_typed_and_checked() -> None:
     assert (settings.batch_size, settings.images, settings.train) == (4, "off", "lora")
     assert settings.overrides == {"vision.budget": 40}
     for values, message in (
-        ({"batchsize": "4"}, "unknown setting 'batchsize'; known: method, batch_size"),
+        ({"batchsize": "4"}, "setting 'batchsize' is not known; did you mean 'batch_size'"),
         ({"batch_size": "0"}, "batch_size must be a positive whole number, not '0'"),
         ({"images": "maybe"}, "images must be one of on, off, not 'maybe'"),
         ({"train": "yes"}, "train must be one of none, projector, lora, full"),
     ):
         with pytest.raises(EvaluationError, match=message):
             parse_generation(values)
-    with pytest.raises(EvaluationError, match="given twice"):
-        parse_settings(["a=1", "a=2"])
-    with pytest.raises(EvaluationError, match="'--nope' is neither"):
-        parse_settings(["--nope"])
+    with pytest.raises(InputError, match="given twice"):
+        pairs(["a=1", "a=2"])
+    with pytest.raises(InputError, match="'--nope' is not key=value"):
+        pairs(["--nope"])
 
 
 @pytest.mark.parametrize("path", sorted(METHODS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -52,7 +53,7 @@ def test_method_files(write) -> None:
     }
     with pytest.raises(EvaluationError, match="expected the keys vision and decoder"):
         read_method(str(write("m.yaml", "visoin: {name: grid}\n")))
-    with pytest.raises(EvaluationError, match="no such file"):
+    with pytest.raises(InputError, match="no such file; method 'absent' is not known"):
         read_method("configs/method/absent.yaml")
 
 

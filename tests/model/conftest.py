@@ -8,7 +8,8 @@ from pathlib import Path
 import published_layouts as layouts
 import pytest
 
-from llava_prumerge.model.checkpoints.__main__ import main
+from llava_prumerge.model.checkpoints.__main__ import convert as convert_checkpoint
+from llava_prumerge.model.checkpoints.__main__ import parse
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, model: layouts.Published, 
 @pytest.fixture(scope="session")
 def convert() -> Callable[..., list[str]]:
     """The command, its words given as they come."""
-    return lambda *words: main(["convert", *map(str, words)])
+    return lambda *words: convert_checkpoint(parse(["convert", *map(str, words)]))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_prumerge.efficiency.__main__ import main
+from llava_prumerge.efficiency.__main__ import report as main
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.profiling import collect
 from llava_prumerge.profiling.collect import Target

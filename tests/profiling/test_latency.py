@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_llava import tiny_config
 
-from llava_prumerge.efficiency.__main__ import main
+from llava_prumerge.efficiency.__main__ import report as main
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.roofline import honest_seconds
 from llava_prumerge.efficiency.shapes import model_shape, named_shapes

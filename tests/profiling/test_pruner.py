@@ -143,7 +143,7 @@ def test_the_command_ends_with_one_json_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "model_shape", lambda name: SMALL)
-    benchmark.main(["--models", "small", "--batch", "1", "2", "--repeats", "1"])
+    benchmark.benchmark(["--models", "small", "--batch", "1", "2", "--repeats", "1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = method_names(DecoderPruner)
     assert [(row["method"], row["batch"]) for row in result["rows"]] == [(n, b) for b in (1, 2) for n in names]
@@ -152,5 +152,5 @@ def test_the_command_ends_with_one_json_object(
 
 @pytest.mark.slow
 def test_share_of_a_7b_shaped_layer() -> None:
-    result = benchmark.main(["--models", "llava-1.5-7b", "--repeats", "1"])
+    result = benchmark.benchmark(["--models", "llava-1.5-7b", "--repeats", "1"])
     assert result["worst_percent"] <= benchmark.TARGET_PERCENT

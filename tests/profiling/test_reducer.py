@@ -35,7 +35,7 @@ def test_command_ends_with_one_json_object(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(benchmark, "clip_tower", Stand)
     monkeypatch.setattr(benchmark, "SIDE", 24)
     arguments = ["--methods", "prumerge", "{name: pool, rows: 5, columns: 8}", "--batch", "1", "2"]
-    benchmark.main([*arguments, "--repeats", "2"])
+    benchmark.benchmark([*arguments, "--repeats", "2"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(row["method"], row["batch"]) for row in result["rows"]] == [
         ("prumerge", 1),
@@ -56,5 +56,5 @@ def test_by_default_every_method_that_needs_no_setting() -> None:
 
 @pytest.mark.slow
 def test_share_of_a_clip_forward() -> None:
-    result = benchmark.main(["--batch", "1", "--repeats", "3"])
+    result = benchmark.benchmark(["--batch", "1", "--repeats", "3"])
     assert result["worst_percent"] <= benchmark.TARGET_PERCENT

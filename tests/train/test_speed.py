@@ -66,10 +66,10 @@ def test_padding_is_what_a_count_by_hand_gives(rows: list[dict], world) -> None:
     ("words", "told"),
     [
         (["nowhere.yaml"], "nowhere.yaml"),
-        (["seed=1"], "name a recipe"),
+        (["seed=1"], "required: RECIPE"),
         (["x.yaml", "--steps", "1"], "at least 2"),
-        (["configs/train/pocket/finetune.yaml", "--methods", "nothing"], "a name of"),
-        (["configs/train/pocket/finetune.yaml", "speed=1"], "unknown key"),
+        (["configs/train/pocket/finetune.yaml", "--methods", "nothing"], "method 'nothing' is not known"),
+        (["configs/train/pocket/finetune.yaml", "speed=1"], "setting 'speed' is not known; did you mean"),
     ],
 )
 def test_bad_input_is_one_error(words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

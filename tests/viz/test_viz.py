@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods.base import ReductionError
-from llava_prumerge.viz.__main__ import main, parse
+from llava_prumerge.viz.__main__ import draw, parse
 from llava_prumerge.viz.overlay import OUTLINE, SIDE, describe, paint_kept, write_overlay
 from llava_prumerge.viz.selection import Selection
 
@@ -55,7 +56,7 @@ def test_command_line() -> None:
     given = parse(["a.png", "--method", "prumerge", "budget=40", "b.png", "--tower", "clip", "merge=average"])
     assert given.images == ["a.png", "b.png"] and given.settings == {"budget": 40, "merge": "average"}
     for wrong in (["a.png"], ["a.png", "--tower", "x"], ["budget=3", "--tower", "x", "--method", "grid"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(InputError):
             parse(wrong)
 
 
@@ -91,9 +92,8 @@ def photo(tmp_path: Path) -> Path:
 def test_images_through_a_tower(
     method: str, settings: list[str], tower: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = main(
-        [str(photo), str(photo), "--method", method, "--tower", str(tower), "--out", str(tmp_path / "out"), *settings]
-    )
+    words = [str(photo), str(photo), "--method", method, "--tower", str(tower), "--out", str(tmp_path / "out")]
+    files = draw(parse([*words, *settings]))
     assert [path.name for path in files] == [f"photo_{method}.png", f"photo_{method}_1.png"]
     assert all(path.stat().st_size > 5000 for path in files)
     printed = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_images_through_a_tower(
 
 def test_wrong_settings_are_said(tower: Path, photo: Path) -> None:
     with pytest.raises(ReductionError, match="has no setting buget"):
-        main([str(photo), "--method", "prumerge", "--tower", str(tower), "buget=3"])
+        draw(parse([str(photo), "--method", "prumerge", "--tower", str(tower), "buget=3"]))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_brings_its_own_method(
     arguments: list[str], line: str, checkpoint: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([str(photo), "--model", str(checkpoint), "--out", str(tmp_path), *arguments])
+    draw(parse([str(photo), "--model", str(checkpoint), "--out", str(tmp_path), *arguments]))
     assert line in capsys.readouterr().out
 
 

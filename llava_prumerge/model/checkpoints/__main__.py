@@ -9,7 +9,6 @@ type and source, from config.json alone where there are no weights. docs/checkpo
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import VisionReducer
 from llava_prumerge.methods.registry import discover
 from llava_prumerge.model.checkpoints.convert import TARGETS, convert
@@ -26,19 +26,13 @@ from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.loading import DTYPES
-from llava_prumerge.model.weight_files import LoadingError
-from llava_prumerge.ops.errors import ReductionError
 
 GIGABYTE = 10**9
 
 
-def parse(arguments: Sequence[str] | None = None) -> Request:
+def parse(arguments: Sequence[str]) -> Request:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava_prumerge.model.checkpoints",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("llava_prumerge.model.checkpoints", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="convert")
     command = commands.add_parser("convert", help="make TARGET from SOURCE")
     command.add_argument("source", type=Path, help="folder or file to convert")
@@ -98,17 +92,15 @@ def reduction_of(word: str | None) -> dict[str, Any] | None:
     return {"vision" if issubclass(methods[word], VisionReducer) else "decoder": {"name": word}}
 
 
-def main(arguments: Sequence[str] | None = None) -> list[str]:
-    """Run the command. -> what it prints"""
-    return convert(parse(arguments))
-
-
-if __name__ == "__main__":
+@command()
+def main(words: list[str]) -> None:
+    """Run the command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("transformers", "httpx", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))  # so that what was begun is removed
-    try:
-        print("\n".join(main()))
-    except (LoadingError, ReductionError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print("\n".join(convert(parse(words))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
