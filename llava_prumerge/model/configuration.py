@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlavaConfig
 
+from llava_prumerge.ground.errors import InputError
+
 SITES = ("vision", "decoder")
 
 
@@ -20,10 +22,10 @@ def check_reduction(reduction: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     unknown = sorted(set(reduction) - set(SITES))
     if unknown:
-        raise ValueError(f"reduction has no part {', '.join(unknown)}; it takes: {', '.join(SITES)}")
+        raise InputError(f"reduction has no part {', '.join(unknown)}; it takes: {', '.join(SITES)}")
     for site, block in reduction.items():
         if block is not None and (not isinstance(block, dict) or "name" not in block):
-            raise ValueError(f"reduction.{site} is {block!r}; it must name a method, as {{'name': 'prumerge'}}")
+            raise InputError(f"reduction.{site} is {block!r}; it must name a method, as {{'name': 'prumerge'}}")
     return reduction
 
 
