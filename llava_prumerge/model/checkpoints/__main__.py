@@ -26,6 +26,7 @@ from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.loading import DTYPES
+from llava_prumerge.model.weight_files import LoadingError
 
 GIGABYTE = 10**9
 
