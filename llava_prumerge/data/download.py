@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from llava_prumerge.data.archive import unpack
 from llava_prumerge.data.fetch import fetch
 from llava_prumerge.data.listed_images import fetch_listed, names_in_records, read_list
-from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.naming import not_known
 from llava_prumerge.ground.reading import read_json_object
