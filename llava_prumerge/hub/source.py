@@ -13,6 +13,7 @@ import yaml
 
 from llava_prumerge.evaluation.fingerprint import fingerprint
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.model.families import is_own_type
 
 BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
 MERGED = "merged"
@@ -162,9 +163,9 @@ def find_source(folder: Path, merge: bool, hub_bases: Mapping[str, str] | None =
 def check_weights(source: Source) -> None:
     """Refuse what is no checkpoint of ours, or lacks a weight file."""
     kind = source.config.get("model_type")
-    if kind != "llava_prumerge":
+    if not is_own_type(kind):
         raise ReleaseError(
-            f"{source.weights} is a {kind!r} checkpoint; only models trained here (llava_prumerge) are released"
+            f"{source.weights} is a {kind!r} checkpoint; only models trained here (prumerge_...) are released"
         )
     unknown = sorted(set(source.hub_bases) - set(source.base_paths))
     if unknown:

@@ -1,4 +1,8 @@
-"""The one layer loop: Llama's decoder with a pruner before chosen layers, and the cache whose layers hold different tokens."""
+"""The one layer loop of all language models: what a reducer left goes in, and a pruner drops more before chosen layers.
+
+Without a method the stock `forward` runs. With one the same modules run in the same order; what differs is that each stretch
+of layers between two drops has its own mask, positions and cached keys.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, VisionReducer
-from llava_prumerge.model.probe import LayerProbe, gate_logits
+from llava_prumerge.model.cache import ReducedCache, reducing_cache
+from llava_prumerge.model.families import family_of, stock_type
+from llava_prumerge.model.forward_pass import ForwardPass, step_layout
+from llava_prumerge.model.probe import LayerProbe
+from llava_prumerge.model.stretch import FULL, Stretch, layer_kind, window_of
 from llava_prumerge.ops.layout import TokenLayout
+
+SERVED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
+SERVED += ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+"""Types of language models whose `forward` has been compared with this loop (tests/model/test_decoders.py)."""
 
 
 class InitialisesMethods:
@@ -27,127 +37,15 @@ class InitialisesMethods:
             module.reset_parameters()
 
 
-class ReducedCache(DynamicCache):
-    """A cache that knows, for each stretch of layers that saw the same tokens, which keys are real.
-
-    `get_seq_length()` without a layer counts the tokens the caller passed in, reduced or not: that is what `generate` slices by.
-
-    Attributes:
-        stretches: first layer of a stretch -> its key mask [B, keys so far].
-        next_position: [B] rotary position of the next token.
-        seen: tokens passed in so far.
-        reduced, pruned: a reducer has acted on images of these tokens, a pruner has dropped some of them.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.stretches: dict[int, Tensor] = {}
-        self.next_position: Tensor | None = None
-        self.seen = 0
-        self.reduced = self.pruned = False
-        self._earlier: dict[int, Tensor] = {}
-
-    def get_seq_length(self, layer_idx: int | None = None) -> int:
-        """Tokens passed in, or the keys that one layer holds."""
-        return self.seen if layer_idx is None else super().get_seq_length(layer_idx)
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Keys a layer holds before the current queries."""
-        return super().get_seq_length(layer_idx)
-
-    def begin_pass(self) -> set[int]:
-        """Before new tokens: remember the masks of earlier ones. -> the layers where stretches start"""
-        self._earlier = dict(self.stretches)
-        return set(self.stretches)
-
-    def extend(self, layer: int, key_mask: Tensor) -> Tensor:
-        """Add the mask of new tokens to the stretch that starts at `layer`. -> [B, keys so far and new]
-
-        A stretch that starts here for the first time holds the earlier tokens of the one it is cut from.
-        """
-        source = max((start for start in self._earlier if start <= layer), default=None)
-        earlier = [] if source is None else [self._earlier[source]]
-        self.stretches[layer] = torch.cat([*earlier, key_mask], dim=1)
-        return self.stretches[layer]
-
-    def _each(self, function: Any) -> None:
-        self.stretches = {layer: function(mask) for layer, mask in self.stretches.items()}
-        if self.next_position is not None:
-            self.next_position = function(self.next_position)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows follow their beams."""
-        super().reorder_cache(beam_idx)
-        self._each(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row several times."""
-        super().batch_repeat_interleave(repeats)
-        self._each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
-        super().batch_select_indices(indices)
-        self._each(lambda tensor: tensor[indices])
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self.stretches, self._earlier, self.next_position, self.seen = {}, {}, None, 0
-        self.reduced = self.pruned = False
-
-    def check_turn(self, method: VisionReducer | DecoderPruner, acted: bool, images: bool) -> None:
-        """Refuse a later turn where a fresh run of all turns would keep other tokens.
-
-        Args:
-            method: says in `later_turns` what it can go on with.
-            acted: it has chosen among the tokens of earlier turns.
-            images: the new turn brings some.
-        """
-        turns = method.later_turns
-        if self.stretches and ((turns == "none" and (acted or images)) or (turns == "text" and acted and images)):
-            raise ValueError(
-                f"{method.name} chose the visual tokens of the earlier turns by what it was asked then, and "
-                "would choose others for all turns together: run all of them afresh, without past_key_values"
-            )
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Not defined once layers hold different tokens."""
-        raise ValueError(
-            "a cache of reduced tokens cannot be cropped: assisted decoding is not available with a reduction"
-        )
-
-
-def step_layout(
-    embeddings: Tensor,
-    pixel_values: Tensor | None,
-    attention_mask: Tensor | None,
-    cache: Cache | None,
-    labels: Tensor | None,
-) -> TokenLayout | None:
-    """The layout of a decoding step, [B, 1, D] of text behind a cache that knows its position; None for anything else.
-
-    It is what the model's `_layout` would find out in a dozen small calls, each of them paid per token.
-    """
-    if embeddings.shape[1] != 1 or pixel_values is not None or labels is not None:
-        return None
-    if not isinstance(cache, ReducedCache) or cache.next_position is None:
-        return None
-    position = cache.next_position[:, None]  # [B, 1]
-    blank = torch.zeros_like(position, dtype=torch.bool)
-    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
-    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=position, origin=torch.full_like(position, -1))
-
-
 def decoder_shape(config: Any) -> DecoderShape:
     """The numbers a pruner may need."""
-    text = config.text_config
-    vision = (config.reduction or {}).get("vision")
+    text = config.get_text_config()
+    vision = (getattr(config, "reduction", None) or {}).get("vision")
     return DecoderShape(
         text.num_hidden_layers,
         text.hidden_size,
         text.num_attention_heads,
-        config.image_seq_length,
+        family_of(stock_type(config.model_type)).places(config),
         reduced=vision is not None and vision["name"] != "none",
     )
 
@@ -162,89 +60,127 @@ def count_visual(layers: list[Tensor]) -> Tensor:
     return torch.stack(counts, dim=1)
 
 
-class PrunableLlamaModel(InitialisesMethods, LlamaModel):
-    """Llama whose layer loop lets a pruner drop visual tokens before chosen layers. Without one it equals Llama."""
+class PrunesLayers(InitialisesMethods):
+    """Goes in front of a stock language model: its `forward` serves a `ForwardPass`, and is the stock one without.
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.pruner: DecoderPruner | None = None
+    Attributes:
+        pruner: the `DecoderPruner`, or None.
+    """
+
+    pruner: DecoderPruner | None
+
+    def forward(self, *args: Any, forward_pass: ForwardPass | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
+        """The stock `forward`; with a `ForwardPass` that reduces, hidden [B, L', D] of what is left."""
+        if forward_pass is not None and forward_pass.touch is not None:
+            kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + forward_pass.touch
+        if forward_pass is None or not forward_pass.reduces:
+            return super().forward(*args, **kwargs)
+        return self._decode(*args, forward_pass=forward_pass, **kwargs)
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def _decode(
         self,
-        inputs_embeds: Tensor | None = None,
-        layout: TokenLayout | None = None,
+        inputs_embeds: Tensor,
+        forward_pass: ForwardPass,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        visual_pos_masks: Tensor | None = None,
+        deepstack_visual_embeds: list[Tensor] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Decode. inputs_embeds [B, L, D] and their layout -> hidden [B, L', D].
-
-        The output also has `layout`, the final one, and `visual` [B, layers], the visual tokens that each layer saw (or
-        would have seen in inference, where a pruner in training gates them).
-        """
-        if layout is None:
-            return super().forward(
-                inputs_embeds=inputs_embeds, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+        """The loop. Tells the pass its final layout and the visual tokens of each layer."""
+        kwargs.pop("input_ids", None)
+        cache = reducing_cache(past_key_values, self.config) if use_cache or past_key_values is not None else None
+        stretch, earlier = self._arrive(forward_pass, inputs_embeds, attention_mask, position_ids, cache)
+        deep = deepstack_visual_embeds or []
+        if deep:
+            stretch.rows = torch.where(
+                visual_pos_masks, visual_pos_masks.flatten().cumsum(0).view_as(visual_pos_masks) - 1, -1
             )
-        kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
-        hidden, cache = inputs_embeds, past_key_values
-        visual = []  # visual tokens of each layer, for the statistics
-        mask = rotary = previous = None
-        starts = set() if cache is None else cache.begin_pass()
-        acts, seen = self._acting_layers(layout, hidden, cache), layout.is_image
-        for index, layer in enumerate(self.layers):
-            fresh = index == 0 or index in starts
-            if index in acts:
-                keep = self.pruner(index, self._tokens(index, hidden, layout, previous, rotary, cache))
-                if keep is not None:
-                    layout, hidden, seen = self._obey(keep, layout, hidden, seen)
-                    fresh = True
-            if fresh:
-                mask = self._mask(index, hidden, layout, cache)
-                rotary = self.rotary_emb(hidden, position_ids=layout.position_ids)
-            previous = hidden
-            visual.append(seen)
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=rotary,
-                position_ids=layout.position_ids,
+        if forward_pass.source is not None:
+            start = None if forward_pass.positions == "original" else _start(earlier.get(0))
+            stretch.drop(forward_pass.source >= 0, start)
+            if cache is not None:
+                cache.reduced = True
+        acts, renumbers = self._acting_layers(stretch), getattr(self.pruner, "positions", "original") == "renumbered"
+        previous, visual = None, []
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            stretch.follow()
+            keep = self.pruner(index, self._tokens(index, stretch, previous)) if index in acts else None
+            if keep is not None:
+                held = None if cache is None else cache.before(index, earlier)
+                stretch.obey(keep, _start(held) if renumbers else None)
+            elif renumbers and index in earlier and index > 0:
+                stretch.layout = stretch.layout.renumbered(_start(earlier[index]))
+            if keep is not None or index == 0 or index in earlier:
+                stretch.begin(index)
+            visual.append(stretch.seen)
+            previous = stretch.hidden
+            stretch.hidden = layer(
+                stretch.hidden,
+                attention_mask=stretch.mask(index),
+                position_embeddings=stretch.angles(index),
+                position_ids=None,  # read by FlashAttention alone, which would take gaps for packed sequences
                 past_key_values=cache,
                 use_cache=use_cache,
                 **kwargs,
             )
+            if index < len(deep):
+                stretch.add(deep[index])
         if acts and cache is not None:
             cache.pruned = True
-        output = BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
-        output.layout, output.visual = layout, count_visual(visual)
-        return output
+        forward_pass.layout, forward_pass.visual = stretch.layout, count_visual(visual)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(stretch.hidden), past_key_values=cache)
 
-    def _acting_layers(self, layout: TokenLayout, hidden: Tensor, cache: Cache | None) -> tuple[int, ...]:
+    def _arrive(
+        self,
+        forward_pass: ForwardPass,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: ReducedCache | None,
+    ) -> tuple[Stretch, dict[int, Tensor]]:
+        """The tokens passed in, and the positions at which the stretches of earlier turns go on."""
+        if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
+            raise ValueError("with a reduction the attention mask must be [B, L], True or 1 for tokens that are real")
+        batch, length = hidden.shape[:2]
+        earlier = {} if cache is None else cache.begin_pass(length)
+        if length == 1 and earlier and forward_pass.labels is None and forward_pass.is_image is None:
+            layout = step_layout(earlier[0], attention_mask)
+        else:
+            if attention_mask is None:
+                key_mask = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+            else:
+                key_mask = attention_mask[:, -length:].bool()  # generate passes the mask of all tokens so far
+            layout = forward_pass.begin(key_mask, _start(earlier.get(0)))
+        rope = None
+        if hasattr(self.rotary_emb, "mrope_section"):  # positions in three parts: time, row, column
+            rope = layout.position_ids if position_ids is None else position_ids
+            rope = (rope[None] if rope.dim() == 2 else rope[-3:]).expand(3, batch, length)
+            if forward_pass.source is not None and position_ids is not None:
+                rope = rope.gather(2, forward_pass.source.clamp(min=0).expand_as(rope))
+            rope = rope.movedim(0, 2)
+        return Stretch(self, layout, hidden, cache, rope), earlier
+
+    def _acting_layers(self, stretch: Stretch) -> tuple[int, ...]:
         """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules.
 
         Raises:
             ValueError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh
                 run.
         """
-        if self.pruner is None or hidden.shape[1] == 1:
+        if self.pruner is None or stretch.hidden.shape[1] == 1:
             return ()
-        images = bool(layout.is_image.any())
-        if cache is not None:
-            cache.check_turn(self.pruner, cache.pruned, images)
+        images = bool(stretch.layout.is_image.any())
+        if stretch.cache is not None:
+            stretch.cache.check_turn(self.pruner, stretch.cache.pruned, images)
         return self.pruner.layers if images or self.training else ()
 
-    def _tokens(
-        self,
-        index: int,
-        hidden: Tensor,
-        layout: TokenLayout,
-        previous: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
-        cache: Cache | None,
-    ) -> DecoderTokens:
-        """What a pruner sees just before layer `index`; `previous` is the layer before's input, `rotary` its angles."""
+    def _tokens(self, index: int, stretch: Stretch, previous: Tensor | None) -> DecoderTokens:
+        """What a pruner sees just before layer `index`; `previous` is the layer before's input."""
         probes: dict[int, LayerProbe] = {}
 
         def probe(layer: int) -> LayerProbe:
@@ -253,18 +189,19 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
                     f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
                 )
             if layer not in probes:
-                states, held = (hidden, None) if layer == index else (previous, cache)
-                probes[layer] = self.probe(layer, states, layout, rotary, held)
+                states, held = (stretch.hidden, None) if layer == index else (previous, stretch.cache)
+                probes[layer] = self.probe(layer, states, stretch.layout, stretch.angles(layer), held)
             return probes[layer]
 
+        here = stretch.hidden.device  # which need not be the asked layer's
         return DecoderTokens(
-            hidden,
-            layout,
-            attention=lambda layer, rows: probe(layer).attention(rows),
-            queries=lambda layer: probe(layer).queries(),
-            keys=lambda layer: probe(layer).keys,
-            mean_query=lambda layer, weight: probe(layer).mean_query(weight),
-            normed=lambda: self.norm(hidden),
+            stretch.hidden,
+            stretch.layout,
+            attention=lambda layer, rows: (asked := probe(layer)).attention(rows.to(asked.device)).to(here),
+            queries=lambda layer: probe(layer).queries().to(here),
+            keys=lambda layer: probe(layer).keys.to(here),
+            mean_query=lambda layer, weight: (asked := probe(layer)).mean_query(weight.to(asked.device)).to(here),
+            normed=lambda: self.norm(stretch.hidden),
         )
 
     def probe(
@@ -277,36 +214,16 @@ class PrunableLlamaModel(InitialisesMethods, LlamaModel):
     ) -> LayerProbe:
         """A layer and its input [B, L, D], to be asked; a cache is that of a pass in which the layer has run."""
         if rotary is None:
-            rotary = self.rotary_emb(hidden, position_ids=layout.position_ids)
-        held = None if cache is None else cache.layers[layer].keys[:, :, -hidden.shape[1] :]
-        return LayerProbe(self.layers[layer], hidden, layout, rotary, held)
+            rotary = Stretch(self, layout, hidden, None).angles(layer)
+        held = None
+        if cache is not None and layer_kind(self.config, layer) == FULL:  # a window's layer holds the last keys alone
+            held = cache.layers[layer].keys[:, :, -hidden.shape[1] :]
+        device = next(self.layers[layer].parameters()).device
+        if device.type != "meta" and device != hidden.device:
+            hidden, layout, rotary = hidden.to(device), layout.to(device), tuple(part.to(device) for part in rotary)
+        return LayerProbe(self.layers[layer], hidden, layout, rotary, held, window_of(self.config, layer))
 
-    @staticmethod
-    def _obey(keep: Tensor, layout: TokenLayout, hidden: Tensor, seen: Tensor) -> tuple[TokenLayout, Tensor, Tensor]:
-        """Act on a pruner's answer. -> layout, hidden, and the visual tokens that inference would have from here on"""
-        if keep.dtype.is_floating_point:
-            return layout.gate(keep), hidden, seen & (keep > 0.5)
-        layout, hidden = layout.compact(keep, hidden)
-        return layout, hidden, layout.is_image
 
-    def _mask(self, index: int, hidden: Tensor, layout: TokenLayout, cache: Cache | None) -> Tensor | None:
-        """The attention mask of this layer and those after it that see the same tokens."""
-        keys = layout.key_mask if cache is None else cache.extend(index, layout.key_mask)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=keys,
-            past_key_values=cache,
-            position_ids=layout.position_ids,
-            layer_idx=index,
-            allow_is_causal_skip=layout.key_weight is None,
-        )
-        if layout.key_weight is None:
-            return mask
-        if not isinstance(mask, Tensor) or mask.dim() != 4:
-            raise ValueError(
-                "soft gates on keys need an additive attention mask: take attn_implementation sdpa or eager"
-            )
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        return mask + gate_logits(layout.key_weight).to(hidden.dtype)[:, None, None]
+def _start(following: Tensor | None) -> Tensor | int:
+    """Where positions go on: behind those of earlier turns [B], or at zero. -> [B, 1] or 0"""
+    return 0 if following is None else following[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LEAST, MOST = ("kept_min", "equivalent_min"), ("kept_max", "equivalent_max")
-NAMES = ("images", "kept_mean", "kept_min", "kept_max", "padding_share")
+NAMES = ("images", "tiles", "kept_mean", "kept_per_tile", "kept_min", "kept_max", "padding_share")
 EQUIVALENT = ("equivalent_tokens", "equivalent_min", "equivalent_max")
 
 
@@ -18,23 +18,24 @@ class ReductionStatistics:
     def __init__(self) -> None:
         self._sums: list[
             Tensor
-        ] = []  # per batch: images, kept tokens, padding, places, and visual tokens of each layer
+        ] = []  # per batch: images, kept tokens, padding, places, tiles, and visual tokens of each layer
         self._ends: list[Tensor] = []  # per batch: LEAST, then MOST with the sign turned
         self._limit = 4096
 
     @torch.no_grad()
-    def add(self, valid: Tensor, key_mask: Tensor, visual: Tensor, images: Tensor) -> None:
+    def add(self, kept: Tensor, key_mask: Tensor, visual: Tensor, images: Tensor, tiles: int | None = None) -> None:
         """Count one batch.
 
         Args:
-            valid: [N, K] tokens each image leaves the reducer with.
+            kept: [N] tokens that each image leaves the reducer with.
             key_mask: [B, L'] of the decoder's last layer.
             visual: [B, layers] visual tokens that each decoder layer sees.
             images: [B] images of each sequence.
+            tiles: parts of images that the tower saw; each image is one where nobody says.
         """
-        kept = valid.sum(dim=1)
-        number, places = torch.tensor([len(kept), key_mask.numel()], device=kept.device)
-        sums = torch.stack([number, kept.sum(), (~key_mask).sum(), places])
+        counted = [len(kept), key_mask.numel(), len(kept) if tiles is None else tiles]
+        number, places, parts = torch.tensor(counted, device=kept.device)
+        sums = torch.stack([number, kept.sum(), (~key_mask).sum(), places, parts])
         equivalent = visual.double().mean(dim=1) / images.clamp(min=1)  # [B]
         blank = images == 0
         ends = [
@@ -51,18 +52,21 @@ class ReductionStatistics:
     def read(self) -> dict[str, Any]:
         """All counts since the last reading; zeros where no image was seen.
 
+        Images are the user's, however many tiles or frames the tower sees of each.
         `equivalent_tokens` is the mean over images of the visual tokens averaged over layers, `equivalent_min` and
         `equivalent_max` its extremes over sequences, `layer_tokens` the list of the means over images of each layer.
         """
         if not self._sums:
             return dict.fromkeys((*NAMES, *EQUIVALENT), 0.0) | {"layer_tokens": []}
-        images, kept, padding, places, *layers = torch.stack(self._sums).sum(dim=0).tolist()
+        images, kept, padding, places, tiles, *layers = torch.stack(self._sums).sum(dim=0).tolist()
         ends = dict(zip((*LEAST, *MOST), torch.stack(self._ends).amin(dim=0).tolist(), strict=True))
         self._sums, self._ends = [], []
         layer_tokens = [tokens / images for tokens in layers]
         return {
             "images": images,
+            "tiles": tiles,
             "kept_mean": kept / images,
+            "kept_per_tile": kept / tiles,
             "kept_min": ends["kept_min"],
             "kept_max": -ends["kept_max"],
             "padding_share": padding / places,

@@ -1,53 +1,89 @@
-"""The vision tower up to the layer whose features are used, and the attention of the block that would come next.
+"""Vision towers up to the layer whose features are used, and the attention of the block that would come next.
 
 `hidden_states[-2]` is the input of the last block: its queries and keys are one projection away, so that block is never run, no hook
 is needed and any attention backend serves. The same goes for the block before, whose input is kept until its features
-are read.
+are read. Where the features come from the last block there is no next one: then it is the block that made them.
+Towers that are more than a list of blocks run whole, and what their blocks were given is caught.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava_prumerge.model.placement import Tiles
+
 
 @dataclass(frozen=True)
-class TowerOutput:
-    """What the tower gives for a batch of images.
+class TowerSpec:
+    """Where a type of tower keeps what is asked of it; paths are within the tower.
 
     Attributes:
-        features: [N, P, C] of the patches.
-        grid: (rows, columns).
-        probe: gives queries [N, R, C] and keys [N, S, C] of the next block, or with own=True of the block that made the
-            features (see `methods.base.VisionTokens`).
-        heads: attention heads of these blocks.
-        class_token: [N, 1, C] the class token's feature; None where the tower has none.
+        blocks: the list of blocks.
+        norm, attention: of a block: the norm before its attention, and the attention.
+        prefix: tokens before the patches (a class token first), from the tower's configuration.
+        class_token: the first of these is a class token, whose row is the score; without one it is the mean over patches.
+        plain: the blocks take nothing but states, so that a loop over them is the tower.
+        heads: name of their number in the configuration.
     """
 
-    features: Tensor
-    grid: tuple[int, int]
-    probe: Callable[..., tuple[Tensor, Tensor]]
-    heads: int
-    class_token: Tensor | None = None
+    blocks: str = "encoder.layers"
+    norm: str = "layer_norm1"
+    attention: str = "self_attn"
+    prefix: Callable[[Any], int] = lambda config: 0
+    class_token: bool = False
+    plain: bool = False
+    heads: str = "num_attention_heads"
 
-    def select(self, index: Tensor) -> TowerOutput:
-        """The same for images taken from these, some of them several times. [N'] -> features [N', P, C]"""
 
-        def probe(own: bool = False) -> tuple[Tensor, Tensor]:
-            queries, keys = self.probe(own)
-            return queries[index], keys[index]
+def _one(config: Any) -> int:
+    return 1
 
-        token = None if self.class_token is None else self.class_token[index]
-        return replace(self, features=self.features[index], probe=probe, class_token=token)
+
+TOWERS = {
+    "clip_vision_model": TowerSpec(prefix=_one, class_token=True, plain=True),
+    "siglip_vision_model": TowerSpec(plain=True),
+    "siglip2_vision_model": TowerSpec(),
+    "dinov2": TowerSpec("encoder.layer", "norm1", "attention", _one, True),
+    "dinov2_with_registers": TowerSpec(
+        "encoder.layer", "norm1", "attention", lambda config: 1 + config.num_register_tokens, True
+    ),
+    "pixtral": TowerSpec("transformer.layers", "attention_norm", "attention"),
+}
+"""By transformers' type; a family whose tower is its own enters it with `register_tower`."""
+
+
+def register_tower(model_type: str, spec: TowerSpec) -> None:
+    """Enter a type of tower."""
+    TOWERS[model_type] = spec
+
+
+def tower_spec(tower: nn.Module) -> TowerSpec:
+    """What is known of a tower.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    kind = tower.config.model_type
+    if kind not in TOWERS:
+        raise ValueError(f"vision towers of type {kind!r} are not served; there are: {', '.join(sorted(TOWERS))}")
+    return TOWERS[kind]
+
+
+def prefix_tokens(tower: nn.Module) -> int:
+    """Tokens before the patches."""
+    return tower_spec(tower).prefix(tower.config)
 
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether the first token is a class token (CLIP) or a patch (SigLIP)."""
-    return hasattr(_inner(tower).embeddings, "class_embedding")
+    return tower_spec(tower).class_token
 
 
 def resize(pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,7 +94,7 @@ def resize(pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def image_ids(pixel_values: Tensor, index: Tensor | None = None) -> Tensor:
-    """A number for each image made from its pixels: the same in every batch and on every rank. [N, 3, h, w] -> [N] int64
+    """A number for each image made from its pixels: the same in every batch and on every rank. [N, ...] -> [N] int64
 
     With an index [N'] those of the images it takes from these.
     """
@@ -70,52 +106,175 @@ def image_ids(pixel_values: Tensor, index: Tensor | None = None) -> Tensor:
     return ids if index is None else ids[index]
 
 
-def encode(tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2) -> TowerOutput:
-    """Run embeddings and just the blocks below the wanted hidden state.
-
-    Args:
-        tower: transformers' CLIPVisionModel, or SiglipVisionModel (no class token).
-        pixel_values: [N, 3, h, w], sides multiples of the patch size; other than the trained size interpolates the positions.
-        feature_layer: index into the tower's hidden states, as in LLaVA's configuration.
+def depth_of(tower: nn.Module, feature_layer: int) -> int:
+    """How many blocks make the hidden state of an index, as in LLaVA's configuration.
 
     Raises:
-        ValueError: there is no block after that hidden state, or the sides do not fit.
+        ValueError: there is no such hidden state.
     """
-    inner = _inner(tower)
-    config, blocks = tower.config, inner.encoder.layers
-    depth = feature_layer if feature_layer >= 0 else len(blocks) + 1 + feature_layer
-    if not 0 <= depth < len(blocks):
-        raise ValueError(
-            f"vision_feature_layer {feature_layer} has no block after it in a tower of {len(blocks)} blocks"
-        )
-    height, width = pixel_values.shape[-2:]
-    if height % config.patch_size or width % config.patch_size:
-        raise ValueError(f"image sides {height} x {width} are not multiples of the patch size {config.patch_size}")
+    blocks = len(blocks_of(tower))
+    depth = feature_layer if feature_layer >= 0 else blocks + 1 + feature_layer
+    if not 0 <= depth <= blocks:
+        raise ValueError(f"vision_feature_layer {feature_layer} is not there in a tower of {blocks} blocks")
+    return depth
+
+
+def blocks_of(tower: nn.Module) -> nn.ModuleList:
+    """The blocks of a tower, in their order."""
+    return inner_tower(tower).get_submodule(tower_spec(tower).blocks)
+
+
+def inner_tower(tower: nn.Module) -> nn.Module:
+    """Some transformers towers keep their parts one level down."""
+    return getattr(tower, "vision_model", tower)
+
+
+def encode(
+    tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2, units: Tensor | None = None, last: bool = False
+) -> Tiles:
+    """Tiles of one size.
+
+    Args:
+        tower: one of TOWERS that takes such pixels.
+        pixel_values: [N, 3, h, w], sides multiples of the patch size; other than the trained size interpolates the positions.
+        feature_layer: index into the tower's hidden states, as in LLaVA's configuration.
+        units: [U, F] the patches that make a unit, side by side in its features; None: each is one.
+        last: features are the tower's `last_hidden_state`, behind its final norm, in place of a hidden state.
+
+    Raises:
+        ValueError: there is no such hidden state, or the sides do not fit.
+    """
+    spec, prefix, depth = tower_spec(tower), prefix_tokens(tower), depth_of(tower, feature_layer)
+    grid = patch_grid(tower, pixel_values)
     trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trains):
-        interpolate = (height, width) != (config.image_size, config.image_size)
-        hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), interpolate_pos_encoding=interpolate)
-        if hasattr(inner, "pre_layrnorm"):
-            hidden = inner.pre_layrnorm(hidden)
-        before = hidden
-        for block in blocks[:depth]:
-            before, hidden = hidden, block(hidden, attention_mask=None)  # [N, S, C]
-    first = 1 if has_class_token(tower) else 0
+        if spec.plain and not last:
+            hidden, states = _run_blocks(tower, pixel_values, depth)
+        else:
+            hidden, states = _run_whole(tower, pixel_values, depth, last)
+    patches = hidden[:, prefix:]
+    if units is not None:
+        fold = int(units.shape[1] ** 0.5)
+        patches, grid = patches[:, units].flatten(2), (grid[0] // fold, grid[1] // fold)
+    ask = make_probe(tower, states, depth, trains, units=units)
+    ahead = hidden[:, :prefix] if prefix else None
+    return Tiles(patches, grid, ask, getattr(tower.config, spec.heads), ahead, spec.class_token)
+
+
+def patch_grid(tower: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    size = tower.config.patch_size
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = pixel_values.shape[-2:]
+    if height % rows or width % columns:
+        patch = rows if rows == columns else f"{rows} x {columns}"
+        raise ValueError(f"image sides {height} x {width} are not multiples of the patch size {patch}")
+    return height // rows, width // columns
+
+
+def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Embeddings and just the blocks below the wanted hidden state. -> it, and the inputs of the blocks around it"""
+    inner, config = inner_tower(tower), tower.config
+    interpolate = tuple(pixel_values.shape[-2:]) != (config.image_size, config.image_size)
+    hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), interpolate_pos_encoding=interpolate)
+    if hasattr(inner, "pre_layrnorm"):
+        hidden = inner.pre_layrnorm(hidden)
+    before = hidden
+    for block in blocks_of(tower)[:depth]:
+        before, hidden = hidden, block(hidden, attention_mask=None)  # [N, S, C]
+    return hidden, {"own": before, "next": hidden}
+
+
+def _run_whole(tower: nn.Module, pixel_values: Tensor, depth: int, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """The tower's own forward pass, its blocks' inputs caught."""
+    with caught_inputs(tower, depth) as caught:
+        output = tower(pixel_values, output_hidden_states=True, return_dict=True)
+    hidden = output.last_hidden_state if last else output.hidden_states[depth]
+    return hidden, {which: given[0] for which, given in caught.items()}
+
+
+@contextmanager
+def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[str, tuple[Tensor, dict[str, Any]]]]:
+    """States and keyword arguments given to the block below ("own") and above ("next") a hidden state during a pass."""
+    blocks, caught, handles = blocks_of(tower), {}, []
+    for which, at in (("own", depth - 1), ("next", depth)):
+        if 0 <= at < len(blocks):
+
+            def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any], which: str = which) -> None:
+                caught[which] = (args[0] if args else kwargs["hidden_states"], kwargs)
+
+            handles.append(blocks[at].register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def make_probe(
+    tower: nn.Module,
+    states: dict[str, Tensor],
+    depth: int,
+    trains: bool,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    units: Tensor | None = None,
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The probe of `Tiles`; each block is asked once, for all tiles: under ZeRO-3 ranks must make the same calls.
+
+    Args:
+        tower: the tower.
+        states: inputs of the blocks, [N, S, C].
+        depth: of the features.
+        trains: the tower takes part in training.
+        rotary: cosines and sines [S, R] of the patches, where the tower turns queries and keys.
+        units: [U, F] patches of each unit, whose queries and keys are averaged.
+    """
+    spec, prefix, blocks = tower_spec(tower), prefix_tokens(tower), blocks_of(tower)
+    asked: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def pooled(projected: Tensor) -> Tensor:
+        return projected[:, prefix:] if units is None else projected[:, prefix:][:, units].mean(dim=2)
+
+    def ask(which: str) -> tuple[Tensor, Tensor]:
+        block = blocks[depth - 1 if which == "own" else depth]
+        attention = block.get_submodule(spec.attention)
+        with torch.set_grad_enabled(trains):
+            normed = getattr(block, spec.norm)(states[which])
+            bare = rotary is None and not hasattr(attention, "qkv") and getattr(attention, "q_norm", None) is None
+            if spec.class_token and bare:  # one row is all that is looked at
+                queries, keys = attention.q_proj(normed[:, :1]), attention.k_proj(normed)
+            else:
+                queries, keys = query_key(attention, normed, rotary)
+            looks = queries[:, :1] if spec.class_token else pooled(queries)
+            return looks, torch.cat([keys[:, :prefix], pooled(keys)], dim=1) if prefix else pooled(keys)
 
     def probe(own: bool = False) -> tuple[Tensor, Tensor]:
         if own and depth == 0:
-            raise ValueError(f"vision_feature_layer {feature_layer} takes the embeddings: no block made them")
-        block, states = (blocks[depth - 1], before) if own else (blocks[depth], hidden)
-        with torch.set_grad_enabled(trains):
-            normed = block.layer_norm1(states)
-            rows = normed[:, :1] if first else normed
-            return block.self_attn.q_proj(rows), block.self_attn.k_proj(normed)
+            raise ValueError("vision_feature_layer 0 takes the embeddings: no block made them")
+        which = "own" if own or depth == len(blocks) else "next"
+        if which not in asked:
+            asked[which] = ask(which)
+        return asked[which]
 
-    grid = (height // config.patch_size, width // config.patch_size)
-    token = hidden[:, :1] if first else None
-    return TowerOutput(hidden[:, first:], grid, probe, config.num_attention_heads, token)
+    return probe
 
 
-def _inner(tower: nn.Module) -> nn.Module:
-    """Some transformers towers keep their parts one level down."""
-    return getattr(tower, "vision_model", tower)
+def query_key(attention: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """A block's queries and keys [..., S, C] as its attention uses them, whatever its projections are called."""
+    if hasattr(attention, "qkv"):
+        queries, keys, _ = attention.qkv(normed).chunk(3, dim=-1)
+    else:
+        queries, keys = attention.q_proj(normed), attention.k_proj(normed)
+    if getattr(attention, "q_norm", None) is not None:
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    if rotary is None:
+        return queries, keys
+    cos, sin = (part.float()[:, None] for part in rotary)  # [S, 1, C/H]
+    half = cos.shape[-1] // 2
+
+    def turned(states: Tensor) -> Tensor:
+        heads = states.unflatten(-1, (-1, cos.shape[-1])).float()
+        crossed = torch.cat([-heads[..., half:], heads[..., :half]], dim=-1)
+        return (heads * cos + crossed * sin).flatten(-2).to(states.dtype)
+
+    return turned(queries), turned(keys)

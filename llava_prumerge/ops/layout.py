@@ -30,6 +30,7 @@ class TokenLayout:
         shift_labels: [B, L] targets, already shifted, or None.
         key_weight: [B, L] gates in (0, 1] on attention keys while a pruner trains, or None.
         images: [B] images of each sequence, or None where nobody counted.
+        columns: [B, L] where each token stood in what the caller passed in, or None where nobody asks.
     """
 
     is_image: Tensor
@@ -39,6 +40,7 @@ class TokenLayout:
     shift_labels: Tensor | None = None
     key_weight: Tensor | None = None
     images: Tensor | None = None
+    columns: Tensor | None = None
 
     def compact(self, keep: Tensor, *states: Tensor, length: int | None = None) -> tuple[TokenLayout, ...]:
         """Drop tokens; order is kept and ragged rows are padded on the left.
@@ -67,6 +69,7 @@ class TokenLayout:
             else self.shift_labels.gather(1, index).masked_fill(~mask, IGNORE_INDEX),
             key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
             images=self.images,
+            columns=None if self.columns is None else self.columns.gather(1, index),
         )
         first = torch.arange(len(index), device=index.device)[:, None] * keep.shape[1]
         rows = (first + index).flatten()  # whole rows at once: many times as fast as gathering value by value
@@ -76,6 +79,14 @@ class TokenLayout:
     def gate(self, weight: Tensor) -> TokenLayout:
         """Multiply gates [B, L] in (0, 1] into the key weights."""
         return replace(self, key_weight=weight if self.key_weight is None else self.key_weight * weight)
+
+    def to(self, device: torch.device) -> TokenLayout:
+        """On another device; itself where it is there."""
+        if self.key_mask.device == device:
+            return self
+        return replace(
+            self, **{key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        )
 
     def renumbered(self, start: Tensor | int = 0) -> TokenLayout:
         """Consecutive positions from `start` ([B, 1] or a number), as LLaVA numbers whatever tokens it is given."""

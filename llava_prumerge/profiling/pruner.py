@@ -64,7 +64,7 @@ def build_model(shape: ModelShape) -> nn.Module:
     vision = dict(model_type="clip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=2)
     vision |= dict(num_attention_heads=1, image_size=2 * side, patch_size=2, projection_dim=8)
     places = dict(image_token_index=IMAGE_TOKEN, image_seq_length=shape.vision.patches)
-    config = AutoConfig.for_model("llava_prumerge", text_config=text, vision_config=vision, **places)
+    config = AutoConfig.for_model("prumerge_llava", text_config=text, vision_config=vision, **places)
     return AutoModelForImageTextToText.from_config(config).eval()
 
 

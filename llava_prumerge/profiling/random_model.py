@@ -41,7 +41,7 @@ def cut_down(shape: ModelShape, layers: int | None, blocks: int | None) -> Model
     return ModelShape(shape.name, vision, language)
 
 
-def model_config(shape: ModelShape, kind: str = "llava_prumerge") -> LlavaConfig:
+def model_config(shape: ModelShape, kind: str = "prumerge_llava") -> LlavaConfig:
     """transformers' configuration of a shape; the image's placeholder is the last word."""
     llava_prumerge.register()
     vision, language = shape.vision, shape.language

@@ -54,11 +54,13 @@ def test_a_prefix_cache_leaves_logits_and_answers_alone(checkpoint: Path, data: 
         whole = model(**prompter.collate(rows), pixel_values=pictures.pixels).logits[:, -1]
         given = prompter.collate(rows, start.ids)
         rest = given["input_ids"][:, len(start.ids) :]
+        places = given["attention_mask"].cumsum(dim=1)[:, len(start.ids) :] - 1  # as `generate` counts them
         cache = start.cache(len(batch))
         behind = model(
             input_ids=rest,
             attention_mask=given["attention_mask"],
             pixel_values=pictures.pixels,
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
         )
@@ -74,14 +76,11 @@ def test_what_reads_the_prompt_gets_it_whole(checkpoint: Path, reduction: dict) 
     assert make_prefix_cache(load(checkpoint, reduction)[0], [[1, 5, 6, 7], [1, 5, 6, 8]]) is None
 
 
-def test_one_image_goes_through_the_tower_once(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_goes_through_the_tower_once(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     model, processor = load(checkpoint)
     questions, images = asked(checkpoint, data, "pope")  # two questions about each of three images
     seen: list[int] = []
-    plain = model.model.encode_images
-    monkeypatch.setattr(model.model, "encode_images", lambda pixels: seen.append(len(pixels)) or plain(pixels))
+    model.model.vision_tower.embeddings.register_forward_pre_hook(lambda _m, given: seen.append(len(given[0])))
     texts = []
     for size in (6, 1):
         path = tmp_path / f"{size}.jsonl"

@@ -11,7 +11,8 @@ from transformers import LlavaConfig
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderTokens
 from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.model.decoder import ReducedCache
+from llava_prumerge.model.cache import ReducedCache
+from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.modeling import decoder_shape
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
@@ -132,8 +133,8 @@ def test_layers_hold_the_visual_tokens_that_are_counted(name: str) -> None:
 @pytest.mark.parametrize("name", ["prumerge", "prumerge_plus"])
 def test_adaptive_counts_differ_between_images(name: str) -> None:
     model = tiny_model(REDUCTIONS[name])
-    valid = model.model.reduce_images(pixels(8)).valid
-    assert len(set(valid.sum(1).tolist())) > 1
+    kept = model.model.get_image_features(pixels(8)).visual_tokens.kept
+    assert len(set(kept.tolist())) > 1
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -210,9 +211,7 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
     inputs = rows_of(*sample_rows()[:2]) | {"pixel_values": pixels(2)}
     reference = stock(**inputs, output_attentions=True, output_hidden_states=True)
     decoder = model.model.language_model
-    layout, _ = model.model._layout(
-        inputs["input_ids"], torch.zeros(*inputs["input_ids"].shape, 32), inputs["attention_mask"], None, None
-    )
+    layout = ForwardPass().begin(inputs["attention_mask"].bool(), 0)
     rows = torch.stack([layout.last_index(), layout.last_index() - 2], dim=1)
     ours = decoder.probe(1, reference.hidden_states[1], layout).attention(rows)
     expected = reference.attentions[1].gather(2, rows[:, None, :, None].expand(-1, 4, -1, ours.shape[-1]))
@@ -386,10 +385,16 @@ def test_wrong_numbers_of_placeholders_and_foreign_caches_are_refused() -> None:
         model(**rows_of(sample_rows()[0]), pixel_values=pixels(2))
     from transformers import DynamicCache
 
-    with pytest.raises(ValueError, match="ReducedCache"):
-        model(**rows_of(sample_rows()[2]), past_key_values=DynamicCache())
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    reduced, text = tiny_model(REDUCTIONS["prumerge_plus"]), rows_of(sample_rows()[2])
+    cache = DynamicCache()
+    model(**text, past_key_values=cache)
+    later = rows_of(sample_rows()[0]) | {"pixel_values": pixels(1)}
+    with pytest.raises(ValueError, match="DynamicCache with keys of a run without a reduction"):
+        reduced(**later, past_key_values=cache)
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
         model(pixel_values=pixels(1))
+    with pytest.raises(ValueError, match="pixel_values need input_ids"):
+        reduced(inputs_embeds=torch.zeros(1, 20, 32), pixel_values=pixels(1))
 
 
 def test_reduction_blocks_are_checked() -> None:
@@ -408,4 +413,4 @@ def test_from_llava_changes_the_model_type() -> None:
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
 
     config = PruMergeLlavaConfig.from_llava(tiny_config(cls=LlavaConfig), {"vision": {"name": "prumerge"}})
-    assert config.model_type == "llava_prumerge" and config.reduction["vision"]["name"] == "prumerge"
+    assert config.model_type == "prumerge_llava" and config.reduction["vision"]["name"] == "prumerge"

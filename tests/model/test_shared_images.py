@@ -10,7 +10,7 @@ from tiny_llava import IMAGE, PATCHES, rows_of, tiny_model
 
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, discover
-from llava_prumerge.model.decoder import ReducedCache, step_layout
+from llava_prumerge.model.forward_pass import ForwardPass, step_layout
 
 REDUCTIONS: list[dict[str, Any] | None] = [
     None,
@@ -80,19 +80,12 @@ def test_a_step_is_laid_out_as_by_the_long_way() -> None:
     with torch.no_grad():
         output = model(**given, pixel_values=pixels[[2, 0, 2, 1]], use_cache=True)
     cache = output.past_key_values
-    embeddings = torch.randn(3, 1, 32)
     mask = torch.cat([given["attention_mask"], torch.tensor([[1], [0], [1]])], dim=1)
-    long, fresh = embeddings.expand(-1, 2, -1), ReducedCache(config=model.config.text_config)
-    for given in (
-        (embeddings, pixels, mask, cache, None),
-        (long, None, mask, cache, None),
-        (embeddings, None, mask, fresh, None),
-    ):
-        assert step_layout(*given) is None
     for attention in (mask, None):
-        ours = step_layout(embeddings, None, attention, cache, None)
-        theirs, _ = model.model._layout(torch.full((3, 1), 5), embeddings, attention, cache, None)
+        ours = step_layout(cache.next_position, attention)
+        real = torch.ones(3, 1, dtype=torch.bool) if attention is None else attention[:, -1:].bool()
+        theirs = ForwardPass().begin(real, cache.next_position[:, None])
         for name in ("is_image", "key_mask", "position_ids", "origin"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
-    ahead = step_layout(embeddings, None, mask, cache, None).next_position()
+    ahead = step_layout(cache.next_position, mask).next_position()
     assert ahead.tolist() == (cache.next_position + torch.tensor([1, 0, 1])).tolist()

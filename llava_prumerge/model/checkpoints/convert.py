@@ -23,7 +23,7 @@ from llava_prumerge.model.checkpoints.trained_parts import (
 )
 from llava_prumerge.model.checkpoints.weights import SAFETENSORS, has_weights, list_tensors, open_pickled, read_json
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN, read_whole
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.families import is_own_type
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE
 from llava_prumerge.model.open_clip import OpenClipFolder
 from llava_prumerge.model.weight_files import LoadingError
@@ -113,7 +113,7 @@ def kind_of(source: Path) -> str:
     config = read_json(source / "config.json")
     if is_original(config):
         return "whole-original"
-    return "whole-ours" if config.get("model_type") == PruMergeLlavaConfig.model_type else "whole-llava-hf"
+    return "whole-ours" if is_own_type(config.get("model_type")) else "whole-llava-hf"
 
 
 def _kind_of_file(file: Path) -> str:

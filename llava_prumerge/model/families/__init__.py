@@ -1,0 +1,54 @@
+"""Model families: one file each, named as transformers names the model's type, found by walking this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "prumerge_"
+FORMER_TYPES = {"llava_prumerge": "prumerge_llava"}
+"""Types that checkpoints were saved under before, and what they are called now."""
+
+
+def is_own_type(model_type: str | None) -> bool:
+    """Whether a checkpoint of this type is one of ours, today's or an earlier one."""
+    return model_type in FORMER_TYPES or (model_type or "").startswith(PREFIX)
+
+
+def stock_type(model_type: str) -> str:
+    """The stock type of a type of ours; a stock type is its own."""
+    return FORMER_TYPES.get(model_type, model_type).removeprefix(PREFIX)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's file says of it, as its `FAMILY`.
+
+    Attributes:
+        host: class that goes in front of the stock model without head (`model.host.Host`).
+        refusal: gives for a configuration the one-line reason why no reducer can act on its models, or None.
+        places: placeholders of one image where all images have the same number, from the configuration; else None.
+    """
+
+    host: type
+    refusal: Callable[[Any], str | None] = lambda config: None
+    places: Callable[[Any], int | None] = lambda config: None
+
+
+def family_types() -> list[str]:
+    """The types of all families, in order of name; imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def family_of(model_type: str) -> Family:
+    """A family by its stock type.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if model_type not in family_types():
+        raise ValueError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
+    return importlib.import_module(f"{__name__}.{model_type}").FAMILY

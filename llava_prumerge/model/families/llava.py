@@ -1,0 +1,89 @@
+"""LLaVA-1.5 and its kin: any served tower, one projector, any served language model. An image is one tile of patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from llava_prumerge.model.families import Family
+from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.placement import Places, Tiles
+from llava_prumerge.model.vision_tower import TOWERS, encode, image_ids, patch_grid, resize
+
+
+class LlavaHost(Host):
+    """See the file."""
+
+    own_arguments = ("image_index",)
+
+    def encode_images(self, pixel_values: Tensor, feature_layer: int | None = None) -> Tiles:
+        """Tower features at the size the reducer asks for. [N, 3, h, w] -> [N, P, C]"""
+        if self.reducer is not None:
+            height, width = pixel_values.shape[-2:]
+            size = self.reducer.input_size(height, width, self.config.vision_config.patch_size)
+            pixel_values = resize(pixel_values, size)
+        layer = self.config.vision_feature_layer if feature_layer is None else feature_layer
+        return encode(self.vision_tower, pixel_values, layer)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[N, K, C] -> [N, K, D]"""
+        return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        image_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock features, or what the reducer leaves of them; image_index [N] takes each of several equal images once."""
+        if self.reducer is None:
+            given = {} if image_sizes is None else {"image_sizes": image_sizes}
+            layers = dict(
+                vision_feature_layer=vision_feature_layer, vision_feature_select_strategy=vision_feature_select_strategy
+            )
+            output = super().get_image_features(pixel_values=pixel_values, **layers, **given, **kwargs)
+            if image_index is not None:
+                output.pooler_output = [output.pooler_output[at] for at in image_index.tolist()]
+            return output
+        layers = () if vision_feature_layer is None else (vision_feature_layer,)
+        tiles = self.encode_images(pixel_values, *layers)
+        tiles = tiles if image_index is None else tiles.select(image_index)
+        rest = _beside_patches(self.vision_tower, tiles, vision_feature_select_strategy or self._strategy)
+        rows, columns = patch_grid(self.vision_tower, pixel_values)
+        places = Places.whole(len(tiles.features), rows * columns, tiles.features.shape[1], ahead=rest.shape[1])
+        special = self.project(rest).flatten(0, 1) if rest.shape[1] else None
+        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixel_values, image_index), special)
+
+    @property
+    def _strategy(self) -> str:
+        return self.config.vision_feature_select_strategy
+
+
+def _beside_patches(tower: nn.Module, tiles: Tiles, strategy: str) -> Tensor:
+    """What the stock model hands on beside patches: registers, or the class token too where it selects all. [N, R, C]"""
+    cut = 1 if strategy == "default" else 0
+    return tiles.features[:, :0] if tiles.prefix is None else tiles.prefix[:, cut:]
+
+
+def _refusal(config: Any) -> str | None:
+    """Of a reducer on this model."""
+    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+    if not isinstance(layer, int):
+        return f"vision_feature_layer {layer!r} must be one layer"
+    kind = config.vision_config.model_type
+    if kind not in TOWERS:
+        return f"vision towers of type {kind!r} are not served; there are: {', '.join(sorted(TOWERS))}"
+    if strategy == "default" and not TOWERS[kind].prefix(config.vision_config):
+        return "vision_feature_select_strategy 'default' cuts off a class token, and this tower has none: take 'full'"
+    return None
+
+
+FAMILY = Family(
+    host=LlavaHost,
+    refusal=_refusal,
+    places=lambda config: config.image_seq_length,
+)

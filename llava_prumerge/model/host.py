@@ -1,0 +1,369 @@
+"""The vision side of a model: a family's `get_image_features` and `get_video_features` reduce, and the stock `forward` does the rest.
+
+They return features of full length, zero at the places that a reducer left empty, and say which places those are. The stock
+code puts them at the placeholders, makes positions and calls the language model, which drops what is empty
+(`model/decoder.py`). So processors, prompts and position code need not know of methods.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_prumerge.methods.base import VisionReducer, VisionTokens
+from llava_prumerge.model.cache import ReducedCache, holds_stock_keys
+from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.forward_pass import ForwardPass
+from llava_prumerge.model.placement import Placed, Places, Tiles, place
+from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+
+MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """What a family tells of features that it returns.
+
+    Attributes:
+        lengths: placeholders of each image.
+        origin: [P] the unit within its tile that each place stands for, -1 for none; all images' places in a row.
+        source: [P] the place, from the image's first, that a token stands for, -1 for an empty one; None: all are there.
+        kept: [N] tokens of each image.
+        tiles: parts that the tower saw.
+    """
+
+    lengths: list[int]
+    origin: Tensor
+    source: Tensor | None
+    kept: Tensor
+    tiles: int
+
+    def select(self, index: Sequence[int]) -> VisualTokens:
+        """The same for images taken from these, some of them several times."""
+        parts = {name: getattr(self, name) for name in ("origin", "source")}
+        taken = {
+            name: None if part is None else torch.cat([part.split(self.lengths)[at] for at in index])
+            for name, part in parts.items()
+        }
+        tiles = round(self.tiles * len(index) / len(self.lengths))
+        return VisualTokens([self.lengths[at] for at in index], **taken, kept=self.kept[list(index)], tiles=tiles)
+
+
+@dataclass
+class ReducedFeatures(BaseModelOutputWithPooling):
+    """The stock output of `get_image_features`, and what its features are; a field, so that wrappers carry it along."""
+
+    deepstack_features: list[list[Tensor]] | None = None
+    visual_tokens: VisualTokens | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The text that images are about, for methods that read the prompt: [B, L] each."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    labels: Tensor | None
+
+
+class Host(InitialisesMethods):
+    """Goes in front of a stock model without head; a family adds what its features are made of.
+
+    Attributes:
+        reducer: the `VisionReducer`, or None.
+        statistics: what was reduced since the last reading.
+        decoder_name: where the language model is.
+        own_arguments: what its `get_..._features` take beyond the stock arguments.
+        stacked: the stock code wants the features of all images in one tensor [N, P, D], not in a list.
+    """
+
+    reducer: VisionReducer | None
+    statistics: ReductionStatistics
+    _asked: Asked | None
+    decoder_name = "language_model"
+    own_arguments: tuple[str, ...] = ()
+    stacked = False
+
+    # ------------------------------------------------------------------ what a family may say
+
+    def blank(self) -> dict[str, dict[str, Any]]:
+        """For each modality the least input that reaches all of its modules, for training batches without one."""
+        size = self.config.vision_config.image_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        channels = getattr(self.config.vision_config, "num_channels", 3)
+        return {
+            "image": {"pixel_values": torch.zeros(1, channels, height, width, dtype=self.dtype, device=self.device)}
+        }
+
+    def whole(self, output: Any, **given: Any) -> VisualTokens:
+        """What stock features stand for, where no reducer acts."""
+        lengths = [len(image) for image in output.pooler_output]
+        origin = torch.cat([torch.arange(length) for length in lengths])
+        return self._unreduced(lengths, origin.to(output.pooler_output[0].device), len(lengths))
+
+    # ------------------------------------------------------------------ the forward pass
+
+    @property
+    def decoder(self) -> Any:
+        """The language model."""
+        return getattr(self, self.decoder_name)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a method is there."""
+        return self.reducer is not None or self.decoder.pruner is not None
+
+    def forward(self, *args: Any, forward_pass: ForwardPass | None = None, **kwargs: Any) -> Any:
+        """The stock `forward`. With a method the output has `layout`, the final one, and `visual` [B, layers]."""
+        if args:
+            names = list(inspect.signature(super().forward).parameters)
+            kwargs |= dict(zip(names, args, strict=False))
+        told = forward_pass or ForwardPass(labels=kwargs.pop("labels", None))
+        input_ids = kwargs.get("input_ids")
+        with self.asking(input_ids, kwargs.get("attention_mask"), told.labels):
+            features = self._encode(kwargs)
+            touch = self.training and input_ids is not None and self._touch(features)
+        if isinstance(touch, Tensor):
+            told.touch = touch
+        if features:
+            kwargs["mm_encoder_outputs"] = features
+        counts = features and not torch.compiler.is_compiling()  # what reads values on the host breaks a graph
+        if features and (self.reduces or counts):
+            self._describe(told, input_ids, features)
+        cache = kwargs.get("past_key_values")
+        told.reduces = self.reduces and (bool(features) or not holds_stock_keys(cache))
+        if told.reduces and self.reducer is not None and isinstance(cache, ReducedCache) and _many(kwargs):
+            cache.check_turn(self.reducer, cache.reduced, bool(features))
+        if told.reduces or told.touch is not None:
+            kwargs["forward_pass"] = told
+        output = super().forward(**kwargs)
+        if told.kept is not None and counts:
+            self._count(told, kwargs.get("attention_mask"))
+        if not isinstance(output, tuple):
+            output.layout, output.visual = told.layout, told.visual
+        return output
+
+    def _encode(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Features by modality; what they are made of leaves the arguments."""
+        features = dict(kwargs.pop("mm_encoder_outputs", None) or {})
+        features = {name: output for name, output in features.items() if output is not None}
+        if kwargs.get("input_ids") is None:
+            if self.reduces and any(kwargs.get(name) is not None for name in MODALITIES.values()):
+                raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
+            return features
+        shared: set[str] = set()
+        for modality, pixels in MODALITIES.items():
+            if kwargs.get(pixels) is None or len(kwargs[pixels]) == 0:
+                continue
+            get = getattr(self, f"get_{modality}_features")
+            accepted = set(inspect.signature(get).parameters) & set(kwargs)
+            if modality in features:
+                raise ValueError(f"give {pixels} or features of them, not both")
+            features[modality] = get(return_dict=True, **{name: kwargs[name] for name in accepted})
+            shared |= accepted & {pixels, *self.own_arguments}
+        for name in shared:
+            kwargs.pop(name)
+        return features
+
+    def _describe(self, told: ForwardPass, input_ids: Tensor | None, features: dict[str, Any]) -> None:
+        """Say where the features stand in the sequences. Costs a host synchronisation for each modality."""
+        if input_ids is None:
+            return
+        told.is_image = self.placeholders(input_ids)
+        told.images = input_ids.new_zeros(len(input_ids))
+        if self.reducer is not None:
+            told.positions = self.reducer.positions
+            if hasattr(self.decoder.rotary_emb, "mrope_section"):
+                told.positions = "original"  # positions in three parts are places in the image
+        kept = []
+        for modality, output in features.items():
+            visual = self._visual(output)
+            spots = input_ids == getattr(self.config, f"{modality}_token_id")
+            rows, columns = spots.nonzero(as_tuple=True)
+            lengths = torch.tensor(visual.lengths, device=rows.device)
+            if len(rows) != sum(visual.lengths):
+                each = (
+                    f"{visual.lengths[0]} tokens each"
+                    if len(set(visual.lengths)) == 1
+                    else f"{sum(visual.lengths)} tokens"
+                )
+                raise ValueError(
+                    f"{len(rows)} {modality} placeholders do not match {len(visual.lengths)} {modality}s of {each}"
+                )
+            first = lengths.cumsum(0) - lengths
+            told.images = told.images.index_add(0, rows[first], torch.ones_like(first))
+            told.origin = torch.full_like(input_ids, -1) if told.origin is None else told.origin
+            told.origin = told.origin.masked_scatter(spots, visual.origin.to(rows.device))
+            if visual.source is not None:
+                if told.source is None:
+                    told.source = torch.arange(input_ids.shape[1], device=rows.device).expand_as(input_ids)
+                begin = torch.repeat_interleave(first, lengths, output_size=len(rows))
+                source = visual.source.to(rows.device)
+                column = columns[begin + source.clamp(min=0)].masked_fill(source < 0, -1)
+                told.source = told.source.masked_scatter(spots, column)
+            kept.append(visual.kept.to(rows.device))
+            told.tiles += visual.tiles
+        told.kept = torch.cat(kept)
+
+    def _visual(self, output: Any) -> VisualTokens:
+        visual = getattr(output, "visual_tokens", None)
+        if visual is not None:
+            return visual
+        if self.reducer is not None:
+            raise ValueError(
+                f"{self.reducer.name} needs the vision tower: it cannot act on features that are given, nor in a prefill "
+                "that is cut into chunks"
+            )
+        return self.whole(output)
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        """Which tokens are placeholders of images or frames. [B, L] bool"""
+        tokens = [getattr(self.config, f"{modality}_token_id", None) for modality in MODALITIES]
+        return torch.stack([input_ids == token for token in tokens if token is not None]).any(dim=0)
+
+    def _count(self, told: ForwardPass, attention_mask: Any) -> None:
+        """What a pass with images has done, into the statistics."""
+        if told.layout is None:  # the stock forward ran: all layers saw everything
+            plain = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+            key_mask = attention_mask[:, -told.is_image.shape[1] :].bool() if plain else torch.ones_like(told.is_image)
+            told.layout = told.begin(key_mask, 0)
+            counts = told.layout.is_image.sum(dim=1)
+            told.visual = counts[:, None].expand(-1, self.config.get_text_config().num_hidden_layers)
+        self.statistics.add(told.kept, told.layout.key_mask, told.visual, told.images, told.tiles)
+
+    def _touch(self, features: dict[str, Any]) -> Tensor | None:
+        """Zero, by way of vision modules that this batch leaves out: all ranks must take part in their reductions."""
+        blank = self.blank()
+        if features and len(blank) == 1:  # one tower serves both
+            return None
+        total = None
+        for modality, given in blank.items():
+            if modality in features:
+                continue
+            with self.asking(self._asked.input_ids, self._asked.attention_mask):
+                output = getattr(self, f"get_{modality}_features")(return_dict=True, **given)
+            deep = [part for level in getattr(output, "deepstack_features", None) or () for part in level]
+            for part in [*output.pooler_output, *deep]:
+                total = part.sum() if total is None else total + part.sum()
+        return None if total is None else 0.0 * total
+
+    # ------------------------------------------------------------------ what families call
+
+    @contextmanager
+    def asking(self, input_ids: Tensor | None, attention_mask: Any, labels: Tensor | None = None) -> Iterator[None]:
+        """While images are encoded, the text they are about can be asked for."""
+        before = self._asked
+        mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+        self._asked = None if input_ids is None else Asked(input_ids, mask, labels)
+        try:
+            yield
+        finally:
+            self._asked = before
+
+    def prompts(self, images: Tensor, lengths: Sequence[int], modality: str) -> tuple[Tensor, Tensor]:
+        """For tiles of images [N] the text of their sequences, without what is to be predicted. -> [N, T, D], [N, T]"""
+        asked = self._asked
+        if asked is None:
+            raise ValueError(
+                f"{self.reducer.name} reads the prompt: encode images in forward or generate, which know it"
+            )
+        ids = asked.input_ids
+        mask = torch.ones_like(ids, dtype=torch.bool) if asked.attention_mask is None else asked.attention_mask
+        key_mask = mask[:, -ids.shape[1] :].bool()
+        spots = self.placeholders(ids)
+        text = key_mask & ~spots
+        if asked.labels is not None:  # a method that saw the answer in training would miss it in use
+            text &= asked.labels == IGNORE_INDEX
+            text[:, 0] = key_mask[:, 0] & ~spots[:, 0]
+        blank = torch.zeros_like(ids)
+        layout = TokenLayout(is_image=spots, key_mask=key_mask, position_ids=blank, origin=blank)
+        layout, embeddings = layout.compact(text, self.get_input_embeddings()(ids.masked_fill(spots, 0)))
+        rows = (ids == getattr(self.config, f"{modality}_token_id")).nonzero()[:, 0]
+        counts = torch.tensor(lengths, device=rows.device)
+        owner = rows[counts.cumsum(0) - counts] if len(rows) else rows.new_zeros(len(counts))  # a blank image has none
+        owner = owner[images.to(owner.device)]
+        return embeddings[owner], layout.key_mask[owner]
+
+    def reduce(
+        self,
+        tiles: Sequence[Tiles],
+        places: Places,
+        project: Callable[[Tensor], Tensor],
+        ids: Callable[[int], Tensor],
+        special: Tensor | None = None,
+        modality: str = "image",
+    ) -> Any:
+        """Reduce groups of tiles, project what is left, and put it at its places. -> `ReducedFeatures`
+
+        Modules are called once for all groups: under ZeRO-3 ranks must make the same calls, whatever images they have.
+
+        Args:
+            tiles: of each size a group.
+            places: of their units.
+            project: [..., C] -> [..., D].
+            ids: number of a group -> a number for each of its tiles, made from its pixels.
+            special: [M, D] features at the places that hold no unit.
+            modality: of the placeholders.
+        """
+        early = self.reducer.site == "projected"
+        if early:
+            features = _together(project, [group.features for group in tiles])
+            tiles = [replace(group, features=part) for group, part in zip(tiles, features, strict=True)]
+        owners, reduced = places.owners(), []
+        for number, group in enumerate(tiles):
+            image = VisionTokens(
+                group.features,
+                group.grid,
+                group.probe,
+                group.heads,
+                lambda number=number: self.prompts(owners[number], places.lengths, modality),
+                ids(number) if self.reducer.needs_ids else None,
+                class_token=None if early else group.class_token,
+            )
+            alone = len(tiles) == 1 or any(True for _ in self.reducer.parameters())
+            reduced.append(self.reducer(image) if alone else self.reducer.forward(image))
+        if not early:
+            features = _together(project, [part for part, _, _ in reduced])
+            reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
+        placed = place(reduced, places, special)
+        features = placed.features.split(places.lengths)
+        pooled = torch.stack(features) if self.stacked else list(features)
+        return ReducedFeatures(pooler_output=pooled, visual_tokens=self._reduced(placed, places))
+
+    def _reduced(self, placed: Placed, places: Places) -> VisualTokens:
+        tiles = sum(len(group) for group in places.units)
+        return VisualTokens(places.lengths, placed.origin, placed.source, placed.kept, tiles)
+
+    def _unreduced(self, lengths: list[int], origin: Tensor, tiles: int) -> VisualTokens:
+        return VisualTokens(lengths, origin, None, torch.tensor(lengths, device=origin.device), tiles)
+
+
+def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """One call of a function of rows for several tensors [N, K, C]."""
+    if len(parts) == 1:
+        return [function(parts[0])]
+    sizes = [part.shape[:2] for part in parts]
+    whole = function(torch.cat([part.flatten(0, 1) for part in parts]))
+    split = whole.split([rows * columns for rows, columns in sizes])
+    return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
+
+
+def _many(kwargs: dict[str, Any]) -> bool:
+    """Whether more than a decoding step's single token is passed in."""
+    given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    return given is not None and given.shape[1] > 1
+
+
+def in_dtype_of(module: nn.Module, features: Tensor) -> Tensor:
+    """Features in the dtype of a module's weights; quantised weights, which are integers, take whatever they are given."""
+    weight = next(module.parameters())
+    return features.to(weight.dtype) if weight.is_floating_point() else features

@@ -1,0 +1,179 @@
+"""The whole model, with its head: labels move with the tokens, `generate` gets the right cache, and the method can be asked.
+
+Without a method everything is the stock class's own, for the caller too.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import field, make_dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from llava_prumerge.model.cache import SERVED, ReducedCache, reducing_cache
+from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.forward_pass import ForwardPass
+from llava_prumerge.model.strict_loading import StrictLoading
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+
+
+@functools.cache
+def output_class(stock: type[ModelOutput]) -> type[ModelOutput]:
+    """A stock output class with two more fields, the last ones.
+
+    labels: [B, L'] the caller's labels, moved with their tokens: `labels[:, 1:]` are the targets of `logits[:, :-1]`, as in
+        any causal language model.
+    layout: the `TokenLayout` of what is left.
+    """
+    more = [(name, object, field(default=None)) for name in ("labels", "layout")]
+    made = make_dataclass(f"Reduced{stock.__name__}", more, bases=(stock,), namespace={"__module__": __name__})
+    made.__doc__ = f"{stock.__name__} of a model with a reduction: see `output_class`."
+    return made
+
+
+def moved_labels(layout: TokenLayout) -> Tensor | None:
+    """Labels as a causal model's caller expects them, of the targets that moved with their tokens. [B, L']"""
+    targets = layout.shift_labels
+    if targets is None:
+        return None
+    return torch.cat([targets.new_full((len(targets), 1), IGNORE_INDEX), targets[:, :-1]], dim=1)
+
+
+def scatter_back(logits: Tensor, layout: TokenLayout, length: int) -> Tensor:
+    """Logits at the places their tokens had in what the caller passed in; zero where a token is gone. -> [B, length, V]"""
+    place = layout.columns.masked_fill(~layout.key_mask, length)  # padding goes to a place that is cut off
+    full = logits.new_zeros(logits.shape[0], length + 1, logits.shape[2])
+    return full.scatter(1, place[..., None].expand_as(logits), logits)[:, :length]
+
+
+class WithReduction(StrictLoading, InitialisesMethods):
+    """Goes in front of a stock `...ForConditionalGeneration`.
+
+    `forward` takes what the stock class takes. With a method the logits are [B, L', V], the rows padded on the left; the output
+    also has `labels` (moved with their tokens) and `layout`.
+
+    Attributes:
+        full_length_logits: logits come back at the caller's length [B, L, V], zero where a token was dropped: for trainers
+            that compute a loss from logits and labels themselves.
+        stock_class: the stock class it stands in front of.
+        more_arguments: what `forward` takes beyond the stock arguments.
+    """
+
+    full_length_logits: bool = False
+    stock_class: ClassVar[type]
+    more_arguments: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.stock_class = next(
+            base for base in cls.__mro__ if not issubclass(base, WithReduction) and hasattr(base, "forward")
+        )
+
+        def forward(self: Any, *args: Any, **given: Any) -> Any:
+            return WithReduction.forward(self, *args, **given)
+
+        stock = inspect.signature(cls.stock_class.forward)
+        named = [value for value in stock.parameters.values() if value.kind is not value.VAR_KEYWORD]
+        more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in cls.more_arguments]
+        rest = [value for value in stock.parameters.values() if value.kind is value.VAR_KEYWORD]
+        forward.__signature__ = stock.replace(parameters=[*named, *more, *rest])  # read by `generate` and by Trainer
+        forward.__doc__ = cls.stock_class.forward.__doc__
+        cls.forward = forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See the class."""
+        if args:
+            names = list(inspect.signature(super().forward).parameters)
+            kwargs |= dict(zip(names, args, strict=False))
+        if not self.model.reduces:
+            return super().forward(**kwargs)
+        labels, count = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
+        as_dict = kwargs.pop("return_dict", None)
+        told = ForwardPass(labels=labels)
+        output = super().forward(**kwargs, forward_pass=told, return_dict=True)
+        if told.layout is None:  # text behind a stock cache: nothing was there to reduce
+            told.layout = told.begin(
+                torch.ones(output.logits.shape[:2], dtype=torch.bool, device=output.logits.device), 0
+            )
+        values = dict(output) | {"layout": told.layout, "labels": moved_labels(told.layout)}
+        if labels is not None:
+            values["loss"] = self.loss_function(
+                logits=output.logits,
+                labels=None,
+                vocab_size=self.config.get_text_config().vocab_size,
+                shift_labels=told.layout.shift_labels.contiguous(),
+                num_items_in_batch=count,
+            )
+        if self.full_length_logits and told.layout.columns is not None:
+            given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+            if output.logits.shape[1] == told.layout.key_mask.shape[1]:  # not a part of them, as in `generate`
+                values["logits"] = scatter_back(output.logits, told.layout, given.shape[1])
+        result = output_class(type(output))(**values)
+        return result.to_tuple() if as_dict is False else result
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The stock one; with a method a cache whose layers may hold different tokens."""
+        if not self.model.reduces:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        wanted = generation_config.cache_implementation
+        if wanted not in SERVED:
+            raise ValueError(
+                f"cache_implementation {wanted!r} is not available with a reduction, whose layers hold different tokens; "
+                "leave it out"
+            )
+        if generation_config.prefill_chunk_size is not None:
+            raise ValueError("prefill_chunk_size is not available with a reduction, which looks at a prompt as a whole")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache, config = model_kwargs.get("past_key_values"), self.config.get_text_config()
+        if getattr(cache, "_is_user_defined", False):
+            model_kwargs["past_key_values"] = reducing_cache(cache, config)
+        elif cache is not None:
+            model_kwargs["past_key_values"] = ReducedCache(config=config, offloading=wanted == "offloaded")
+        return None
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """`generate` encodes images ahead of the forward pass: methods that read the prompt get it here."""
+        given = inputs_tensor if not inputs_tensor.is_floating_point() else None
+        with self.model.asking(given, model_kwargs.get("attention_mask")):
+            return super()._maybe_prepare_encoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
+    def _expand_multimodal_outputs(
+        self, input_ids: Tensor, mm_encoder_output: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """For beams: what is known of images goes the way of their features, by the same code run on their numbers."""
+        told = {name: getattr(output, "visual_tokens", None) for name, output in mm_encoder_output.items()}
+        told = {name: tokens for name, tokens in told.items() if tokens is not None}
+        numbers = {
+            name: SimpleNamespace(
+                pooler_output=[torch.full((length,), at) for at, length in enumerate(tokens.lengths)],
+            )
+            for name, tokens in told.items()
+        }
+        numbers = super()._expand_multimodal_outputs(input_ids, numbers, *args, **kwargs)
+        output = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
+        for name, tokens in told.items():
+            output[name].visual_tokens = tokens.select([int(part[0]) for part in numbers[name].pooler_output])
+        return output
+
+    def reads_prompt(self) -> bool:
+        """Whether a method chooses by the prompt: then no part of it may be run, and left in a cache, beforehand."""
+        reducer = self.model.reducer
+        return self.model.decoder.pruner is not None or (reducer is not None and reducer.reads_prompt)
+
+    def method_loss(self) -> Tensor | None:
+        """The pruner's own term for the training loss, of the last forward."""
+        pruner = self.model.decoder.pruner
+        return None if pruner is None else pruner.loss()
+
+    def reduction_stats(self) -> dict[str, Any]:
+        """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""
+        return self.model.statistics.read()
