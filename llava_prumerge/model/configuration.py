@@ -12,9 +12,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConfig
 
-from llava_prumerge.model.families import FORMER_TYPES, PREFIX, family_types, stock_type
-
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.model.families import FORMER_TYPES, PREFIX, family_types, stock_type
 
 SITES = ("vision", "decoder")
 
