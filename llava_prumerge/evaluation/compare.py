@@ -72,7 +72,7 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
         key = (path.parent, *(result["row"].get(name) for name in ROW_FIELDS))
         found.setdefault(key, {})[result["task"]] = result
     if not found:
-        raise EvaluationError(f"no results in {', '.join(map(str, folders))}; `python -m eval.run run` writes them")
+        raise EvaluationError(f"no results in {', '.join(map(str, folders))}; `llava-prumerge evaluate` writes them")
     shown = [
         [str(fields[0])] + [str(value) for name, value in zip(ROW_FIELDS[1:], fields[1:]) if differs(found, name)]
         for _, *fields in found

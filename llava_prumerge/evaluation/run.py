@@ -1,9 +1,10 @@
 """Command line: generate answers, score them, or both.
 
-    python -m eval.run score    --task T --answers FILE [--questions F] [--annotations F] [--split F] [key=value ...]
-    python -m eval.run generate --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
-    python -m eval.run run      --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
+    llava-prumerge score             --task T --answers FILE [--questions F] [--annotations F] [key=value ...]
+    llava-prumerge evaluate          --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
+    llava-prumerge evaluate generate --task T[,T...] --model PATH [--data DIR] [--out DIR] [key=value ...]
 
+The same as `python -m eval.run score`, `run` and `generate` in a checkout. `generate` does not score.
 The last line on stdout is one JSON object; progress and messages go to stderr. Settings: docs/evaluation.md.
 """
 
@@ -20,6 +21,7 @@ from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.benchmark import Files
 from llava_prumerge.evaluation.results import report
 from llava_prumerge.evaluation.settings import SETTING_NAMES, whole_number
+from llava_prumerge.ground import process
 from llava_prumerge.ground.command import Parser, command, pairs
 
 logger = logging.getLogger("eval")
@@ -38,6 +40,7 @@ def score_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict
 
 def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[str, Any] | None:
     """Generate, and for `run` also score; None on ranks that have nothing to print."""
+    process.prepare()
     from llava_prumerge.evaluation.execution import execute, prepare
 
     runs = prepare(arguments.model, arguments.task, arguments.data, arguments.out, values)
@@ -51,14 +54,16 @@ def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[s
 
 def make_parser() -> Parser:
     """The options of the three commands."""
-    parser = Parser("eval.run", __doc__)
+    parser = Parser("llava_prumerge.evaluation.run", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="score|generate|run")
-    score = commands.add_parser("score", help="score an existing answer file", settings=None)
+    score = commands.add_parser("score", help="score an existing answer file", description=__doc__, settings=None)
     score.add_argument("--answers", type=Path, required=True)
     for name in ("questions", "annotations", "split"):
         score.add_argument(f"--{name}", type=Path)
-    generate = commands.add_parser("generate", help="generate answers", settings=SETTING_NAMES)
-    both = commands.add_parser("run", help="generate answers and score them", settings=SETTING_NAMES)
+    generate = commands.add_parser("generate", help="generate answers", description=__doc__, settings=SETTING_NAMES)
+    both = commands.add_parser(
+        "run", help="generate answers and score them", description=__doc__, settings=SETTING_NAMES
+    )
     for made in (generate, both):
         made.add_argument("--model", required=True)
         made.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")

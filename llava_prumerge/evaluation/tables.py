@@ -242,7 +242,7 @@ def make_tables(folders: Sequence[Path], out: Path) -> list[Table]:
     """Write all tables in all formats, and `tables.md` with all of them."""
     groups = group_results(folders)
     if not groups:
-        raise EvaluationError(f"no results in {', '.join(map(str, folders))}; `python -m eval.run run` writes them")
+        raise EvaluationError(f"no results in {', '.join(map(str, folders))}; `llava-prumerge evaluate` writes them")
     tables = [fill_table(key, table, groups) for key, table in yaml.safe_load(SPECIFICATION.read_text("utf-8")).items()]
     for table in tables:
         for suffix, render in FORMATS.items():
@@ -266,7 +266,7 @@ def report_unused(groups: Groups, tables: Sequence[Table]) -> None:
 def main(words: list[str]) -> None:
     """Write the tables and print them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = Parser("eval.tables", __doc__)
+    parser = Parser("llava_prumerge.evaluation.tables", __doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folders that hold result files, searched through")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     arguments = parser.parse_args(words)

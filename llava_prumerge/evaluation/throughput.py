@@ -249,7 +249,7 @@ def as_text(result: dict[str, Any]) -> str:
 def main(words: list[str]) -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = Parser("eval.throughput", __doc__, settings=SETTING_NAMES)
+    parser = Parser("llava_prumerge.evaluation.throughput", __doc__, settings=SETTING_NAMES)
     parser.add_argument("--task", required=True, help=", ".join(benchmark.names()))
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks")
     for name in ("model", "language-model", "vision-tower", "projector"):

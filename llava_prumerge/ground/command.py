@@ -18,11 +18,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from llava_prumerge.ground.errors import EXHAUSTED, CannotGoOn, InputError, reason_of
 from llava_prumerge.ground.naming import not_known
@@ -31,34 +33,59 @@ WRONG, FAILED, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LLAVA_PRUMERGE_TRACEBACK"
 """With this variable set in the environment, errors of one line show where they come from as well."""
 
-_called: list[str] = []
+Work = Callable[[list[str]], int | None]
+
+
+class Main(Protocol):
+    """The entry point of a command."""
+
+    def __call__(self, words: Sequence[str] | None = None, /) -> int:
+        """Run the command with words, those of the process for None. -> exit status"""
+
+
+_called: list[tuple[str, str]] = []
+
+
+def calling_name(module: str) -> str:
+    """How the help calls a module's command."""
+    return _called[-1][0] if _called else f"python -m {module}"
 
 
 @contextlib.contextmanager
-def called_as(name: str) -> Iterator[None]:
-    """Let the help of a command say this name: `llava-prumerge viz` in place of `python -m llava_prumerge.viz`."""
-    _called.append(name)
+def called_as(name: str, hidden: str = "") -> Iterator[None]:
+    """Let the help of a command say this name: `llava-prumerge viz` in place of `python -m llava_prumerge.viz`.
+
+    Args:
+        name: the name.
+        hidden: a word that the name stands for as well, and that the help leaves out.
+    """
+    _called.append((name, hidden))
     try:
         yield
     finally:
         _called.pop()
 
 
-Work = Callable[[list[str]], int | None]
-
-
-def command(interrupted: str = "interrupted") -> Callable[[Work], Callable[[Sequence[str] | None], int]]:
+def command(interrupted: str = "interrupted") -> Callable[[Work], Main]:
     """Make the entry point of a command: it takes words, those of the process for None, and returns the exit status.
 
     Args:
         interrupted: what is said after Ctrl-C.
     """
-    return lambda work: functools.wraps(work)(functools.partial(_run, work, interrupted))
+
+    def wrap(work: Work) -> Main:
+        @functools.wraps(work)
+        def main(words: Sequence[str] | None = None, /) -> int:
+            return _run(work, interrupted, words)
+
+        return main
+
+    return wrap
 
 
 def _run(work: Work, interrupted: str, words: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # a stream of a test or of a notebook
+        if isinstance(stream, io.TextIOWrapper):  # else one of a test or of a notebook
             stream.reconfigure(errors="backslashreplace")  # a file's name that this console cannot show
     try:
         return work([str(word) for word in (sys.argv[1:] if words is None else words)]) or 0
@@ -122,9 +149,17 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         self.setting_names = None if settings is None else tuple(settings)
         if module is not None:
-            others.setdefault("prog", _called[-1] if _called else f"python -m {module}")
+            others.setdefault("prog", calling_name(module))
+        elif _called and others.get("prog") == " ".join(_called[-1]):
+            others["prog"] = _called[-1][0]
         others.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=description, allow_abbrev=False, **others)
+
+    def format_help(self) -> str:
+        """argparse's, and a line about the settings."""
+        if self.setting_names:
+            return f"{super().format_help()}\nsettings, as key=value:\n{_listed(self.setting_names)}"
+        return super().format_help() + ("\nsettings: key=value, those of the method\n" if self._takes_settings else "")
 
     def error(self, message: str) -> NoReturn:
         """argparse's way out: one error of one line.
@@ -139,7 +174,9 @@ class Parser(argparse.ArgumentParser):
             name = "/".join(action.option_strings) or action.metavar or action.dest or "command"
             raise InputError(not_known(str(name), value, map(str, action.choices)))
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]  # any namespace, as argparse itself says in words
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """argparse's, with settings taken out, options in either style, and positional words in any place."""
         words = [str(word) for word in (sys.argv[1:] if args is None else args)]
         if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
@@ -254,6 +291,10 @@ class Parser(argparse.ArgumentParser):
 
     def _option_strings(self) -> list[str]:
         return [_long(action) for action in self._actions if action.option_strings]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), 100, initial_indent="  ", subsequent_indent="  ") + "\n"
 
 
 def _long(option: argparse.Action) -> str:

@@ -15,7 +15,7 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
-from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.command import Main, Parser, command
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.loading import load_model
 
@@ -125,9 +125,7 @@ def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGener
     return model, batches, len(pairs)
 
 
-def run_search(
-    search: Callable[[argparse.Namespace], str], parse: Callable[[list[str]], argparse.Namespace]
-) -> Callable[[Sequence[str] | None], int]:
+def run_search(search: Callable[[argparse.Namespace], str], parse: Callable[[list[str]], argparse.Namespace]) -> Main:
     """The entry point of a search, which says what it found."""
 
     @command()

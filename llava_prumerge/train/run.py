@@ -1,9 +1,12 @@
 """Train one stage.
 
-    python -m llava_prumerge.train.run RECIPE.yaml [METHOD.yaml] [key=value ...] [--dry-run | --check]
+    llava-prumerge train RECIPE [METHOD] [key=value ...] [--dry-run | --check]
 
-Files merge left to right, key=value comes last. --dry-run shows what would train, on what, for how many steps
-and in how much memory, also before anything is downloaded; --check only verifies that everything the recipe names exists. Under torchrun every rank runs this command.
+RECIPE is one that ships (pretrain, finetune, finetune_lora, finetune_qlora, pocket/finetune, ...) or a file; METHOD likewise,
+and without one no visual token is dropped. Files merge left to right, key=value comes last. --dry-run shows what would train,
+on what, for how many steps and in how much memory, also before anything is downloaded; --check only verifies that
+everything the recipe names exists. One process: on several GPUs or hosts the scripts start this command under torchrun,
+as `python -m llava_prumerge.train.run`.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -19,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_prumerge.ground import shipped
+from llava_prumerge.ground import process, shipped
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.ranks import is_main_rank, world_size
@@ -80,6 +83,7 @@ def main(words: list[str]) -> int:
     if given.check:
         return 0
     hide_gpus(asked_device(arguments))
+    process.prepare()
     action = dry_run if given.dry_run else train
     if action is train and is_finished(arguments):
         if not wants_merged(arguments) or (Path(str(arguments.output_dir)) / MERGED_FOLDER).exists():
