@@ -104,30 +104,37 @@ class TokenLayout:
         places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
         return torch.where(self.key_mask, places, -1).amax(dim=1).clamp(min=0)
 
-    def prompt_end(self) -> Tensor:
-        """Index of the token after which the (first) answer begins: the last one where there are no labels. [B]
+    def turn_ends(self) -> Tensor:
+        """The tokens after which answers begin, one for each turn; the last token where there are no labels. [B, L] bool
 
-        A method that ranks by the question must do so in training too, where the answer is part of the sequence.
+        A method that ranks by the question must do so in training too, where the answers are part of the sequence.
         """
+        places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
+        last = places == self.last_index()[:, None]
         if self.shift_labels is None:
-            return self.last_index()
+            return last
         supervised = self.shift_labels != IGNORE_INDEX
-        return torch.where(supervised.any(dim=1), supervised.to(torch.uint8).argmax(dim=1), self.last_index())
+        ends = supervised & ~torch.cat([supervised.new_zeros(len(last), 1), supervised[:, :-1]], dim=1)
+        return torch.where(supervised.any(dim=1, keepdim=True), ends, last)
 
     def question_mask(self) -> Tensor:
-        """The prompt's text tokens that see a visual token; its last token where there is none. [B, L] bool"""
-        places = torch.arange(self.key_mask.shape[1], device=self.key_mask.device)
-        end = self.prompt_end()[:, None]
-        asks = self.key_mask & ~self.is_image & (self.is_image.cumsum(dim=1) > 0) & (places <= end)
-        return asks | ((places == end) & ~asks.any(dim=1, keepdim=True))
+        """The prompts' text tokens that see a visual token; the last of each turn where there is none. [B, L] bool"""
+        asks = self.key_mask & ~self.is_image & (self.is_image.cumsum(dim=1) > 0)
+        if self.shift_labels is not None:  # what is predicted is an answer's
+            asks[:, 1:] &= self.shift_labels[:, :-1] == IGNORE_INDEX
+        return asks | (self.turn_ends() & ~asks.any(dim=1, keepdim=True))
 
     def question_rows(self) -> tuple[Tensor, Tensor]:
-        """Indices of the question's tokens and their weights: 1, or 0 for padding. Costs one host synchronisation.
+        """Indices of the questions' tokens and their weights, see `rows_of`."""
+        return rows_of(self.question_mask())
 
-        Returns:
-            [B, R] and [B, R] float32.
-        """
-        asks = self.question_mask()
-        most = int(asks.sum(dim=1).amax())
-        rows = asks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, R], what asks first
-        return rows, asks.gather(1, rows).float()
+
+def rows_of(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of what a mask [B, L] marks, and weights: 1, or 0 for padding. Costs one host synchronisation.
+
+    Returns:
+        [B, R] and [B, R] float32.
+    """
+    most = int(mask.sum(dim=1).amax())
+    rows = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, R], what is marked first
+    return rows, mask.gather(1, rows).float()

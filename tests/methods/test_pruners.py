@@ -133,8 +133,7 @@ def test_in_training_the_question_ranks_and_not_the_answer(name: str) -> None:
     answer = layout.last_index()[:, None]
     targets = (torch.arange(layout.key_mask.shape[1]) >= answer - 3) & layout.key_mask
     labelled = with_layout(tokens, shift_labels=torch.where(targets, 5, -100))
-    end = layout.prompt_end()
-    assert (labelled.layout.prompt_end() == end - 3).all()
+    assert torch.equal(labelled.layout.turn_ends().nonzero()[:, 1], layout.last_index() - 3)
     cut = with_layout(tokens, key_mask=layout.key_mask & (torch.arange(layout.key_mask.shape[1]) <= answer - 3))
     assert kept(name, labelled) == kept(name, cut) != kept(name, tokens)
 

@@ -2,7 +2,8 @@
 
 PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, Xing et al., CVPR
 2025 as "Conical Visual Concentration" (arXiv 2410.17247). As in the authors' code the ranking layer's own query and key projections
-score its input, averaged over heads, the layer itself then runs on what is left, and shares are rounded down. The
+score its input, averaged over heads, the layer itself then runs on what is left, at consecutive positions, and shares
+are rounded down; in training the last instruction tokens of all turns rank. The
 released scripts name layers 8, 16 and 24 for 32 layers and for the 40 of 13B models alike; models of fewer than 32
 layers take them at the same fractions of the depth (ours).
 """
@@ -45,6 +46,7 @@ class PyramidDrop(PromptRankedPruner):
     """Keep the most attended share of what is left, before several layers."""
 
     paper = "PyramidDrop, Xing et al., CVPR 2025 (arXiv 2410.17247)"
+    positions = "renumbered"
     ranks_ahead = True
     settings: PyramidDropSettings
 
