@@ -1,4 +1,4 @@
-"""Conversation templates and the loss masks that follow from them.
+"""Conversations as tokens, and the loss masks that follow from their templates.
 
 A rendered conversation is a list of segments, each of which either carries loss or does not. Labels come from the
 character spans of these segments through the tokenizer's offset mapping, so no token is ever counted by tokenising a
@@ -15,118 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IMAGE_MARKER = "<image>"
 IGNORE_INDEX = -100
-
-Round = tuple[str, str | None]
 
 
 class MaskError(SampleError):
     """A sample whose loss mask cannot be built."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a rendered conversation, and whether the loss falls on it."""
-
-    text: str
-    supervised: bool
-
-
-@dataclass(frozen=True)
-class Template:
-    """The text around questions and answers, exactly as LLaVA prints it.
-
-    Args:
-        name: key in `TEMPLATES`.
-        opening: before the first question, the system text included.
-        reopening: before every later question.
-        closing: between a question and its answer; ends where the model is left to speak.
-        lead: between `closing` and the answer, already the model's to say (Vicuna's space), so it carries loss.
-        end: after the answer; carries loss.
-        captions: the question is dropped but for its images, which stand without a line break (stage 1).
-    """
-
-    name: str
-    opening: str
-    reopening: str
-    closing: str
-    lead: str
-    end: str
-    captions: bool = False
-
-    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
-        """Lays out rounds of (question, answer); an answer of None ends the text where generation starts."""
-        pieces = []
-        for number, (question, answer) in enumerate(rounds):
-            if answer is None and number != len(rounds) - 1:
-                raise InputError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
-            pieces.append(Segment((self.reopening if number else self.opening) + question + self.closing, False))
-            if answer is not None:
-                pieces.append(Segment(self.lead + answer + self.end, True))
-        return pieces
-
-    def render(self, rounds: Sequence[Round]) -> str:
-        """Same as `segments`, as one string."""
-        return "".join(segment.text for segment in self.segments(rounds))
-
-
-def _vicuna(name: str, human: str) -> Template:
-    system = (
-        f"A chat between a curious {human} and an artificial intelligence assistant. "
-        f"The assistant gives helpful, detailed, and polite answers to the {human}'s questions."
-    )
-    return Template(name, f"{system} USER: ", "USER: ", " ASSISTANT:", " ", "</s>")
-
-
-def _chatml(name: str, system: str) -> Template:
-    user, assistant, end = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
-    return Template(name, f"<|im_start|>system\n{system}{end}{user}", user, end + assistant, "", end)
-
-
-_LLAMA_2_SYSTEM = (
-    "You are a helpful language and vision assistant. "
-    "You are able to understand the visual content that the user provides, "
-    "and assist the user with a variety of tasks using natural language."
-)
-_MPT_SYSTEM = (
-    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
-)
-
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template("plain", "", "", "", "", "\n", captions=True),
-        _vicuna("vicuna_v1", "user"),
-        _vicuna("llava_v1", "human"),
-        Template(
-            "llava_llama_2",
-            f"[INST] <<SYS>>\n{_LLAMA_2_SYSTEM}\n<</SYS>>\n\n",
-            "<s>[INST] ",
-            " [/INST]",
-            " ",
-            " </s>",
-        ),
-        Template("mistral_instruct", "[INST] ", "[INST] ", " [/INST]", " ", " </s>"),
-        _chatml("mpt", _MPT_SYSTEM),
-        _chatml("chatml_direct", "Answer the questions."),
-    )
-}
-_ALIASES = {"v1": "vicuna_v1"}
-
-
-def get_template(name: str | Template) -> Template:
-    """Finds a template by name; an unknown name is an error, where LLaVA falls back to Vicuna's."""
-    if isinstance(name, Template):
-        return name
-    key = _ALIASES.get(name, name)
-    if key not in TEMPLATES:
-        raise InputError(f"unknown template {name!r}; known: {', '.join(sorted([*TEMPLATES, *_ALIASES]))}")
-    return TEMPLATES[key]
 
 
 def image_paths(record: Mapping[str, Any]) -> list[str]:

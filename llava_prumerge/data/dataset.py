@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from llava_prumerge.data.conversation import Template, encode_training, get_template
+from llava_prumerge.data.conversation import encode_training
 from llava_prumerge.data.image_paths import ImageError, trusted_folders
 from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
 from llava_prumerge.data.records import RecordError, open_records
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.text.templates import Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

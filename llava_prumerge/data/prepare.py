@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.data.audit import Audit, describe, summarise
-from llava_prumerge.data.conversation import get_template
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
 from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError
@@ -34,6 +33,7 @@ from llava_prumerge.data.record_check import Checker
 from llava_prumerge.data.record_files import SUFFIXES, read_records
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import whole_text, write_text
+from llava_prumerge.text.templates import get_template
 
 DATA = Path("playground/data")
 TEMPLATE, MAX_LENGTH, IMAGE_TOKENS = "vicuna_v1", 2048, 576

@@ -31,7 +31,7 @@ from llava_prumerge.model import strict_loading
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.processors import save_processor
+from llava_prumerge.model.processors import load_processor, save_processor
 from llava_prumerge.model.weight_files import (
     check_fit,
     check_weight_file,
@@ -40,6 +40,7 @@ from llava_prumerge.model.weight_files import (
     shapes_of,
     whole_files,
 )
+from llava_prumerge.text.tokenizers import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -239,6 +240,8 @@ def load_adapter(
     load_method(model, path, strict)
     if (path / ADAPTER_CONFIG_FILE).is_file():
         model = add_lora(model, path).merge_and_unload()
+    if (path / SETTINGS_FILE).is_file():
+        processor = load_processor(path, model.config)  # with the chat template of this training, not the base's
     return model.eval(), processor
 
 

@@ -10,8 +10,10 @@ from transformers import LlavaConfig, LlavaImageProcessorPil, LlavaProcessor, Pr
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.model.parts import load_image_processor
+from llava_prumerge.model.strict_loading import in_one_line
 from llava_prumerge.model.weight_files import LoadingError
-from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer, make_portable
+from llava_prumerge.text.templates import DEFAULT, TEMPLATES, chat_template, get_template
+from llava_prumerge.text.tokenizers import IMAGE_TOKEN, TokenizerError, add_image_tokens, load_tokenizer, make_portable
 
 PROCESSOR_FILE, PIXELS_FILE = "processor_config.json", "preprocessor_config.json"
 OLD_TEMPLATE_FILE = "chat_template.json"  # what processors before 4.49 read
@@ -22,19 +24,26 @@ def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
     """The processor saved beside a checkpoint, with LLaVA-1.5's padding to a square switched on.
 
     Raises:
-        LoadingError: its tokenizer cannot be read.
+        LoadingError: its tokenizer or another of its files cannot be read.
     """
-    return make_processor(_tokenizer(path), load_image_processor(path), config)
+    tokenizer = _tokenizer(path)
+    with in_one_line(path):
+        beside, _ = LlavaProcessor.get_processor_dict(path)
+    return make_processor(tokenizer, load_image_processor(path), config, beside.get("chat_template"))
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a language model, with the image and padding tokens of a LLaVA.
+
+    Its chat template is kept if it has a place for images; those of text models have none, and would leave images out.
 
     Raises:
         LoadingError: it cannot be read.
     """
     tokenizer = _tokenizer(path)
     add_image_tokens(tokenizer)
+    if IMAGE_TOKEN not in str(tokenizer.chat_template):
+        tokenizer.chat_template = None
     return tokenizer
 
 
@@ -45,21 +54,46 @@ def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise LoadingError(str(error)) from error
 
 
-def make_processor(tokenizer: PreTrainedTokenizerBase, image_processor: Any, config: LlavaConfig) -> LlavaProcessor:
+def make_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: Any,
+    config: LlavaConfig,
+    template: str | dict[str, str] | None = None,
+) -> LlavaProcessor:
     """A stock LlavaProcessor that expands each image to image_seq_length placeholders and pads it to a square.
 
-    Stock image processors of CLIP and of Llava crop what LLaVA-1.5 was trained to pad, so the switch is saved with the checkpoint.
+    Stock image processors of CLIP and of Llava crop what LLaVA-1.5 was trained to pad, so the switch is saved with the
+    checkpoint. Prompts of a batch are padded on the left, as generation needs it; training pads by itself.
+
+    Args:
+        tokenizer: gets the template and the side of padding too.
+        image_processor: of the vision tower.
+        config: of the whole model.
+        template: a chat template in Jinja, or several by name; the tokenizer's own for None, and Vicuna's where it has none.
     """
     values = image_processor.to_dict()
     if values["image_processor_type"].startswith(("CLIP", "Llava")):
         image_processor = LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = template or tokenizer.chat_template or chat_template(DEFAULT)
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        chat_template=tokenizer.chat_template,
     )
+
+
+def set_template(processor: LlavaProcessor, name: str) -> None:
+    """Let a processor that goes with a trained model carry the chat template it was trained with.
+
+    One that came with the model from elsewhere stays where the training took the default, and captions have none.
+    """
+    ours = [chat_template(one) for one in TEMPLATES]
+    if not get_template(name).captions and (processor.chat_template in ours or get_template(name).name != DEFAULT):
+        processor.chat_template = processor.tokenizer.chat_template = chat_template(name)
 
 
 def save_processor(processor: LlavaProcessor, folder: Path, class_by_model: bool = False) -> None:

@@ -20,6 +20,7 @@ from llava_prumerge.model.adapters import (
     plain_name,
 )
 from llava_prumerge.model.loading import load_projector
+from llava_prumerge.model.processors import set_template
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.quantization import quantize_linears
 from llava_prumerge.train.settings import uses_bf16
@@ -42,7 +43,9 @@ def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
     """
     base, dtype = start_base(arguments), weights_dtype(arguments)
     try:
-        return base.build(arguments.projector, arguments.reduction, dtype, arguments.attention)
+        model, processor = base.build(arguments.projector, arguments.reduction, dtype, arguments.attention)
+        set_template(processor, arguments.template)
+        return model, processor
     except OSError as error:  # transformers' word for folders that lack files
         raise RecipeError(" ".join(str(error).split())) from error
 

@@ -12,14 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_prumerge.data.conversation import (
     IGNORE_INDEX,
-    TEMPLATES,
     MaskError,
     encode,
     encode_training,
-    get_template,
     place_images,
     prompt,
 )
+from llava_prumerge.text.templates import TEMPLATES, get_template
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -63,7 +63,15 @@ def test_a_release_is_the_trained_model(
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert {path.name for path in out.iterdir()} == {
-        *("README.md", "config.json", "generation_config.json", "method.yaml", "model.safetensors"),
+        *(
+            "README.md",
+            "chat_template.jinja",
+            "chat_template.json",
+            "config.json",
+            "generation_config.json",
+            "method.yaml",
+            "model.safetensors",
+        ),
         *(
             "preprocessor_config.json",
             "processor_config.json",
