@@ -68,7 +68,8 @@ class _Elements:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.text, self.at, self.ended = "", 0, False
-        self.line, self.blocks = 1, iter(())
+        self.line = 1
+        self.blocks: Iterator[str] = iter(())
         self.decode = json.JSONDecoder().raw_decode
 
     def __iter__(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ A file of this folder is a benchmark when it defines a subclass of `Benchmark` o
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_prumerge.evaluation.intervals import Interval
+from llava_prumerge.evaluation.intervals import Interval, wilson
 from llava_prumerge.evaluation.records import EvaluationError, Key, Record, index_by, read_records, require_same_keys
 from llava_prumerge.evaluation.records import field as read_field
 
@@ -95,6 +96,36 @@ class Score:
     marks: list[float]
     part: str | None = None
 
+    @classmethod
+    def of_marks(
+        cls,
+        metrics: dict[str, Any],
+        headline: float,
+        marks: Sequence[float],
+        *,
+        chance: float,
+        chance_rule: str,
+        over: Sequence[float] | None = None,
+    ) -> Score:
+        """A score whose headline is a mean of marks in [0, 1], with Wilson's interval.
+
+        Args:
+            metrics, headline, chance, chance_rule: as above.
+            marks: of the questions, 0 to 1; booleans will do.
+            over: the marks that the headline is the mean of, where these are others (groups, or some of the questions).
+        """
+        over = marks if over is None else over
+        return cls(
+            metrics=metrics,
+            headline=headline,
+            interval=wilson(math.fsum(over), len(over)),
+            interval_rule="Wilson",
+            n=len(over),
+            chance=chance,
+            chance_rule=chance_rule,
+            marks=[float(mark) for mark in marks],
+        )
+
 
 class Benchmark(ABC):
     """One benchmark; subclasses state its rules and nothing about models.
@@ -105,6 +136,7 @@ class Benchmark(ABC):
         headline: the metric a table prints; `maximum` its largest value.
         folder: below the evaluation data folder.
         max_new_tokens: LLaVA's limit for this task.
+        answer_field: of a record in an official result file, which is read as well as LLaVA's `text`.
         options: accepted `key=value` settings of the scorer, the default first; () accepts any text.
     """
 
@@ -114,6 +146,7 @@ class Benchmark(ABC):
     folder: ClassVar[str]
     maximum: ClassVar[float] = 100.0
     max_new_tokens: ClassVar[int] = 128
+    answer_field: ClassVar[str] = "text"
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     not_scored: ClassVar[str] = "no annotations here: the benchmark's server scores the upload file"
     """What is said where `can_score` says no."""
@@ -139,8 +172,8 @@ class Benchmark(ABC):
         """The key of the reference that an answer record (or a question written like one) belongs to."""
 
     @abstractmethod
-    def measure(self, references: Sequence[Any], texts: Sequence[str], **options: str) -> Score:
-        """Compare answers with their references, one to one."""
+    def measure(self, references: Sequence[Any], texts: Sequence[str], *_: Any, **options: Any) -> Score:
+        """Compare answers with their references, one to one; a benchmark names the options it takes."""
 
     def part_of(self, reference: Any) -> str | None:
         """The part of the benchmark that a reference belongs to (a split, a subtask); None where there are no parts."""
@@ -153,7 +186,7 @@ class Benchmark(ABC):
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """The answers of a file by key."""
         records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
-        return {key: answer_text(record, path) for key, record in records.items()}
+        return {key: answer_text(record, path, self.answer_field) for key, record in records.items()}
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:
         """Write the file the benchmark's server takes, where there is one."""
@@ -212,9 +245,9 @@ class Benchmark(ABC):
         return f"{told}; {present[0]} alone" if len(present) == 1 else f"{told}; without {', '.join(absent)}"
 
 
-def answer_text(record: Record, path: Path) -> str:
-    """The answer of a record, which must be text."""
-    text = read_field(record, "text", path)
+def answer_text(record: Record, path: Path, name: str = "text") -> str:
+    """The answer of a record, which must be text: its field of that name, or else LLaVA's `text`."""
+    text = read_field(record, name if name in record else "text", path)
     if not isinstance(text, str):
         raise EvaluationError(f"{path}: the answer to {record.get('question_id')!r} is {text!r}, not text")
     return text

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
     field,
-    index_by,
     read_json,
     read_records,
     require_same_keys,
@@ -95,6 +93,7 @@ class Gqa(Benchmark):
     title = "GQA"
     headline = "accuracy"
     folder = "gqa"
+    answer_field = "prediction"
 
     def files(self, data: Path) -> Files:
         root = data / self.folder
@@ -122,12 +121,6 @@ class Gqa(Benchmark):
     def answer_key(self, record: Record, path: Path) -> Key:
         return str(field(record, "questionId" if "questionId" in record else "question_id", path))
 
-    def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
-        """Answers of LLaVA's answer file (`text`) or of the official prediction file (`prediction`)."""
-        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
-        name = "prediction" if any("prediction" in record for record in records.values()) else "text"
-        return {key: text_field(record, name, path) for key, record in records.items()}
-
     def measure(self, references: Sequence[Fact], texts: Sequence[str], **options: str) -> Score:
         predictions = [as_prediction(text) for text in texts]
         right = [said == fact.answer for said, fact in zip(predictions, references, strict=True)]
@@ -152,15 +145,12 @@ class Gqa(Benchmark):
             "steps": by(lambda fact: fact.steps),
             "words": by(lambda fact: fact.words),
         }
-        return Score(
-            metrics=metrics,
-            headline=share,
-            interval=wilson(sum(right), len(right)),
-            interval_rule="Wilson",
-            n=len(right),
+        return Score.of_marks(
+            metrics,
+            share,
+            right,
             chance=100 * count / len(references),
             chance_rule=f"always {constant!r}, the most frequent answer",
-            marks=[float(hit) for hit in right],
         )
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.options import find_option
 from llava_prumerge.evaluation.records import (
     EvaluationError,
@@ -174,15 +173,13 @@ class MmBench(Benchmark):
             "failed": chosen.count(None),
             "incomplete_groups": sum(len(group) != len(group[0][0].options) for group in groups.values()),
         }
-        return Score(
-            metrics=metrics,
-            headline=metrics["circular"],
-            interval=wilson(sum(circular), len(circular)),
-            interval_rule="Wilson",
-            n=len(circular),
+        return Score.of_marks(
+            metrics,
+            metrics["circular"],
+            right,
+            over=circular,
             chance=100 * sum(blind) / len(blind),
             chance_rule="a random option in every rotation",
-            marks=[float(hit) for hit in right],
         )
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.evaluation.benchmark import OPTION_LETTER, SHORT_ANSWER, Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.mmmu_answers import as_numbers_and_texts, is_open_answer_right, read_choice
 from llava_prumerge.evaluation.records import (
     EvaluationError,
@@ -114,6 +113,7 @@ class Mmmu(Benchmark):
     title = "MMMU"
     headline = "accuracy"
     folder = "MMMU"
+    answer_field = "response"
     options = {"fallback": ("wrong", "official")}
 
     def files(self, data: Path) -> Files:
@@ -186,11 +186,7 @@ class Mmmu(Benchmark):
         content = read_one_object(path)
         if content is not None:
             return {key: value if isinstance(value, str) else str(value) for key, value in content.items()}
-        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
-        return {
-            key: text_field(record, "response" if "response" in record else "text", path)
-            for key, record in records.items()
-        }
+        return super().read_answers(path, files)
 
     def measure(self, references: Sequence[Problem], texts: Sequence[str], fallback: str = "wrong") -> Score:
         drawn = random.Random(SEED)
@@ -221,13 +217,10 @@ class Mmmu(Benchmark):
         metrics["discipline"] = {name: 100 * sum(found) / len(found) for name, found in disciplines.items() if found}
         metrics["subject"] = {name: 100 * sum(found) / len(found) for name, found in sorted(hits.items())}
         blind = [0.0 if problem.is_open or not problem.options else 1 / len(problem.options) for problem in references]
-        return Score(
-            metrics=metrics,
-            headline=share,
-            interval=wilson(sum(right), len(right)),
-            interval_rule="Wilson",
-            n=len(right),
+        return Score.of_marks(
+            metrics,
+            share,
+            right,
             chance=100 * sum(blind) / len(blind),
             chance_rule="a random option; nothing for short answers",
-            marks=[float(hit) for hit in right],
         )

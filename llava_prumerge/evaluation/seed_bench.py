@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import wilson
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, answer_text, read_questions
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -25,7 +24,6 @@ from llava_prumerge.evaluation.records import (
     name_keys,
     read_json,
     read_records,
-    text_field,
 )
 
 LETTERS = "ABCD"
@@ -123,7 +121,7 @@ class SeedBench(Benchmark):
                 continue
             if key in texts and key != TWICE:
                 raise EvaluationError(f"{path}: duplicate entries for {name_keys([key])}")
-            texts[key] = text_field(record, "prediction" if "prediction" in record else "text", path)
+            texts[key] = answer_text(record, path, "prediction")
         if TWICE in texts and files.annotations is not None:
             texts |= {key: texts[TWICE] for key in self.references(files) if key == f"{TWICE} again"}
         return texts
@@ -137,15 +135,12 @@ class SeedBench(Benchmark):
         share = 100 * sum(right) / len(right)
         metrics = {"accuracy": share, "correct": sum(right)}
         metrics |= {name: 100 * sum(hits) / len(hits) for name, hits in kinds.items() if name != "all"}
-        return Score(
-            metrics={**metrics, "read": read, "no_letter": sum(text not in LETTERS for text in said)},
-            headline=share,
-            interval=wilson(sum(right), len(right)),
-            interval_rule="Wilson",
-            n=len(right),
+        return Score.of_marks(
+            {**metrics, "read": read, "no_letter": sum(text not in LETTERS for text in said)},
+            share,
+            right,
             chance=25.0,
             chance_rule="a random option",
-            marks=[float(hit) for hit in right],
         )
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.records import EvaluationError, Key, Record, field, name_keys, read_json, shorten
 
 LETTERS = "ABCDE"
@@ -108,13 +107,11 @@ class ScienceQa(Benchmark):
             "failed": letters.count(None),
             "no_such_option": sum(choice < 0 for choice in chosen) - letters.count(None),
         }
-        return Score(
-            metrics=metrics,
-            headline=share,
-            interval=wilson(sum(pictured), len(pictured)),
-            interval_rule="Wilson",
-            n=len(pictured),
+        return Score.of_marks(
+            metrics,
+            share,
+            right,
+            over=pictured,
             chance=100 * sum(blind) / len(blind) if blind else 0.0,
             chance_rule="a random option",
-            marks=[float(hit) for hit in right],
         )

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.normalise import best_constant, normalise_m4c, score_normalised
 from llava_prumerge.evaluation.records import EvaluationError, Key, Record, field, index_by, read_json, shorten
 
@@ -75,13 +74,10 @@ class TextVqa(Benchmark):
         marks = [score_normalised(text, human, normalise_m4c) for text, human in zip(texts, references, strict=True)]
         accuracy = 100 * math.fsum(marks) / len(marks)
         constant, chance = best_constant([[normalise_m4c(answer) for answer in human] for human in references])
-        return Score(
-            metrics={"accuracy": accuracy},
-            headline=accuracy,
-            interval=wilson(math.fsum(marks), len(marks)),
-            interval_rule="Wilson",
-            n=len(marks),
+        return Score.of_marks(
+            {"accuracy": accuracy},
+            accuracy,
+            marks,
             chance=chance,
             chance_rule=f"always {constant!r}, the best constant answer",
-            marks=marks,
         )

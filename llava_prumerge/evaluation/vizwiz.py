@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.evaluation.benchmark import SHORT_ANSWER, Benchmark, Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -66,6 +65,7 @@ class VizWiz(Benchmark):
     title = "VizWiz"
     headline = "overall"
     folder = "vizwiz"
+    answer_field = "answer"
     options = {"mode": ("official", "both_normalised")}
 
     def files(self, data: Path) -> Files:
@@ -113,10 +113,7 @@ class VizWiz(Benchmark):
 
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """Answers of an answer file or a submission, by image; an id may be the number in the image's name."""
-        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
-        texts = {
-            key: text_field(record, "answer" if "answer" in record else "text", path) for key, record in records.items()
-        }
+        texts = super().read_answers(path, files)
         if files.annotations is None or not all(str(key).isdigit() for key in texts):
             return texts
         numbered = {}
@@ -140,15 +137,12 @@ class VizWiz(Benchmark):
         metrics |= answerability([not photo.answerable for photo in references], said)
         metrics["said_unanswerable"] = 100 * sum(said) / len(said)
         constant, chance = best_constant([list(photo.answers) for photo in references])
-        return Score(
-            metrics={**metrics, "mode": mode},
-            headline=metrics["overall"],
-            interval=wilson(math.fsum(marks), len(marks)),
-            interval_rule="Wilson",
-            n=len(marks),
+        return Score.of_marks(
+            {**metrics, "mode": mode},
+            metrics["overall"],
+            marks,
             chance=chance,
             chance_rule=f"always {constant!r}, the best constant answer",
-            marks=marks,
         )
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:

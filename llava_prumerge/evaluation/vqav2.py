@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import wilson
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -34,7 +33,6 @@ from llava_prumerge.evaluation.records import (
     read_records,
     read_text,
     require_same_keys,
-    text_field,
 )
 from llava_prumerge.ground.files import write_json
 
@@ -66,6 +64,7 @@ class VqaV2(Benchmark):
     title = "VQAv2"
     headline = "overall"
     folder = "vqav2"
+    answer_field = "answer"
     options = {"mode": ("normalised", "official")}
 
     def files(self, data: Path) -> Files:
@@ -118,13 +117,6 @@ class VqaV2(Benchmark):
             raise EvaluationError(f"{path}: question_id {identifier!r} is not a whole number")
         return int(identifier)
 
-    def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
-        """Answers from a result file (`answer`) or from LLaVA's answer file (`text`)."""
-        records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)
-        return {
-            key: text_field(record, "answer" if "answer" in record else "text", path) for key, record in records.items()
-        }
-
     def measure(self, references: Sequence[Humans], texts: Sequence[str], mode: str = "normalised") -> Score:
         pairs = zip(texts, references, strict=True)
         if mode == "official":
@@ -140,15 +132,12 @@ class VqaV2(Benchmark):
         constant, chance = best_constant(
             [[normalise_vqa(answer) for answer in humans.answers] for humans in references]
         )
-        return Score(
-            metrics={**metrics, "mode": mode},
-            headline=metrics["overall"],
-            interval=wilson(math.fsum(marks), len(marks)),
-            interval_rule="Wilson",
-            n=len(marks),
+        return Score.of_marks(
+            {**metrics, "mode": mode},
+            metrics["overall"],
+            marks,
             chance=chance,
             chance_rule=f"always {constant!r}, the best constant answer",
-            marks=marks,
         )
 
     def submit(self, answers: Path, files: Files, out: Path) -> Path | None:

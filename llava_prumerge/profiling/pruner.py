@@ -206,8 +206,6 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     result = {
         "what": "pruner",
         "machine": describe(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "target_percent": TARGET_PERCENT,
         "worst_percent": max(row["share_percent"] for row in rows),
         "rows": rows,

@@ -156,8 +156,6 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     result = {
         "what": "reducer",
         "machine": describe(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "blocks": BLOCKS,
         "target_percent": TARGET_PERCENT,
         "worst_percent": max(row["share_percent"] for row in rows),

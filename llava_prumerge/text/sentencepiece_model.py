@@ -95,7 +95,7 @@ def frame(vocabulary: Mapping[str, int], bos: str | None, eos: str | None) -> pr
     first, last = ([token] if token in vocabulary else [] for token in (bos, eos))
     single = " ".join([*(f"{token}:0" for token in first), "$A:0", *(f"{token}:0" for token in last)])
     pair = single + " " + single.replace(":0", ":1").replace("$A", "$B")
-    ends = [(token, vocabulary[token]) for token in (*first, *last)]
+    ends = [(str(token), vocabulary[str(token)]) for token in (*first, *last)]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
 
 

@@ -80,7 +80,7 @@ def _read(folder: Path) -> PreTrainedTokenizerBase:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the class from config.json where it names none."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("config.json", SETTINGS_FILE):
         if (folder / name).is_file():
             values = read_json_object(folder / name)
@@ -118,7 +118,7 @@ def _of_llamas_kind(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, A
         raise TokenizerError(f"{MODEL_FILE} is damaged, or no sentencepiece model")
     else:
         return None
-    defaults = {key: token for key, token in ends.items() if token in vocabulary}
+    defaults: dict[str, Any] = {key: token for key, token in ends.items() if token in vocabulary}
     defaults |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
     given = {key: value for key, value in settings.items() if key not in (*PRIVATE, "tokenizer_class", "backend")}
     known = {token["content"] for token in values["added_tokens"]}

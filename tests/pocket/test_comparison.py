@@ -7,6 +7,7 @@ import math
 import random
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,13 +160,14 @@ def places(tmp_path: Path) -> Places:
 
 @pytest.fixture
 def targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that have nothing but a target."""
+    """Checkpoints of ATP-LLaVA that have nothing but a pruner with a target."""
 
-    class Stand:
-        def __getattr__(self, name: str) -> Any:
-            return 36.0 if name == "target" else self
+    def load(path: Path, reduction: dict[str, Any] | None, device: str) -> tuple[SimpleNamespace, None]:
+        assert device == "cpu" and reduction is None and "atp" in path.parent.name, path
+        decoder = SimpleNamespace(pruner=SimpleNamespace(target=36.0))
+        return SimpleNamespace(model=SimpleNamespace(language_model=decoder)), None
 
-    monkeypatch.setattr(report, "load_model", lambda *_, **__: (Stand(), None))
+    monkeypatch.setattr(report, "load_model", load)
 
 
 def test_report_pairs_questions_and_averages_seeds(places: Places, targets: None) -> None:
