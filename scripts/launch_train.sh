@@ -4,24 +4,18 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
 
-config_file() {  # FOLDER NAME: prints the file that is meant: a path as the caller sees it, or a name in configs/FOLDER
-    local place="$2"
-    if [[ "$2" != */* && "$2" != *.yaml ]] || [[ ! -e "$2" && "$2" != [./~]* ]]; then
-        place="$checkout/configs/$1/$2"
-    fi
-    if [[ -d "$place" ]]; then place="$place/$STAGE"; fi
-    echo "${place%.yaml}.yaml"
-}
-
 choose_python
 prepare_environment
 choose_devices
 module=llava_prumerge.train.run
 choose_launcher "$module"
-recipe="$(config_file train "${RECIPE:-$STAGE}")"
-# shellcheck disable=SC2153  # METHOD is set by the script that sources this
-method="$(config_file method "$METHOD")"
-run=("$recipe" "$method" "$@")
+recipe="${RECIPE:-$STAGE}"
+if [[ -d "$checkout/configs/train/$recipe" ]]; then
+    recipe="$recipe/$STAGE"
+elif [[ "$recipe" == */* && -d "$recipe" ]]; then
+    recipe="$recipe/$STAGE.yaml"
+fi
+run=("$recipe" "${METHOD:?is set by the script that sources this}" "$@")
 case " $* " in
     *" --dry-run "*) WORLD_SIZE="${WORLD_SIZE:-$ranks}" exec "$python" -m "$module" "${run[@]}" ;;
     *" --check "* | *" --help "* | *" -h "*) exec "$python" -m "$module" "${run[@]}" ;;

@@ -12,6 +12,7 @@ import yaml
 from llava_prumerge.data.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
+from llava_prumerge.ground import shipped
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
@@ -94,6 +95,13 @@ def check_inputs(arguments: TrainArguments) -> None:
 
 def advice(missing: list[str]) -> str:
     """Where the missing inputs come from."""
+    checkout = shipped.configs().parent
+    if (
+        Path.cwd() != checkout
+        and (checkout / "scripts").is_dir()
+        and any((checkout / path).exists() for path in missing)
+    ):
+        return f"paths are seen from {Path.cwd()}: start it in {checkout}, or give them as key=value"
     if all(path.startswith("playground/pocket/") for path in missing):
         return "python playground/pocket/build.py makes them"
     if all(path.startswith("playground/data/") or path == "playground/data" for path in missing):

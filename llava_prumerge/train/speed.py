@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.efficiency.options import finish
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.model.devices import choose_device, hide_gpus, keep_one_gpu
 from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments, setting_names
 from llava_prumerge.train.preflight import check_inputs
 from llava_prumerge.train.run import quieten_libraries
@@ -218,7 +219,10 @@ def main(words: list[str]) -> None:
     logger.setLevel(logging.INFO)
     if given.steps < 2 or given.rounds < 1 or given.padding_batches < 0:
         raise RecipeError("--steps is at least 2, --rounds at least 1, --padding-batches at least 0")
+    hide_gpus()
     quieten_libraries()
+    keep_one_gpu()
+    choose_device()
     from llava_prumerge.profiling.machine import describe
 
     rows: list[dict[str, Any]] = []

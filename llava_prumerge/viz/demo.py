@@ -241,11 +241,10 @@ def serve(words: list[str]) -> DemoServer:
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
     given = parser.parse_args(words)
 
-    import torch
-
+    from llava_prumerge.model.devices import choose_device
     from llava_prumerge.model.loading import load_model
 
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(given.device)
     dtype = given.dtype or ("float16" if device.startswith("cuda") else "float32")
     file = Path(given.method) if given.method and Path(given.method).is_file() else None
     MethodList(None, [*given.methods, *([file] if file else [])])  # a wrong file is said before the model is loaded

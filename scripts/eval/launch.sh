@@ -14,7 +14,7 @@ module=llava_prumerge.evaluation.run
 choose_launcher "$module"
 run=(run --task "$TASK" --model "$@")
 # What is missing is said once and at once, not by every process after its imports.
-if (( ranks > 1 )); then "$python" -m "$module" "${run[@]}" --check; fi
+"$python" -m "$module" "${run[@]}" --check
 say_start
 check_devices
 exec "${command[@]}" "${run[@]}"

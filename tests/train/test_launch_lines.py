@@ -11,6 +11,8 @@ import pytest
 import torch
 from train.fake_host import FAKES, PYTHON, REPOSITORY, SCRIPTS, UUIDS, Host, executable, listing, processes, started
 
+from llava_prumerge.ground import shipped
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
@@ -322,9 +324,8 @@ def test_recipes_by_name(host, script, recipe, file) -> None:
     (host.home / "pocket").mkdir()  # a folder of the caller's is no recipe by that name alone
     told = {} if recipe is None else {"RECIPE": recipe}
     words = started(host.run(f"{script}.sh", METHOD="random", **told)).split()
-    given = Path(words[-2])
-    assert given.is_file() and given == host.checkout / "configs" / "train" / f"{file}.yaml"
-    assert Path(words[-1]) == host.checkout / "configs" / "method" / "random.yaml"
+    found = shipped.find("train", words[-2])
+    assert words[-1] == "random" and found is not None and found == shipped.folder("train") / f"{file}.yaml"
 
 
 def test_a_folder_of_ones_own_holds_a_recipe_per_script(host) -> None:
@@ -339,9 +340,9 @@ def test_a_folder_of_ones_own_holds_a_recipe_per_script(host) -> None:
 @pytest.mark.parametrize(
     ("job", "arguments", "module", "end"),
     [
-        ("pretrain", ["seed=1"], "llava_prumerge.train.run", ["none.yaml", "seed=1"]),
-        ("finetune", ["seed=1"], "llava_prumerge.train.run", ["prumerge_plus.yaml", "seed=1"]),
-        ("finetune_lora", ["seed=1"], "llava_prumerge.train.run", ["prumerge_plus.yaml", "seed=1"]),
+        ("pretrain", ["seed=1"], "llava_prumerge.train.run", ["pretrain", "none", "seed=1"]),
+        ("finetune", ["seed=1"], "llava_prumerge.train.run", ["finetune", "prumerge_plus", "seed=1"]),
+        ("finetune_lora", ["seed=1"], "llava_prumerge.train.run", ["finetune_lora", "prumerge_plus", "seed=1"]),
         (
             "evaluate",
             ["runs/m", "limit=5"],
@@ -362,10 +363,7 @@ def test_every_job_hands_its_cpus_to_srun(cluster, job, arguments, module, end) 
     assert line[:3] == ["--kill-on-bad-exit=1", "--cpus-per-task=6", "bash"] and line[3].endswith(
         "scripts/slurm/task.sh"
     )
-    assert (
-        line[line.index(module) - 1] == "-m"
-        and [Path(word).name if ".yaml" in word else word for word in line][-len(end) :] == end
-    )
+    assert line[line.index(module) - 1] == "-m" and line[-len(end) :] == end
     assert told == "OMP=6 SITE=" and "8 processes by srun" in result.stderr
     assert not (cluster.folder / "requeued").exists()
 

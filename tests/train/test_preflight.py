@@ -139,3 +139,10 @@ def test_the_script_says_what_it_needs_at_once() -> None:
     assert "language_model=nowhere/vicuna (missing)" in result.stderr and "RECIPE=pocket" in result.stderr
     assert advice(["playground/pocket/data/stage1.json"]).startswith("python playground/pocket/build.py")
     assert "data.prepare download" in advice(["playground/data/llava_v1_5_mix665k.json", "playground/data"])
+
+
+def test_from_another_folder_it_says_where_the_files_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = advice(["playground/pocket/data/stage1.json", "playground/pocket/backbones/lm"])
+    assert told.startswith(f"paths are seen from {tmp_path}: start it in {REPOSITORY}")
+    assert advice(["playground/pocket/data/stage1.json"]).startswith("python playground/pocket/build.py")
