@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 # To be raised whenever the same record may get another verdict.
-_VERSION = 2
+_VERSION = 3
 _SHOWN = 5
 # A process that has less to do takes longer to start.
 _CHUNKS_PER_WORKER = 4

@@ -8,12 +8,13 @@ differ. What cannot be masked is a `MaskError`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.errors import SampleError
+from llava_prumerge.data.rounds import MaskError, Note, read_rounds
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, get_template
 
@@ -21,29 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-
-
-class MaskError(SampleError):
-    """A sample whose loss mask cannot be built."""
-
-
-def image_paths(record: Mapping[str, Any]) -> list[str]:
-    """The record's image paths: none, one, or several."""
-    image = record.get("image")
-    if image is None:
-        return []
-    return [image] if isinstance(image, str) else list(image)
-
-
-def place_images(text: str) -> str:
-    """Moves every image marker of a turn to its front, one line each.
-
-    LLaVA puts one marker there however many there were; with one image the two are equal.
-    """
-    count = text.count(IMAGE_MARKER)
-    if not count:
-        return text
-    return (f"{IMAGE_MARKER}\n" * count + text.replace(IMAGE_MARKER, "").strip()).strip()
 
 
 def prompt(template: str | Template, user_text: str, images: int = 1) -> str:
@@ -92,12 +70,31 @@ def encode_training(
     _check_end_token(tokenizer, template)
     sample_id = None if record.get("id") is None else str(record["id"])
     try:
-        rounds = _rounds(record, template, _traits(tokenizer, len(tokenizer)).reserved)
+        rounds, _ = _read_rounds(tokenizer, record, template)
         ids, labels = _mask(tokenizer, template.segments(rounds), image_token_id, image_tokens)
         ids, labels = truncate(ids, labels, image_token_id, max_length)
     except MaskError as error:
         raise MaskError(error.reason, sample_id) from None
     return {"input_ids": ids, "labels": labels}
+
+
+def describe_record(
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: str | Template
+) -> list[Note]:
+    """What is worth a note about a record that `encode_training` takes: (kind, detail) each.
+
+    Raises:
+        MaskError: it does not take it.
+    """
+    return _read_rounds(tokenizer, record, get_template(template))[1]
+
+
+def _read_rounds(
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: Template
+) -> tuple[list[Round], list[Note]]:
+    reserved = _traits(tokenizer, len(tokenizer)).reserved
+    ends = [token for token in reserved if token in (template.end.strip(), tokenizer.eos_token)]
+    return read_rounds(record, template.captions, reserved, ends)
 
 
 def truncate(
@@ -113,59 +110,13 @@ def truncate(
     return ids, labels
 
 
-def _rounds(record: Mapping[str, Any], template: Template, reserved: tuple[str, ...]) -> list[Round]:
-    """Pairs a record's turns up as (question, answer), images placed; refuses what is not such a sequence."""
-    turns = list(record.get("conversations") or [])
-    for turn in turns:
-        if turn.get("from") not in ("human", "gpt"):
-            raise MaskError(f"role: {turn.get('from')!r} is neither 'human' nor 'gpt'")
-    if turns and turns[0]["from"] != "human":
-        turns = turns[1:]  # LLaVA's rule; ShareGPT's records often open with an answer
-    if not turns:
-        raise MaskError("empty conversation: no turn from 'human'")
-    if len(turns) % 2:
-        raise MaskError(f"turn order: {len(turns)} turns do not pair up into questions and answers")
-    for number, turn in enumerate(turns):
-        _check_turn(turn, number)
-    if template.captions:
-        markers = sum(turn["value"].count(IMAGE_MARKER) for turn in turns[::2])
-        rounds = [(IMAGE_MARKER * markers, turns[1]["value"])]
-        if len(turns) != 2 or not markers:
-            raise MaskError(f"caption: template {template.name!r} takes one caption of at least one image")
-    else:
-        rounds = [(place_images(q["value"]), a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
-    _check_text(rounds, len(image_paths(record)), reserved)
-    return rounds
-
-
-def _check_turn(turn: Mapping[str, Any], number: int) -> None:
-    expected, value = ("human", "gpt")[number % 2], turn.get("value")
-    if turn["from"] != expected:
-        raise MaskError(f"turn order: turn {number + 1} is from {turn['from']!r}, expected {expected!r}")
-    if not isinstance(value, str) or not value.strip():
-        raise MaskError(f"empty turn: turn {number + 1} says {value!r}")
-    if expected == "gpt" and IMAGE_MARKER in value:
-        raise MaskError(f"image in answer: turn {number + 1} holds {IMAGE_MARKER}")
-
-
-def _check_text(rounds: Sequence[Round], images: int, reserved: tuple[str, ...]) -> None:
-    """Looks at the text as it will be tokenised: moving a marker out of a turn may put a new one together."""
-    markers = sum(question.count(IMAGE_MARKER) for question, _ in rounds)
-    if images != markers:
-        raise MaskError(f"image markers: {markers} {IMAGE_MARKER} in the text, {images} images in the record")
-    # Such text would become a control token: an end of answer in the middle of one, or a row that padding masks drop.
-    for number, text in enumerate(text for pair in rounds for text in pair):
-        for token in reserved:
-            if token in text:
-                raise MaskError(f"special token in text: turn {number + 1} holds {token!r}")
-
-
 def _mask(
     tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], image_token_id: int, image_tokens: int
 ) -> tuple[list[int], list[int]]:
     text = "".join(segment.text for segment in segments)
     carries_loss = b"".join((b"\1" if segment.supervised else b"\0") * len(segment.text) for segment in segments)
-    ids, spans = _tokenise(tokenizer, text, image_token_id, image_tokens)
+    written = b"".join((b"\1" if segment.written else b"\0") * len(segment.text) for segment in segments)
+    ids, spans = _tokenise(tokenizer, text, image_token_id, image_tokens, written)
     labels = []
     for token, (start, end) in zip(ids, spans, strict=True):
         flags = set(carries_loss[start : max(end, start + 1)])
@@ -178,24 +129,35 @@ def _mask(
 
 
 def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int, image_tokens: int
+    tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int, image_tokens: int, written: bytes = b""
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids, and the characters of `text` each stands for; a BOS stands for none, which the slice [-1:0] is."""
+    """Token ids, and the characters of `text` each stands for; a BOS stands for none, which the slice [-1:0] is.
+
+    Args:
+        written: a byte per character, 1 where it comes from a record: a control token's name that begins there is text.
+    """
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} is a slow tokenizer; loss masks need a fast one's offsets")
-    bos = _traits(tokenizer, len(tokenizer)).bos
-    ids, spans = ([], []) if bos is None else ([bos], [(-1, -1)])
+    traits = _traits(tokenizer, len(tokenizer))
+    ids, spans = ([], []) if traits.bos is None else ([traits.bos], [(-1, -1)])
+    tokens = list(traits.control.finditer(text))
+    named = any(written[token.start() : token.end()].count(1) for token in tokens) if written else False
+    # The tokenizer finds control tokens itself, but only all of them or none.
+    cuts = [token for token in tokens if token[0] == IMAGE_MARKER or named]
     position = 0
-    for number, chunk in enumerate(text.split(IMAGE_MARKER)):
-        if number:
-            ids += [image_token_id] * image_tokens
-            spans += [(position, position + len(IMAGE_MARKER))] * image_tokens
-            position += len(IMAGE_MARKER)
+    for cut in [cut for cut in cuts if not written[cut.start() : cut.end()].count(1)] + [None]:
+        chunk = text[position : cut.start() if cut else len(text)]
         if chunk:
-            encoding = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            encoding = tokenizer(
+                chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=named
+            )
             ids += encoding["input_ids"]
             spans += [(position + start, position + end) for start, end in encoding["offset_mapping"]]
-            position += len(chunk)
+        if cut:
+            image = cut[0] == IMAGE_MARKER
+            ids += [image_token_id] * image_tokens if image else [tokenizer.convert_tokens_to_ids(cut[0])]
+            spans += [cut.span()] * (image_tokens if image else 1)
+            position = cut.end()
     return ids, spans
 
 
@@ -205,6 +167,11 @@ class _Traits:
 
     bos: int | None
     reserved: tuple[str, ...]
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """Finds the image marker and the control tokens, of those that begin alike the longest."""
+        return re.compile("|".join(map(re.escape, sorted([IMAGE_MARKER, *self.reserved], key=len, reverse=True))))
 
 
 @lru_cache(maxsize=8)

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.fetch import FetchError, Unreachable, read_address
 from llava_prumerge.data.image_paths import ImageError
 from llava_prumerge.data.images import MAX_PIXELS, decode_image
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.data.records import RecordError, normalise_record
+from llava_prumerge.data.rounds import image_paths
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import write_bytes
 from llava_prumerge.ground.reading import read_json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError, encode_training, truncate
+from llava_prumerge.data.conversation import IGNORE_INDEX, MaskError, describe_record, encode_training, truncate
 from llava_prumerge.data.image_paths import ImageError, contained_path, renamed_image
 from llava_prumerge.data.images import decode_image, describe_file
 from llava_prumerge.data.records import RecordError
@@ -88,6 +88,7 @@ class Checker:
         if row["fault"] is not None:
             return Checked((Finding(RecordError(row["fault"]).kind, row["id"], index, row["fault"]),))
         found, tokens, supervised = self._check_text(row, index)
+        found += [Finding(note.split(":", 1)[0], row["id"], index, note, bad=False) for note in row["notes"]]
         for path in row["image"]:
             found += self._check_image(path, row["id"], index)
         return Checked(tuple(found), len(row["image"]), tokens, supervised)
@@ -98,7 +99,9 @@ class Checker:
             ids, labels = truncate(encoded["input_ids"], encoded["labels"], _PLACEHOLDER, self.max_length)
         except MaskError as error:
             return [Finding(error.kind, row["id"], index, error.reason)], 0, 0
-        found, full = [], len(encoded["input_ids"])
+        notes = describe_record(self.tokenizer, row, self.template)
+        found = [Finding(kind, row["id"], index, f"{kind}: {words}", bad=False) for kind, words in notes]
+        full = len(encoded["input_ids"])
         if len(ids) < full:
             detail = f"cut to length: {full} tokens, max_length {self.max_length}"
             found.append(Finding("cut to length", row["id"], index, detail, bad=False))

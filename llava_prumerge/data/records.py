@@ -13,18 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.conversation import image_paths
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.record_files import read_records
+from llava_prumerge.data.record_keys import foreign_media, unread_keys
+from llava_prumerge.data.rounds import image_paths
 from llava_prumerge.ground.files import whole_file
+from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.reading import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of the cache key: to be raised whenever what is stored of a record changes.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _ROWS_PER_BATCH = 1000
+_LONGEST_ID = 200
 
 
 class RecordError(SampleError):
@@ -32,29 +35,41 @@ class RecordError(SampleError):
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:
-    """Brings a raw record to `id` (str), `image` (list of paths) and `conversations` (`from`, `value`), the rest
-    dropped.
+    """Brings a raw record to `id` (str), `image` (list of paths) and `conversations` (`from`, `value`).
 
     Args:
         raw: as read.
         index: its position, which names a record without an id ("#12").
+
+    Returns:
+        The record, and under `notes` what of it is not read: "kind: detail" each.
+
+    Raises:
+        RecordError: it is not in LLaVA's format, or shows media that we would not.
     """
     sample_id = f"#{index}"
     if not isinstance(raw, dict):
         raise RecordError(f"format: a record must be an object, not {type(raw).__name__}", sample_id)
     if raw.get("id") is not None:
-        sample_id = str(raw["id"]).encode(errors="backslashreplace").decode()
+        sample_id = str(raw["id"]).encode(errors="backslashreplace").decode()[:_LONGEST_ID]
+    if media := foreign_media(raw):
+        raise RecordError(f"media: {media}", sample_id)
     turns, image = raw.get("conversations"), raw.get("image")
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-        raise RecordError("format: 'conversations' must be a list of {'from': text, 'value': text}", sample_id)
+        hint = "; it has 'messages', which is another format" if turns is None and "messages" in raw else ""
+        raise RecordError(f"format: 'conversations' must be a list of {{'from': text, 'value': text}}{hint}", sample_id)
     if not (image is None or isinstance(image, str)) and not _is_path_list(image):
-        raise RecordError(f"format: 'image' must be a path or a list of paths, not {image!r}", sample_id)
+        raise RecordError(f"format: 'image' must be a path or a list of paths, not {shown(image)}", sample_id)
+    notes = [f"empty image: 'image' is {shown(image)}, taken as none"] if image in ("", []) else []
+    if unread := unread_keys(raw):
+        notes.append(f"unknown key: {shown(', '.join(unread))} is not read")
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
     try:
         json.dumps([turns, image], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RecordError(f"format: the text is not valid Unicode ({error.reason})", sample_id) from None
-    return {"id": sample_id, "image": image_paths(raw), "conversations": turns}
+    notes = [note.encode(errors="backslashreplace").decode() for note in notes]
+    return {"id": sample_id, "image": image_paths(raw), "conversations": turns, "notes": notes}
 
 
 def _is_turn(turn: Any) -> bool:
@@ -75,8 +90,9 @@ def default_cache_dir() -> Path:
 def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Opens a record file as a memory-mapped `datasets.Dataset`, writing its Arrow file first if there is none.
 
-    Columns: `id`, `image` (paths), `conversations`, `images` (their number), `text_bytes`, and `fault`: None, or why the
-    record is not in LLaVA's format, in which case it has no conversations.
+    Columns: `id`, `image` (paths), `conversations`, `images` (their number), `text_bytes`, `notes` ("kind: detail" of
+    what is not read), and `fault`: None, or why the record is not in LLaVA's format, in which case it has no
+    conversations.
     """
     return open_arrow(arrow_file(json_path, cache_dir))
 
@@ -120,6 +136,7 @@ def _write_arrow(json_path: Path, target: Path) -> None:
             ("images", pa.int32()),
             ("text_bytes", pa.int32()),
             ("fault", pa.string()),
+            ("notes", pa.list_(pa.string())),
         ]
     )
     with whole_file(target) as file, pa.ipc.new_stream(file, schema) as stream:
@@ -142,6 +159,7 @@ def _row(raw: Any, index: int) -> dict[str, Any]:
     try:
         record, fault = normalise_record(raw, index), None
     except RecordError as error:
-        record, fault = {"id": error.sample_id, "image": [], "conversations": []}, error.reason
+        record = {"id": error.sample_id, "image": [], "conversations": [], "notes": []}
+        fault = error.reason.encode(errors="backslashreplace").decode()
     text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
     return {**record, "images": len(record["image"]), "text_bytes": text_bytes, "fault": fault}

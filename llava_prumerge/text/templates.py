@@ -14,13 +14,27 @@ DEFAULT = "vicuna_v1"
 
 Round = tuple[str, str | None]
 
+_SHOWN_IMAGES = re.compile(f"(?:{re.escape(IMAGE_MARKER)}\\n?)*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a turn says nothing."""
+    return not text.strip()
+
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a rendered conversation, and whether the loss falls on it."""
+    """A piece of a rendered conversation.
+
+    Attributes:
+        text: the piece.
+        supervised: whether the loss falls on it.
+        written: whether it comes from a record, and not from the template: then nothing in it is a control token.
+    """
 
     text: str
     supervised: bool
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,13 @@ class Template:
         for number, (question, answer) in enumerate(rounds):
             if answer is None and number != len(rounds) - 1:
                 raise InputError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
-            pieces.append(Segment((self.reopening if number else self.opening) + question + self.closing, False))
+            images = _SHOWN_IMAGES.match(question)
+            shown = images.end() if images else 0
+            pieces.append(Segment((self.reopening if number else self.opening) + question[:shown], False))
+            pieces += [Segment(question[shown:], False, written=True), Segment(self.closing, False)]
             if answer is not None:
-                pieces.append(Segment(self.lead + answer + self.end, True))
+                learnt = self.captions or not is_blank(answer)  # not to say nothing
+                pieces += [Segment(self.lead, learnt), Segment(answer, learnt, written=True), Segment(self.end, learnt)]
         return pieces
 
     def render(self, rounds: Sequence[Round]) -> str:

@@ -10,14 +10,15 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from llava_prumerge.data import conversation
 from llava_prumerge.data.conversation import (
     IGNORE_INDEX,
-    MaskError,
+    describe_record,
     encode,
     encode_training,
-    place_images,
     prompt,
 )
+from llava_prumerge.data.rounds import MaskError, place_images
 from llava_prumerge.text.templates import TEMPLATES, get_template
 
 VICUNA = (
@@ -112,6 +113,61 @@ GOLDEN = {
 }
 
 
+NOTED = {
+    "blank answer": (
+        "vicuna_v1",
+        record("red?", "", "two?", "cat"),
+        f"<s> {VICUNA_TOKENS} ▁USER : ▁red ? ▁ASSISTANT : ▁ </s> ▁USER : ▁two ? ▁ASSISTANT : [▁cat] [</s>]",
+    ),
+    "blank caption": ("plain", record("<image>", "", images=1), "<s> # # # # [▁] [<0x0A>]"),
+    "repeated marker": (
+        "vicuna_v1",
+        record("<image>\n<image> red?", "cat", images=1),
+        f"<s> {VICUNA_TOKENS} ▁USER : ▁ # # # # ▁ <0x0A> r e d ? ▁ASSISTANT : [▁cat] [</s>]",
+    ),
+    "marker as text": (
+        "vicuna_v1",
+        record("two <image> dog", "red <image> cat"),
+        f"<s> {VICUNA_TOKENS} ▁USER : ▁two ▁ < i m a g e > ▁dog ▁ASSISTANT : [▁red] [▁] [<] [i] [m] [a] [g] [e] [>] [▁cat] "
+        "[</s>]",
+    ),
+    "token as text": (
+        "vicuna_v1",
+        record("<s>red</s", "<unk> cat<s>"),
+        f"<s> {VICUNA_TOKENS} ▁USER : ▁ < s > r e d < / s ▁ASSISTANT : [▁] [<] [u] [n] [k] [>] [▁cat] [<] [s] [>] [</s>]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOTED)
+def test_odd_records_are_taken_and_told(word_tokenizer: PreTrainedTokenizerFast, case: str) -> None:
+    template, sample, expected = NOTED[case]
+    assert show(word_tokenizer, encode_training(word_tokenizer, sample, template, IMAGE_ID, PATCHES)) == expected
+    kind = "blank answer" if case == "blank caption" else case
+    assert [note for note, _ in describe_record(word_tokenizer, sample, template)] == [kind]
+
+
+def test_sound_records_have_no_other_notes(word_tokenizer: PreTrainedTokenizerFast) -> None:
+    for template, sample, _ in GOLDEN.values():
+        first = sample["conversations"][0]["from"] == "gpt"
+        assert [kind for kind, _ in describe_record(word_tokenizer, sample, template)] == ["answer first"] * first
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llava_llama_2", "mistral_instruct"])
+def test_a_named_token_changes_nothing_around_it(word_tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """Control tokens are then cut out before the tokenizer sees the text."""
+    text = get_template(template).render([("<image>\nQQQ? ", "red cat"), (" two\n", " dog "), ("猫", "naïve")])
+    expected, at = encode(word_tokenizer, text, IMAGE_ID, PATCHES), text.index("QQQ")
+    named = f"{text[:at]}<s>{text[at + 3 :]}"
+    written = bytes(at) + b"\1\1\1" + bytes(len(text) - at - 3)
+    ids, spans = conversation._tokenise(word_tokenizer, named, IMAGE_ID, PATCHES, written)
+    place = expected.index(word_tokenizer.convert_tokens_to_ids("Q"))
+    expected[place : place + 3] = word_tokenizer.convert_tokens_to_ids(["<", "s", ">"])
+    assert ids == expected
+    characters = [named[start:end] for start, end in spans if end - start == 1]
+    assert "".join(characters).count("<s>") == 1 and spans[-1][1] == len(named)
+
+
 @pytest.mark.parametrize("case", GOLDEN)
 def test_masks_equal_those_written_by_hand(word_tokenizer: PreTrainedTokenizerFast, case: str) -> None:
     template, sample, expected = GOLDEN[case]
@@ -198,7 +254,9 @@ BAD = {
     "empty turn": record("hi", "  "),
     "image markers": record("<image>\nhi", "yes", images=2),
     "image in answer": record("hi", "yes <image>", images=1),
-    "special token in text": record("hi", "yes</s>no"),
+    "image without marker": record("hi", "yes", images=1),
+    "marker without image": record("<image>\nhi", "yes"),
+    "end of answer in text": record("hi", "yes</s>no"),
 }
 
 
@@ -213,15 +271,17 @@ def test_what_cannot_be_masked_is_refused_with_its_id(word_tokenizer: PreTrained
 @pytest.mark.parametrize(
     ("template", "sample", "kind"),
     [
-        ("vicuna_v1", record("<image>\nhi", "yes"), "image markers"),
-        ("vicuna_v1", record("hi", "yes", images=1), "image markers"),
+        ("vicuna_v1", record("hi", "yes", "what is it? <image>\n", "cat"), "marker without image"),
+        ("vicuna_v1", record("<image>", "yes", "<image>", "no", images=1), "image markers"),
+        ("vicuna_v1", record("<image> <image>", "yes", images=3), "image markers"),
+        ("vicuna_v1", record("  ", "yes"), "empty turn"),
+        ("vicuna_v1", record("hi", "", "ho", "\n"), "empty turn"),
         ("vicuna_v1", record("hi", "yes", conversations=None), "empty conversation"),
         ("vicuna_v1", record("hi", conversations=[{"from": "gpt", "value": "hi"}]), "empty conversation"),
         ("vicuna_v1", record(conversations=[{"from": "human", "value": "a"}] * 2), "turn order"),
-        ("vicuna_v1", record("<s>hi", "yes"), "special token in text"),
-        ("vicuna_v1", record("</<image>s>hi", "yes", images=1), "special token in text"),
+        ("vicuna_v1", record("</<image>s>hi", "yes", images=1), "end of answer in text"),
         ("vicuna_v1", record("<ima<image>ge>hi", "yes", images=1), "image markers"),
-        ("plain", record("<image>", "cat</s>", images=1), "special token in text"),
+        ("plain", record("<image>", "cat</s>", images=1), "end of answer in text"),
         ("plain", record("<image>", "cat", images=2), "image markers"),
         ("plain", record("hi", "cat"), "caption"),
         ("plain", record("<image>", "cat", "and", "dog", images=1), "caption"),

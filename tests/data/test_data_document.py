@@ -95,11 +95,13 @@ def test_every_command_works(workplace: Path, capsys: pytest.CaptureFixture[str]
 def test_the_table_of_faults_is_complete() -> None:
     """Every kind that the code can report is in it."""
     kinds = set()
-    for name in ("conversation", "images", "records", "record_check"):
+    for name in ("conversation", "images", "image_paths", "records", "record_check", "rounds"):
         source = (ROOT / "llava_prumerge" / "data" / f"{name}.py").read_text(encoding="utf-8")
         kinds |= set(re.findall(r'(?:MaskError|ImageError|RecordError)\(\s*f?"([a-z ]+):', source))
         kinds |= set(re.findall(r'Finding\("([a-z ]+)"', source))
-    assert len(kinds) > 15 and MaskError("role: x").kind in kinds
+        kinds |= set(re.findall(r'notes\.append\(\("([a-z0-9 -]+)"', source))
+        kinds |= set(re.findall(r'notes.*f"([a-z ]+): ', source))
+    assert len(kinds) > 25 and MaskError("role: x").kind in kinds
     missing = {kind for kind in kinds if f"`{kind}`" not in DOCUMENT}
     assert not missing
 

@@ -39,7 +39,8 @@ BAD = [
     ({"id": "cut", "image": "cut.jpg", "conversations": turns("<image>", "cat")}, "broken"),
     ({"id": "out", "image": "../a.jpg", "conversations": turns("<image>", "cat")}, "path escapes"),
     ({"id": "mute", "conversations": turns("hi?", "")}, "empty turn"),
-    ({"id": "lost", "image": "a.jpg", "conversations": turns("hi?", "cat")}, "image markers"),
+    ({"id": "lost", "image": "a.jpg", "conversations": turns("hi?", "cat")}, "image without marker"),
+    ({"id": "film", "video": "a.mp4", "conversations": turns("hi?", "cat")}, "media"),
     ({"conversations": "hi"}, "format"),
 ]
 
@@ -86,8 +87,8 @@ def test_report_and_clean_copy(check: Callable[..., int], tmp_path: Path) -> Non
     report, clean = tmp_path / "report.json", tmp_path / "clean.json"
     assert check(records, "--report", str(report), "--clean", str(clean)) == 1
     summary = json.loads(report.read_text())
-    assert (summary["records"], summary["bad"], summary["image_tokens"]) == (9, 7, 4)
-    assert [bad["index"] for bad in summary["bad_records"]] == list(range(1, 8))
+    assert (summary["records"], summary["bad"], summary["image_tokens"]) == (10, 8, 4)
+    assert [bad["index"] for bad in summary["bad_records"]] == list(range(1, 9))
     assert report.with_suffix(".txt").read_text().count("'book.gif' is there; rename it") == 1
     assert {kind: entry["count"] for kind, entry in summary["faults"].items()} == {kind: 1 for _, kind in BAD}
     assert summary["faults"]["missing"]["first"][0]["sample_id"] == "absent"

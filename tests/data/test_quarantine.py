@@ -18,7 +18,7 @@ from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImageError, ImagePreprocessor
 from llava_prumerge.data.quarantine import BadSample, QuarantiningDataset
 
-BAD = {3: "missing", 4: "image markers", 9: "empty turn", 20: "format", 21: "missing"}
+BAD = {3: "missing", 4: "image without marker", 9: "empty turn", 20: "format", 21: "missing"}
 
 
 def records() -> list[dict[str, Any]]:

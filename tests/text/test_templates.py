@@ -11,7 +11,8 @@ from jinja2.exceptions import TemplateError
 from published_layouts import sentencepiece_model
 from transformers import LlavaImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
-from llava_prumerge.data.conversation import encode, place_images, prompt
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.rounds import place_images
 from llava_prumerge.text.templates import TEMPLATES, chat_template
 from llava_prumerge.text.tokenizers import add_image_tokens, load_tokenizer
 

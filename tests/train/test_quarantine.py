@@ -21,10 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def damaged(world, tmp_path: Path) -> str:
-    """The world's captions with two lost images and an empty answer."""
+    """The world's captions with two lost images and an answer that holds its own end."""
     records = json.loads((world.folder / "captions.json").read_text())
     records[2]["image"] = records[7]["image"] = "lost.png"
-    records[5]["conversations"][1]["value"] = ""
+    records[5]["conversations"][1]["value"] = "gone</s>"
     path = tmp_path / "damaged.json"
     path.write_text(json.dumps(records))
     return str(path)
@@ -41,7 +41,7 @@ def test_a_run_goes_on_over_bad_samples_and_resumes_exactly(world, tmp_path, dam
     assert main(world.recipe("projector", straight, **changes)) == 0
     bad = lines_of(straight, "quarantine.jsonl")
     assert sorted(line["sample_id"] for line in bad) == ["sample-11", "sample-4", "sample-8"]
-    assert {line["reason"].split(":")[0] for line in bad} == {"missing", "empty turn"}
+    assert {line["reason"].split(":")[0] for line in bad} == {"missing", "end of answer in text"}
     assert all(line["replacement"] not in (2, 5, 7) and 1 <= line["step"] <= 4 for line in bad)
     counts = [line["bad_samples"] for line in lines_of(straight, "metrics.jsonl")]
     assert counts == sorted(counts) and counts[-1] == 3, "each is counted once, in the step that met it"
