@@ -1,44 +1,57 @@
-"""Largest absolute difference between a golden file's output and a method's.
+"""A method against the outputs of its authors' released code.
 
     python tests/golden/compare.py FILE.npz METHOD [key=value ...]
 
-A golden file holds features [N, P, C], queries_cls [N, 1, C], keys [N, 1 + P, C] and output [N, K, C] of the authors' released code.
+Settings are the method's own keys. Everything the file holds is compared: kept tokens and their order, outputs, last
+states, cached decoding steps. The last word printed is the largest difference, as a part of the largest expected value;
+the exit status is 0 if kept tokens are equal and every difference is within 1e-5 (2e-3 where the released code rounds).
+Files of decoder methods need `decoder_inputs.npz` beside them.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from llava_prumerge.methods.base import VisionTokens
-from llava_prumerge.methods.registry import build_reducer
+import decoder_files  # noqa: E402
+import vision_files  # noqa: E402
+import yaml  # noqa: E402
+from golden_arrays import Comparison, read  # noqa: E402
 
-
-def tokens_of(path: Path) -> tuple[VisionTokens, torch.Tensor]:
-    """The inputs as a method sees them, and the golden output, in float32."""
-    with np.load(path) as arrays:
-        tensors = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files}
-    side = int(tensors["features"].shape[1] ** 0.5)
-    probe = (tensors["queries_cls"], tensors["keys"])
-    return VisionTokens(features=tensors["features"], grid=(side, side), probe=lambda: probe), tensors["output"]
+from llava_prumerge.ops.errors import ReductionError  # noqa: E402
 
 
-def difference(path: Path, method: str, **settings: object) -> float:
-    """Largest absolute difference; infinite where the shapes differ."""
-    image, expected = tokens_of(path)
-    features, valid, _ = build_reducer({"name": method, **settings})(image)
-    if features.shape != expected.shape or not bool(valid.all()):
-        return float("inf")
-    return (features - expected).abs().max().item()
+def compare(path: Path, method: str, **settings: Any) -> Comparison:
+    """Compare a method with one file.
+
+    Raises:
+        SystemExit: the file is of no known form.
+        ReductionError: the settings are wrong.
+    """
+    arrays = read(path)
+    if decoder_files.applies(arrays):
+        return decoder_files.compare(path, arrays, method, settings)
+    if vision_files.applies(arrays):
+        return vision_files.compare(arrays, method, settings)
+    raise SystemExit(f"{path}: no known form of golden file; it holds {', '.join(arrays)}")
+
+
+def main(words: list[str]) -> int:
+    """The command line. -> exit status"""
+    if len(words) < 2:
+        raise SystemExit(__doc__)
+    given = dict(item.split("=", 1) for item in words[2:])
+    try:
+        found = compare(Path(words[0]), words[1], **{key: yaml.safe_load(value) for key, value in given.items()})
+    except (OSError, ReductionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*found.lines, f"largest difference {found.largest:.9g}"]))
+    return 0 if found.equal else 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        raise SystemExit(__doc__)
-    given = dict(item.split("=", 1) for item in sys.argv[3:])
-    parsed = {key: yaml.safe_load(value) for key, value in given.items()}
-    print(f"{difference(Path(sys.argv[1]), sys.argv[2], **parsed):.3e}")
+    sys.exit(main(sys.argv[1:]))

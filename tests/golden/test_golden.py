@@ -1,4 +1,4 @@
-"""PruMerge and PruMerge+ equal the authors' released code on single images, order included."""
+"""Methods equal their authors' released code on its outputs: kept tokens, order, positions, values, decoding steps."""
 
 from __future__ import annotations
 
@@ -7,58 +7,122 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from llava_prumerge.methods.base import VisionTokens
+from llava_prumerge.methods.registry import build_reducer
+
 HERE = Path(__file__).resolve().parent
-CASES = [
+BASIC = [
     ("prumerge_adaptive_a", "prumerge", {}),
     ("prumerge_adaptive_b", "prumerge", {}),
     ("prumerge_plus_adaptive_a", "prumerge_plus", {}),
     ("prumerge_plus_adaptive_b", "prumerge_plus", {}),
     ("prumerge_fixed_ratio_batch2", "prumerge", {"ratio": "1/8"}),
 ]
+OFFICIAL = [
+    ("prumerge_ratio_1_4_n64", "prumerge", {"ratio": "1/4"}),
+    ("prumerge_adaptive_n64", "prumerge", {}),
+    ("prumerge_batch3_pooled_n144", "prumerge", {"fence": "batch"}),
+    ("prumerge_plus_adaptive_n64", "prumerge_plus", {}),
+    ("prumerge_plus_adaptive_n144", "prumerge_plus", {}),
+    ("prumerge_plus_ratio_1_8_batch2_n144", "prumerge_plus", {"ratio": "1/8"}),
+    ("prumerge_plus_ratio_1_8_n576", "prumerge_plus", {"ratio": "1/8"}),
+    ("prumerge_plus_ratio_1_10_n64", "prumerge_plus", {"ratio": "1/10"}),
+    ("prumerge_plus_all_kept_n64", "prumerge_plus", {}),
+    ("fastervlm_16_31", "fastervlm", {"budget": 16}),
+    ("fastervlm_7_31", "fastervlm", {"budget": 7}),
+    ("visionzip_14_4_31", "visionzip", {"budget": 18, "share": "14/18"}),
+    ("visionzip_14_4_31", "visionzip", {"budget": 17, "share": "13/17"}),
+    ("divprune_0.25_41", "divprune", {"keep_ratio": 0.25}),
+    ("divprune_0.098_42", "divprune", {"keep_ratio": 0.098}),
+    ("divprune_0.5_43", "divprune", {"keep_ratio": 0.5}),
+    ("tome_24_51", "tome", {"budget": 40, "rounds": 1}),
+    ("tome_32_51", "tome", {"budget": 32, "rounds": 1}),
+    ("tome_24_52", "tome", {"budget": 40, "rounds": 1}),
+    ("tome_32_52", "tome", {"budget": 32, "rounds": 1}),
+    ("tome_12-12-12-12_51", "tome", {"budget": 16, "rounds": 4}),
+    ("fastv_K2_32of64", "fastv", {"layer": 2, "keep_ratio": 0.5}),
+    ("fastv_K1_16of64", "fastv", {"layer": 1, "keep_ratio": 0.25}),
+    ("vtw_k2", "vtw", {"layer": 2}),
+    ("pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.5}),
+    ("dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25}),
+]
+CASES = [*BASIC, *((f"official/{file}", method, settings) for file, method, settings in OFFICIAL)]
 
 _spec = importlib.util.spec_from_file_location("golden_compare", HERE / "compare.py")
-compare = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compare)
+assert _spec and _spec.loader
+golden = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden)
+
+
+def test_every_file_is_compared() -> None:
+    found = {path.relative_to(HERE).with_suffix("").as_posix() for path in HERE.rglob("*.npz")}
+    assert found - {"official/decoder_inputs"} == {file for file, _, _ in CASES}
 
 
 @pytest.mark.parametrize("file, method, settings", CASES)
-def test_equal_to_the_released_code(file: str, method: str, settings: dict[str, str]) -> None:
-    assert compare.difference(HERE / f"{file}.npz", method, **settings) < 1e-5
+def test_equal_to_the_released_code(file: str, method: str, settings: dict[str, Any]) -> None:
+    found = golden.compare(HERE / f"{file}.npz", method, **settings)
+    assert found.equal and found.largest < 1e-5 and found.lines, "\n".join(found.lines)
 
 
-@pytest.mark.parametrize("file, method, settings", CASES[:4])
-def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: dict[str, str]) -> None:
+@pytest.mark.parametrize("file, method, settings", BASIC[:4])
+def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: dict[str, Any]) -> None:
     """The released code pools its threshold over the batch; ours gives each image what it would get alone."""
-    image, expected = compare.tokens_of(HERE / f"{file}.npz")
-    other, _ = compare.tokens_of(HERE / f"{CASES[(CASES.index((file, method, settings)) + 1) % 4][0]}.npz")
-    probe = tuple(torch.cat(pair) for pair in zip(image.probe(), other.probe()))
-    both = compare.VisionTokens(torch.cat([image.features, other.features]), image.grid, probe=lambda: probe)
-    features, valid, _ = compare.build_reducer({"name": method, **settings})(both)
+    one = golden.read(HERE / f"{file}.npz")
+    two = golden.read(HERE / f"{BASIC[(BASIC.index((file, method, settings)) + 1) % 4][0]}.npz")
+    probe = tuple(torch.cat([one[name], two[name]]) for name in ("queries_cls", "keys"))
+    side = round(one["features"].shape[1] ** 0.5)
+    both = VisionTokens(torch.cat([one["features"], two["features"]]), (side, side), probe=lambda: probe)
+    features, valid, _ = build_reducer({"name": method, **settings})(both)
     kept = features[0][valid[0]]
-    assert kept.shape == expected[0].shape
-    torch.testing.assert_close(kept, expected[0], atol=1e-5, rtol=0)
+    assert kept.shape == one["output"][0].shape
+    torch.testing.assert_close(kept, one["output"][0], atol=1e-5, rtol=0)
 
 
-def test_another_method_is_told_apart() -> None:
-    assert compare.difference(HERE / "prumerge_adaptive_a.npz", "prumerge", neighbours=31) > 1e-4
-    assert compare.difference(HERE / "prumerge_adaptive_a.npz", "prumerge", order="raster") > 1e-2
-    assert compare.difference(HERE / "prumerge_adaptive_a.npz", "prumerge_plus") == float("inf")
+@pytest.mark.parametrize(
+    "file, method, settings",
+    [
+        ("prumerge_adaptive_a", "prumerge", {"neighbours": 31}),
+        ("prumerge_adaptive_a", "prumerge", {"order": "raster"}),
+        ("prumerge_adaptive_a", "prumerge_plus", {}),
+        ("official/prumerge_batch3_pooled_n144", "prumerge", {}),
+        ("official/divprune_0.098_42", "divprune", {"budget": 15}),
+        ("official/visionzip_14_4_31", "visionzip", {"budget": 18, "share": "14/18", "class_token": False}),
+        ("official/tome_12-12-12-12_51", "tome", {"budget": 16, "rounds": 4, "order": "raster"}),
+        ("official/dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25, "states": "plain"}),
+        ("official/dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25, "turns": "norm"}),
+        ("official/dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25, "count": "exact"}),
+        ("official/pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.4}),
+        ("official/fastv_K2_32of64", "fastv", {"layer": 1, "keep_ratio": 0.5}),
+    ],
+)
+def test_another_rule_is_told_apart(file: str, method: str, settings: dict[str, Any]) -> None:
+    assert not golden.compare(HERE / f"{file}.npz", method, **settings).equal
 
 
-def test_command_prints_one_number() -> None:
-    command = [
-        sys.executable,
-        str(HERE / "compare.py"),
-        str(HERE / "prumerge_fixed_ratio_batch2.npz"),
-        "prumerge",
-        "ratio=1/8",
-    ]
+@pytest.mark.parametrize(
+    "words, status, last",
+    [
+        (["prumerge_fixed_ratio_batch2.npz", "prumerge", "ratio=1/8"], 0, "small"),
+        (["official/pyramiddrop_1_2_3.npz", "pyramiddrop", "layers=[1,2,3]", "keep=0.5"], 0, "small"),
+        (["prumerge_fixed_ratio_batch2.npz", "prumerge", "ratio=1/4"], 1, "inf"),
+        (["absent.npz", "prumerge"], 2, None),
+        (["prumerge_fixed_ratio_batch2.npz", "prumerge", "neighbors=3"], 2, None),
+    ],
+)
+def test_the_command(words: list[str], status: int, last: str | None) -> None:
+    command = [sys.executable, str(HERE / "compare.py"), str(HERE / words[0]), *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    output = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=HERE.parents[1], env=environment
-    ).stdout
-    assert float(output) < 1e-5
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == status, done.stderr
+    if last == "small":
+        assert float(done.stdout.split()[-1]) < 1e-5
+    elif last:
+        assert done.stdout.split()[-1] == last
+    else:
+        assert done.stdout == "" and "Traceback" not in done.stderr

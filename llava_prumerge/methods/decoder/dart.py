@@ -134,23 +134,23 @@ class Dart(ScheduledPruner):
             real.append(among.gather(1, best))
         pivots, held = torch.cat(index, dim=1), torch.cat(real, dim=1)
         if self.settings.turns == "set":
-            order = set_order(pivots, held, layout.key_mask)
+            order = set_order(pivots, held, layout.position_ids)
             pivots, held = pivots.gather(1, order), held.gather(1, order)
         return select(states, pivots) @ states.transpose(1, 2), held
 
 
-def set_order(pivots: Tensor, real: Tensor, key_mask: Tensor) -> Tensor:
-    """The order in which a Python set lists the pivots' places in their sequence, padding not counted.
+def set_order(pivots: Tensor, real: Tensor, positions: Tensor) -> Tensor:
+    """The order in which a Python set lists the pivots' positions in their sequence.
 
     Args:
         pivots: [B, R] indices.
         real: [B, R] which of them there are.
-        key_mask: [B, L].
+        positions: [B, L].
 
     Returns:
         [B, R], the real ones first. Costs one host synchronisation.
     """
-    places = (key_mask.long().cumsum(dim=1) - 1).gather(1, pivots)
+    places = positions.gather(1, pivots)
     rows = []
     for row, held in zip(places.tolist(), real.tolist(), strict=True):
         at = {place: number for number, place in enumerate(row) if held[number]}

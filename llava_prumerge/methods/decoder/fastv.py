@@ -2,7 +2,7 @@
 
 An Image is Worth 1/2 Tokens After Layer 2, Chen et al., ECCV 2024 (arXiv 2403.06764). The text ranks by attention received from all
 later tokens, the authors' code by the last token's row, averaged over heads; ours is the code's rule. In training,
-where the answer follows, the last token is that of the prompt. The row is computed from the previous layer's own
+which the authors do not do, the last instruction tokens of all turns rank. The row is computed from the previous layer's own
 projections, so any attention backend serves. Shares are rounded to the nearest, as in the port that its authors made
 for transformers; their first code takes a number of tokens, lmms-eval's rounds down.
 """

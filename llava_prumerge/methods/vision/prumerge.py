@@ -6,7 +6,7 @@ text: one head of the whole width, keys of the block after the features, k = 32 
 unnormalised weights, one extra token for everything dropped, no re-sorting.
 
 Departure from the released code: it pools the outlier fence over the batch and, for PruMerge+, works for one image only. Here the rule
-is applied to each image. On single images both are equal; where the release divides by zero (no outlier, a third of all tokens
+is applied to each image; `fence: batch` pools as the release does, with the same number of tokens for all images. On single images both are equal; where the release divides by zero (no outlier, a third of all tokens
 outliers) PruMerge+ uses the nearest stride that exists. Where everything is kept the release still appends its extra token, of zeros:
 577 of 576. `forward` gives it as released; an image has no place for it in a prompt, so that `__call__` leaves it out.
 """
@@ -56,7 +56,15 @@ class PruMergeSettings(OutlierSettings):
         "attention", "order of what is kept: falling class attention, or that of the raster", source="released code"
     )
 
+    fence: Literal["image", "batch"] = setting(
+        "image",
+        "outliers are counted in each image, or over all images of the batch, which then keep equally many",
+        source="ours; released code: batch",
+    )
+
     def check(self) -> None:
+        if self.fence == "batch" and (self.budget is not None or self.ratio is not None):
+            raise ReductionError("fence=batch counts outliers, which a budget or a ratio does not ask for")
         if self.budget is not None and self.ratio is not None:
             raise ReductionError(f"give budget={self.budget} or ratio={self.ratio:g}, not both")
 
@@ -97,6 +105,9 @@ class PruMerge(OutlierReducer):
             return top_mask(scores, patches if self.budget >= patches else self.budget - self.settings.extra)
         if self.settings.ratio is not None:
             return top_mask(scores, self.selected(patches, self.settings.ratio))
+        if self.settings.fence == "batch":
+            share = outlier_mask(scores.flatten()[None], self.settings.iqr_factor).double().mean()
+            return top_mask(scores, max(int(patches * float(share) + 1e-9), self.fewest))
         outliers = outlier_mask(scores, self.settings.iqr_factor)
         return outliers | top_mask(scores, self.fewest) if self.fewest else outliers
 
@@ -169,6 +180,11 @@ class PruMergePlusSettings(PruMergeSettings):
         fraction(zero=True),
         source="ours, 1:3 as in the release",
     )
+
+    def check(self) -> None:
+        super().check()
+        if self.fence == "batch":
+            raise ReductionError("fence=batch is PruMerge's; the released PruMerge+ works for one image only")
 
 
 @register("prumerge_plus")
