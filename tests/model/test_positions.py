@@ -21,7 +21,7 @@ from llava_prumerge.model.decoder import PrunesLayers
 from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "official"
 RENUMBERING = [n for n in method_names(DecoderPruner) if discover()[n].positions == "renumbered"]
 STAGES = {"name": "pyramiddrop", "layers": [1, 2, 3]}
 
