@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import llava_prumerge
-from llava_prumerge.data.hub_files import folder_of
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.hub_names import is_hub_name, why_missing
 from llava_prumerge.ground.reading import read_json_object
+from llava_prumerge.text.hub_files import folder_of
 
 KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
 _OPEN_CLIP = "open_clip_config.json"
@@ -73,7 +73,7 @@ def _model(key: str, values: dict[str, Any]) -> Path | None:
     """A folder as it is named, here or not; of a name on the Hub the folder of its small files."""
     if values.get(key) is None:
         return None
-    return folder_of(key, values[key]) if is_hub_name(values[key]) else Path(values[key])
+    return folder_of(values[key], f"{key}=") if is_hub_name(values[key]) else Path(values[key])
 
 
 def _path(value: str | None) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.weight_files import LoadingError, check_finite, check_whole_files, name_first
 
@@ -70,7 +71,12 @@ def load_strictly(model_class: Any, path: str | Path, unused: tuple[str, ...] = 
 
 @contextlib.contextmanager
 def in_one_line(path: Any) -> Iterator[None]:
-    """Turn what libraries raise about files at `path` into a LoadingError of one line that names it."""
+    """Turn what libraries raise about files at `path` into a LoadingError of one line that names it.
+
+    A path where nothing is ends here, before a library asks the Hub for a model of that name.
+    """
+    if path is not None and is_missing(path):
+        raise LoadingError(f"{path}: {why_missing(path)}")
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -81,12 +87,14 @@ def check_folder(path: Any, settings: Mapping[str, Any]) -> None:
     """Look at a folder's weight files before transformers does, which names no file, and would ask the Hub for adapters' bases.
 
     Args:
-        path: a folder; anything else is not looked at.
+        path: a folder; a name on the Hub is not looked at.
         settings: of `from_pretrained`.
 
     Raises:
-        LoadingError: a file is missing, cut short or a Git LFS pointer, or the folder holds adapters without their model.
+        LoadingError: there is nothing at the path, a file is missing, cut short or a Git LFS pointer, or the folder holds adapters without their model.
     """
+    if path is not None and is_missing(path):
+        raise LoadingError(f"{path}: {why_missing(path)}")
     if path is None or not Path(path).is_dir() or settings.get("state_dict") is not None:
         return
     folder = Path(path) / (settings.get("subfolder") or "")

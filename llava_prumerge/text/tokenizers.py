@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -21,13 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.reading import read_json_object
+from llava_prumerge.text.hub_files import folder_of
 from llava_prumerge.text.sentencepiece_model import OWN, build, frame, mend, prefix_of, read_sentencepiece
 
 LOGGER = logging.getLogger(__name__)
 FAST_FILE, MODEL_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 BESIDE = ("special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
-HUB_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 PRIVATE = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "auto_map")
 """What transformers notes about the machine it runs on; it is of no use to anybody else."""
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
@@ -49,7 +48,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         folder = Path(path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(path), allow_patterns=HUB_PATTERNS))
+            folder = folder_of(path)
         tokenizer = _read(folder)
     except (OSError, ValueError, KeyError, TypeError, ImportError, HfHubHTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

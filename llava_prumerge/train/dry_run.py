@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig, Trainer
 
-from llava_prumerge.data.hub_files import folder_of, is_offline
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, load_image_processor, read_tower_config
 from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
+from llava_prumerge.text.hub_files import folder_of, is_offline
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps, method_name
 from llava_prumerge.train.assembly import build_dataset
 from llava_prumerge.train.estimate import Kept, describe_memory, kept_tokens, shape_of
@@ -64,7 +64,7 @@ def describe_run(arguments: TrainArguments, world_size: int) -> str:
         if (
             Path(str(missing[key])).name not in PUBLISHED[key] and not is_offline()
         ):  # its configuration says what no name does
-            folder_of(key, str(missing.pop(key)))
+            folder_of(str(missing.pop(key)), f"{key}=")
     parts = {"model", "language_model", "vision_tower"} & missing.keys()
     config, processor = (published_config(arguments), None) if parts else read_configuration(arguments)
     with torch.device("meta"):
@@ -86,12 +86,12 @@ def describe_run(arguments: TrainArguments, world_size: int) -> str:
 def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, LlavaProcessor]:
     """What the start of the run will be configured as."""
     if arguments.model is not None:
-        folder = folder_of("model", arguments.model)
+        folder = folder_of(arguments.model, "model=")
         config = AutoConfig.from_pretrained(folder)
         stored = getattr(config, "reduction", None)
         reduction = stored if arguments.reduction is None else arguments.reduction
         return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(folder, config)
-    language, tower = (folder_of(key, str(getattr(arguments, key))) for key in ("language_model", "vision_tower"))
+    language, tower = (folder_of(str(getattr(arguments, key)), f"{key}=") for key in ("language_model", "vision_tower"))
     tokenizer = read_tokenizer(language)
     text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
     config = assembled_config(text, vision, tokenizer, arguments.reduction)

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from llava_prumerge.data.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.hub_names import is_hub_name
+from llava_prumerge.text.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
 
@@ -75,7 +75,7 @@ def check_inputs(arguments: TrainArguments) -> None:
         listed = ", ".join(f"{key}={path}{' (missing)' if key in missing else ''}" for key, path in inputs.items())
         raise RecipeError(f"this run needs {listed}; {advice([str(inputs[key]) for key in missing])}")
     for key in to_fetch:
-        folder_of(key, str(inputs[key]))
+        folder_of(str(inputs[key]), f"{key}=")
     for key in ("data", "deepspeed"):
         if inputs.get(key) is not None and not Path(str(inputs[key])).is_file():
             raise RecipeError(f"{key}={inputs[key]}: must be a file")

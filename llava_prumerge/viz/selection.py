@@ -118,9 +118,10 @@ def viewer_of_tower(path: str, reducer: VisionReducer) -> Viewer:
     from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
     from llava_prumerge.model.parts import UNUSED_BY_TOWER
-    from llava_prumerge.model.strict_loading import load_strictly
+    from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 
-    kind = AutoConfig.from_pretrained(path).model_type
+    with in_one_line(path):
+        kind = AutoConfig.from_pretrained(path).model_type
     towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     family = kind.removesuffix("_vision_model")
     if family not in towers:

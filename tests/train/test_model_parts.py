@@ -94,11 +94,11 @@ def test_a_start_asks_the_hub_for_its_names_alone(world, tmp_path, monkeypatch) 
     (recipe,) = world.recipe("projector", tmp_path / "run")
     asked = []
     monkeypatch.setattr("llava_prumerge.train.preflight.is_offline", lambda: False)
-    monkeypatch.setattr("llava_prumerge.train.preflight.folder_of", lambda key, text: asked.append((key, text)))
+    monkeypatch.setattr("llava_prumerge.train.preflight.folder_of", lambda text, called: asked.append((called, text)))
     arguments = load_arguments([recipe, "language_model=someone/llama"])
     assert list(missing_inputs(arguments)) == ["language_model"]
     check_inputs(arguments)
-    assert asked == [("language_model", "someone/llama")]
+    assert asked == [("language_model=", "someone/llama")]
     for path in ("runs/llama", "./llama", "/nowhere/llama", "llama", f"{world.folder.name}/a/b"):
         with pytest.raises(RecipeError, match=f"language_model={path} .missing"):
             check_inputs(load_arguments([recipe, f"language_model={path}"]))
