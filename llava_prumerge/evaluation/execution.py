@@ -245,7 +245,8 @@ class LoadedModel:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """Model and processor."""
-        from llava_prumerge.model.loading import LoadingError, load_model
+        from llava_prumerge.model.loading import load_model
+        from llava_prumerge.model.weight_files import LoadingError
 
         attn = self.subject.settings.attn
         try:

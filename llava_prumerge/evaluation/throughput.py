@@ -187,8 +187,10 @@ def load(arguments: argparse.Namespace, settings: Settings) -> Contestants:
     """The model of a folder, or one put together from backbones, its projector at random unless one is given."""
     import torch
 
+    from llava_prumerge.model.assembling import assemble
     from llava_prumerge.model.devices import choose_device
-    from llava_prumerge.model.loading import LoadingError, assemble, load_model
+    from llava_prumerge.model.loading import load_model
+    from llava_prumerge.model.weight_files import LoadingError
 
     device = choose_device(settings.device)
     dtype = ("float16" if device.startswith("cuda") else "float32") if settings.dtype == "auto" else settings.dtype

@@ -126,7 +126,8 @@ def copy_files(source: Source, folder: Path) -> None:
 def save_model(source: Source, dtype: str, folder: Path) -> None:
     """Load the model, adapters merged, and write it as a whole."""
     from llava_prumerge.model.adapters import save_complete
-    from llava_prumerge.model.loading import LoadingError, load_model
+    from llava_prumerge.model.loading import load_model
+    from llava_prumerge.model.weight_files import LoadingError
 
     logger.info("loading %s in %s", source.weights, dtype)
     try:

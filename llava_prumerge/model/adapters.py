@@ -26,13 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_prumerge.ground.files import write_json
-from llava_prumerge.ground.hub_names import is_hub_name
+from llava_prumerge.ground.hub_names import is_hub_name, is_missing, why_missing
 from llava_prumerge.model import strict_loading
+from llava_prumerge.model.assembling import PROJECTOR_FILE, assemble, load_projector, load_whole, parse_dtype
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE, LoadingError, assemble, load_model, load_projector
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.processors import load_processor, save_processor
 from llava_prumerge.model.weight_files import (
+    LoadingError,
     check_fit,
     check_weight_file,
     read_header,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
 METHOD_FILE = "method.safetensors"
+BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", strict_loading.ADAPTER_CONFIG_FILE
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 METHOD_PREFIXES = tuple(strict_loading.METHOD_PREFIXES.values())
@@ -75,7 +77,7 @@ class Base:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.model is not None:
-                model, processor = load_model(self.model, reduction=reduction, dtype=dtype, device="cpu", attn=attn)
+                model, processor = load_on_cpu(self.model, reduction, parse_dtype(dtype), attn)
             else:
                 model, processor = assemble(self.language_model, self.vision_tower, None, reduction, dtype, attn)
             if projector is not None:
@@ -210,6 +212,19 @@ def read_base(folder: str | Path) -> Base:
             raise LoadingError(f"{file} names {key} {entry['path']}, which is neither there nor at {places[0]}")
         values[key] = str(found)
     return Base(**values)
+
+
+def load_on_cpu(
+    path: str | Path, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
+) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
+    """A whole model, or one of trained parts and their base, in evaluation mode. Arguments and errors as `loading.load_model`."""
+    path = str(path)
+    if is_missing(path):
+        raise LoadingError(f"{path}: {why_missing(path)}")
+    if (Path(path) / BASE_FILE).exists():
+        return load_adapter(path, reduction, dtype, attn)
+    model, processor = load_whole(path, reduction, dtype, attn)
+    return model.eval(), processor
 
 
 def load_adapter(

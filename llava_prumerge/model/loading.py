@@ -1,4 +1,4 @@
-"""From folders to a model with its processor: whole checkpoints, or a language model and a vision tower put together."""
+"""The door to every model: a whole checkpoint, or trained parts with the base they name, on a device and ready to be asked."""
 
 from __future__ import annotations
 
@@ -6,35 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaProcessor,
-)
+from transformers import LlavaProcessor
 
-from llava_prumerge.ground.hub_names import is_missing, why_missing
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.adapters import load_on_cpu
+from llava_prumerge.model.assembling import parse_dtype
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.parts import assembled_config, load_image_processor, load_tower
-from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
-from llava_prumerge.model.strict_loading import in_one_line, load_strictly
-from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
-
-PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
-BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype by name."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise LoadingError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
 
 
 def load_model(
@@ -56,103 +32,6 @@ def load_model(
     Raises:
         LoadingError: the folder holds no such model, or keys are missing or unexpected.
     """
-    path = str(path)
-    if is_missing(path):
-        raise LoadingError(f"{path}: {why_missing(path)}")
-    if (Path(path) / BASE_FILE).exists():
-        from llava_prumerge.model.adapters import load_adapter
-
-        model, processor = load_adapter(path, reduction=reduction, dtype=parse_dtype(dtype), attn=attn)
-    else:
-        model, processor = _load_whole(path, reduction, parse_dtype(dtype), attn)
+    model, processor = load_on_cpu(path, reduction, parse_dtype(dtype), attn)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), processor
-
-
-def _load_whole(
-    path: str, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
-) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"{path} holds no readable config.json: {error}") from error
-    if not isinstance(config, LlavaConfig):
-        raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; llava and llava_prumerge can be loaded")
-    current = getattr(config, "reduction", None)
-    config = PruMergeLlavaConfig.from_llava(config, current if reduction is None else reduction)
-    with in_one_line(path):
-        model = PruMergeLlavaForConditionalGeneration.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attn
-        )
-    return model, load_processor(path, config)
-
-
-def assemble(
-    language_model: str | Path,
-    vision_tower: str | Path,
-    projector: str | Path | None = None,
-    reduction: dict[str, Any] | None = None,
-    dtype: str | torch.dtype = "float32",
-    attn: str | None = None,
-) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA from a language model and a vision tower, as before stage 1.
-
-    The modules of the loaded parts become modules of the whole, so nothing is held twice. A tokenizer without an image or a padding
-    token gets both at the end of its vocabulary, and the embeddings grow to a multiple of 64, as llava-hf's did.
-
-    Args:
-        language_model: folder of a LlamaForCausalLM with its tokenizer.
-        vision_tower: folder of a CLIP (vision part or whole) with its image processor, or of an open_clip model as on the Hub.
-        projector: file of a trained projector (`mm_projector.safetensors`), or the folder that holds it; None starts it at random.
-        reduction: the block for config.json.
-        dtype: of all weights.
-        attn: attention implementation.
-
-    Raises:
-        LoadingError: the language model's folder has no tokenizer, or the projector does not fit.
-    """
-    dtype = parse_dtype(dtype)
-    tokenizer = read_tokenizer(language_model)
-    llama = load_strictly(LlamaForCausalLM, language_model, dtype=dtype, attn_implementation=attn)
-    tower = load_tower(vision_tower, dtype, attn)
-    config = assembled_config(llama.config, tower.config, tokenizer, reduction)
-    if config.text_config.vocab_size > llama.config.vocab_size:
-        llama.resize_token_embeddings(config.text_config.vocab_size)  # new rows are drawn around the mean row
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
-    _adopt(model, llama, tower)
-    if projector is not None:
-        load_projector(model, projector)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    return model, make_processor(tokenizer, load_image_processor(vision_tower), config)
-
-
-def _adopt(model: PruMergeLlavaForConditionalGeneration, llama: LlamaForCausalLM, tower: torch.nn.Module) -> None:
-    """Move loaded modules into the empty whole and start what is left."""
-    inner = model.model
-    for name, module in llama.model.named_children():
-        setattr(inner.language_model, name, module)
-    model.lm_head, inner.vision_tower = llama.lm_head, tower
-    for module in (inner.multi_modal_projector, inner.reducer, inner.language_model.pruner):
-        if module is not None:
-            module.to_empty(device=llama.device)
-            module.apply(lambda part: inner._init_weights(part))
-    model.train(False)
-
-
-def load_projector(model: PruMergeLlavaForConditionalGeneration, path: str | Path) -> None:
-    """Load a projector file into a model.
-
-    Raises:
-        LoadingError: the file is missing or not whole, its keys or shapes are others, or a value is not finite.
-    """
-    path = Path(path)
-    file = path / PROJECTOR_FILE if path.is_dir() else path
-    if not file.exists():
-        raise LoadingError(f"projector {file} does not exist; stage 1 (scripts/pretrain.sh) writes it")
-    weights, target = read_weights(file), model.model.multi_modal_projector
-    needed = {f"{PROJECTOR}{key}": tuple(value.shape) for key, value in target.state_dict().items()}
-    check_fit(shapes_of(weights), needed, f"projector {file}")
-    target.load_state_dict({key.removeprefix(PROJECTOR): value for key, value in weights.items()})

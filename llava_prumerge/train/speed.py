@@ -43,7 +43,7 @@ def write_random_projector(arguments: TrainArguments, folder: Path) -> str:
     """A projector as stage 1 would leave it, but drawn at random: what a step costs does not depend on it."""
     from safetensors.torch import save_file
 
-    from llava_prumerge.model.loading import PROJECTOR_FILE
+    from llava_prumerge.model.assembling import PROJECTOR_FILE
     from llava_prumerge.train.stages import start_base
 
     model, _ = start_base(arguments).build(None, None, "float32", None)

@@ -19,7 +19,7 @@ from llava_prumerge.model.adapters import (
     plain_model,
     plain_name,
 )
-from llava_prumerge.model.loading import load_projector
+from llava_prumerge.model.assembling import load_projector
 from llava_prumerge.model.processors import set_template
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.quantization import quantize_linears

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 
 from llava_prumerge.model.adapters import Base, load_adapter, save_adapter
-from llava_prumerge.model.loading import load_model, load_projector
+from llava_prumerge.model.assembling import load_projector
+from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.weight_files import LoadingError
 
 Convert = Callable[..., list[str]]

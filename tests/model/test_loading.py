@@ -41,8 +41,10 @@ from transformers import (
 from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.settings import Settings
-from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector
+from llava_prumerge.model.assembling import assemble, load_projector
+from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.weight_files import LoadingError
 
 
 @pytest.fixture(scope="module")

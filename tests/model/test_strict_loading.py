@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_llava import PATCHES, stock_twin, tiny_model, write_processor
 from transformers import AutoModelForImageTextToText
 
-from llava_prumerge.model.loading import LoadingError, load_model
+from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.weight_files import LoadingError
 
 ATP = {"decoder": {"name": "atp_llava"}}
 

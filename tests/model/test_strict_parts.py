@@ -16,9 +16,10 @@ from tiny_llava import rows_of, tiny_model, write_processor
 from torch import Tensor
 
 from llava_prumerge.model.adapters import Base, load_complete, save_adapter
-from llava_prumerge.model.loading import LoadingError, assemble, load_model, load_projector
+from llava_prumerge.model.assembling import assemble, load_projector
+from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.parts import load_tower
-from llava_prumerge.model.weight_files import is_finite, read_header
+from llava_prumerge.model.weight_files import LoadingError, is_finite, read_header
 from llava_prumerge.train.stages import LORA_TARGETS
 
 ATP = {"decoder": {"name": "atp_llava"}}

@@ -14,7 +14,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the committed backbones, three pictures and questions on them."""
     from PIL import Image
 
-    from llava_prumerge.model.loading import assemble
+    from llava_prumerge.model.assembling import assemble
 
     folder = tmp_path_factory.mktemp("pocket")
     backbones = Path(__file__).resolve().parents[2] / "playground" / "pocket" / "backbones"

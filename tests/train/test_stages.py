@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from llava_prumerge.model.adapters import Base, load_adapter, read_base, write_base
-from llava_prumerge.model.loading import LoadingError, load_model
+from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.train.arguments import load_arguments
 from llava_prumerge.train.run import main
 from llava_prumerge.train.stages import parameter_groups, prepare_stage, role_of, start_base

@@ -21,11 +21,11 @@ import yaml
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import VisionReducer
 from llava_prumerge.methods.registry import discover
+from llava_prumerge.model.assembling import DTYPES
 from llava_prumerge.model.checkpoints.convert import TARGETS, convert
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
 from llava_prumerge.model.configuration import check_reduction
-from llava_prumerge.model.loading import DTYPES
 from llava_prumerge.model.weight_files import LoadingError
 
 GIGABYTE = 10**9

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava_prumerge.ground.files import check_free
-from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BASE_FILE
+from llava_prumerge.model.assembling import PROJECTOR_FILE
 from llava_prumerge.model.checkpoints.configs import is_original
 from llava_prumerge.model.checkpoints.parts_targets import plan_parts, write_parts
 from llava_prumerge.model.checkpoints.request import Parts, Request, Whole
@@ -24,7 +25,6 @@ from llava_prumerge.model.checkpoints.trained_parts import (
 from llava_prumerge.model.checkpoints.weights import SAFETENSORS, has_weights, list_tensors, open_pickled, read_json
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN, read_whole
 from llava_prumerge.model.families import is_own_type
-from llava_prumerge.model.loading import BASE_FILE, PROJECTOR_FILE
 from llava_prumerge.model.open_clip import OpenClipFolder
 from llava_prumerge.model.weight_files import LoadingError
 

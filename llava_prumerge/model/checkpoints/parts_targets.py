@@ -10,6 +10,7 @@ import torch
 
 from llava_prumerge.ground.files import whole_folder, write_json
 from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, write_base
+from llava_prumerge.model.assembling import PROJECTOR_FILE
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours
 from llava_prumerge.model.checkpoints.plan import Entry
@@ -19,7 +20,6 @@ from llava_prumerge.model.checkpoints.trained_parts import NON_LORA, PEFT
 from llava_prumerge.model.checkpoints.weights import Reader
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN
 from llava_prumerge.model.checkpoints.writing import write_tensors
-from llava_prumerge.model.loading import PROJECTOR_FILE
 from llava_prumerge.model.processors import make_processor, save_processor
 from llava_prumerge.model.weight_files import LoadingError, name_first
 

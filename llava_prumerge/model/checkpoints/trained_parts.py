@@ -17,6 +17,7 @@ from llava_prumerge.model.adapters import (
     Base,
     read_base,
 )
+from llava_prumerge.model.assembling import PROJECTOR_FILE
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import check_original, is_original, text_config
 from llava_prumerge.model.checkpoints.plan import Named, match
@@ -31,7 +32,6 @@ from llava_prumerge.model.checkpoints.whole import (
     read_transformers,
     tower_folder,
 )
-from llava_prumerge.model.loading import PROJECTOR_FILE
 from llava_prumerge.model.weight_files import LoadingError, name_first
 
 LOGGER = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_prumerge.ground.files import write_json
-from llava_prumerge.model.loading import LoadingError, load_model
+from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
 from playground.pocket.comparison.places import Places
 from playground.pocket.comparison.rows import REFERENCE, Row, all_rows
