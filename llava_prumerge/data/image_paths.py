@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -67,6 +68,11 @@ def contained_path(root: AnyPath, relative: str, trusted: Sequence[AnyPath] = ()
         raise ImageError(f"path escapes: {name} must be relative and without '..'")
     try:
         path = Path(root, relative).resolve(strict=True)
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"bad path: {name} cannot be a file's name where names are in {sys.getfilesystemencoding()}; "
+            "set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        ) from error
     except (OSError, RuntimeError) as error:
         raise ImageError(f"missing: {name} in {os.fspath(root)!r}") from error
     if not any(path.is_relative_to(folder) for folder in _allowed(os.fspath(root), *map(os.fspath, trusted))):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,3 +104,33 @@ def test_a_hub_cache(verdicts: Callable, save_image: SaveImage, tmp_path: Path) 
     save_image("a.png").rename(repository / "blobs" / "5f1d")
     (snapshot / "a.png").symlink_to("../../blobs/5f1d")
     assert verdicts(about("a.png"), snapshot) == ({}, {})
+
+
+LOCALES = {
+    "a console in Latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "a console in ASCII": {"PYTHONIOENCODING": "ascii"},
+    "no language": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_names_that_a_console_or_locale_cannot_show(save_image: SaveImage, tmp_path: Path, locale: str) -> None:
+    """The image check of a file called 图片/ü.png, in a process of its own, without the tokenizer's eight seconds."""
+    root = save_image("图片/ü.png").parent.parent
+    script = (
+        "import sys; from llava_prumerge.data.errors import SampleError; from llava_prumerge.data.images import load_image\n"
+        "from llava_prumerge.ground.command import command\n"
+        "def work(words):\n"
+        "    for name in ('\\u56fe\\u7247/\\u00fc.png', '\\u56fe\\u7247/no.png'):\n"
+        "        try: print(name, load_image(words[0], name).size)\n"
+        "        except SampleError as error: print(error)\n"
+        "sys.exit(command()(work)())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **LOCALES[locale]}
+    done = subprocess.run([sys.executable, "-c", script, str(root)], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.decode("latin-1").splitlines()
+    if "LC_ALL" in LOCALES[locale]:
+        assert all(line.startswith("bad path: ") and "set PYTHONUTF8=1" in line for line in (first, second))
+    else:
+        assert first.endswith(".png (40, 30)") and second.startswith("missing: ")
