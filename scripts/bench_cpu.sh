@@ -47,8 +47,8 @@ fi
 
 "$python" $pocket/build.py data >"$folder/data.log" 2>&1
 # shellcheck disable=SC2086
-step pocket "$python" "${parts[@]}" --model pocket --batch $batches --answer $answer --repeats $((2 * repeats))
-step llava "$python" "${parts[@]}" --layers $layers --blocks $layers --answer $answer --repeats $repeats
+step pocket "$python" "${parts[@]}" --model pocket --methods prumerge_plus=36 prumerge=10 --batch $batches --answer $answer --repeats $((2 * repeats))
+step llava "$python" "${parts[@]}" --methods prumerge_plus=144 prumerge=40 --layers $layers --blocks $layers --answer $answer --repeats $repeats
 # shellcheck disable=SC2086
 step reducer "$python" -m llava_prumerge.profiling.reducer --batch $batches --repeats $((repeats > 3 ? 3 : 1)) \
     --methods prumerge prumerge_plus "{name: prumerge_plus, budget: 144}" grid pool

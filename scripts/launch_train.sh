@@ -1,6 +1,7 @@
 # Sourced by pretrain.sh, finetune.sh and finetune_lora.sh: recipe and method, the processes, their signals.
 # shellcheck shell=bash
-# RECIPE and METHOD are names of configs/train and configs/method, or paths; a folder of recipes holds one per script.
+# RECIPE is a name of configs/train or a path; a folder of recipes holds one per script. METHOD is a name, a file or
+# a block.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
 
@@ -15,7 +16,7 @@ if [[ -d "$checkout/configs/train/$recipe" ]]; then
 elif [[ "$recipe" == */* && -d "$recipe" ]]; then
     recipe="$recipe/$STAGE.yaml"
 fi
-run=("$recipe" "${METHOD:?is set by the script that sources this}" "$@")
+run=("$recipe" "method=${METHOD:?is set by the script that sources this}" "$@")
 case " $* " in
     *" --dry-run "*) WORLD_SIZE="${WORLD_SIZE:-$ranks}" exec "$python" -m "$module" "${run[@]}" ;;
     *" --check "* | *" --help "* | *" -h "*) exec "$python" -m "$module" "${run[@]}" ;;

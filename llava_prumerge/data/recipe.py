@@ -6,7 +6,9 @@ Rules, in the order they apply:
 2. Files merge left to right; a later value replaces an earlier one. Nothing is merged more deeply than that: a
    method's `reduction` block replaces another method's completely instead of inheriting its settings.
 3. A method file holds only the `reduction` block's keys (`vision`, `decoder`).
-4. `key=value` comes last. The value is YAML; `reduction.vision.budget=64` reaches into the reduction block.
+4. `key=value` comes last. The value is YAML.
+5. `method=NAME` is another way to say `reduction`, and what reaches into it (`budget=64`, `reduction.vision.budget=64`,
+   `decoder.layer=3`) is set aside under `SETTINGS`, in order: `methods.resolve` puts the two together.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.yaml_files import parse_yaml, read_yaml
 
 REDUCTION_KEYS = frozenset({"vision", "decoder"})
+SETTINGS = "settings of the method"
+"""Where a merged recipe keeps what is to be set in its reduction; no key of a file."""
 
 
 class RecipeError(InputError):
@@ -80,6 +84,10 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             raise RecipeError(f"{path}: include must name one file, got {include!r}")
         merged.update(read_file(path.parent / include, (*seen, path.resolve())))
     merged.update(content)
+    if "method" in content:
+        if "reduction" in content:
+            raise RecipeError(f"{path}: method and reduction are the same; give one of them")
+        merged["reduction"] = merged.pop("method")
     return merged
 
 
@@ -102,6 +110,11 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
         value = parse_yaml(text, shown(override))
     except FileError as error:
         raise RecipeError(str(error)) from error
+    if names[0] in (*REDUCTION_KEYS, "budget") or (names[0] == "reduction" and len(names) > 1):
+        merged[SETTINGS] = {**merged.get(SETTINGS, {}), key.strip(): value}
+        return
+    if names == ["method"]:
+        names = ["reduction"]
     target = merged
     for depth, name in enumerate(names[:-1], start=1):
         if target.get(name) is None:

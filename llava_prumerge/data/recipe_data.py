@@ -47,7 +47,7 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
     """
     for token in tokens:
         key = token.partition("=")[0].split(".")[0]
-        if "=" in token and key not in (*KEYS, "reduction", *REDUCTION_KEYS):
+        if "=" in token and key not in (*KEYS, "reduction", "method", "plugin", "budget", *REDUCTION_KEYS):
             raise RecipeError(f"{token!r}: a check reads {', '.join(KEYS)} and no other key")
     values = read_recipe(tokens)
     if values.get("data") is None:

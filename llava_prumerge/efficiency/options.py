@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
 from llava_prumerge.ground.command import Parser
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.methods.plugins import add_plugin_option
+from llava_prumerge.methods.resolve import read_settings
 
 MODEL = "llava-1.5-7b"
 """Where none is named."""
@@ -30,14 +30,18 @@ def add_layout(parser: Parser, tokens: int | None = None) -> None:
     """
     names = ", ".join(named_shapes())
     parser.add_argument("--model", default=MODEL, help=f"{names}, or the path of a config.json (default: %(default)s)")
-    parser.add_argument("--method", help="a vision reducer or decoder pruner; none counts plain visual tokens")
+    parser.add_argument(
+        "--method",
+        help="a vision reducer, a decoder pruner or both: name, file or block; without it plain visual tokens",
+    )
+    add_plugin_option(parser)
     parser.add_argument(
         "--tokens",
         type=float,
         default=tokens,
         metavar="N",
-        help="visual tokens; for a decoder pruner averaged over the layers (default: "
-        + (f"{tokens})" if tokens else "all)"),
+        help="visual tokens, the method's budget; for a decoder pruner averaged over the layers (default: "
+        + (f"{tokens})" if tokens else "all, or what the method says)"),
     )
     parser.add_argument("--per-layer", metavar="LxN,...", help="visual tokens by layers: 2x576,30x144")
     parser.add_argument(
@@ -51,10 +55,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     """The method's settings."""
     if given.settings and not given.method:
         raise EfficiencyError(f"settings ({', '.join(given.settings)}) need --method")
-    try:
-        return {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given.settings)}
-    except yaml.YAMLError as error:
-        raise EfficiencyError(f"{' '.join(given.settings)}: {' '.join(str(error).split())}") from error
+    return read_settings(given.settings)
 
 
 def counts_of(given: argparse.Namespace, shape: ModelShape) -> TokenCounts:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llava_prumerge.efficiency.errors import EfficiencyError, refuse
+from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape
-
-if TYPE_CHECKING:
-    from llava_prumerge.methods.base import DecoderPruner
+from llava_prumerge.methods.cost import Course, TokensLeft
+from llava_prumerge.methods.resolve import Block, Described, method_name, resolve
 
 TEXT = 40
 """Tokens of the prompt around the image: the number the paper states for its cost table."""
@@ -28,7 +27,10 @@ class TokenCounts:
         projected: tokens the projector sees.
         ranked: visual tokens just before each drop inside the decoder, where those that go are chosen by attention.
         ahead: ranking needs keys of a layer that has not run yet.
-        reduced: a vision reducer left these.
+        kept: tokens that a vision reducer leaves; None without one.
+        source: where the numbers come from.
+        exact: every image is left with so many; else they are an expectation.
+        known: there is at least an expectation.
     """
 
     text: int
@@ -37,7 +39,10 @@ class TokenCounts:
     projected: int
     ranked: tuple[int, ...] = ()
     ahead: bool = False
-    reduced: bool = False
+    kept: int | None = None
+    source: str = ""
+    exact: bool = True
+    known: bool = True
 
     def __post_init__(self) -> None:
         if self.text < 0:
@@ -64,9 +69,10 @@ class TokenCounts:
             else:
                 runs.append([1, count])
         seen = ", ".join(f"{count} in {layers} layers" for layers, count in runs)
+        note = "" if self.exact else f" (expected; {self.source})"
         if len(runs) == 1:
-            return f"{self.visual[0]} of {patches} visual tokens in all layers, {self.text} of text"
-        return f"of {patches} visual tokens {seen}; {self.text} of text"
+            return f"{self.visual[0]} of {patches} visual tokens in all layers, {self.text} of text{note}"
+        return f"of {patches} visual tokens {seen}; {self.text} of text{note}"
 
     def grouped(self) -> list[tuple[int, int]]:
         """(tokens, how many layers see so many), text included."""
@@ -111,91 +117,94 @@ def layered_counts(shape: ModelShape, written: str, text: int = TEXT) -> TokenCo
 
 def method_counts(
     shape: ModelShape,
-    method: str,
+    method: Described,
     tokens: float | None = None,
     text: int = TEXT,
     settings: Mapping[str, Any] | None = None,
 ) -> TokenCounts:
-    """What a method of this repository leaves. The only function here that loads torch: methods are built to be asked.
+    """What a method leaves. Loads torch: methods are built to be asked.
 
     Args:
         shape: of the model.
-        method: a vision reducer or a decoder pruner, by name.
-        tokens: visual tokens of the image; of a pruner, averaged over the layers (equivalent tokens).
+        method: a vision reducer, a decoder pruner or both, described in any way that `methods.resolve` reads.
+        tokens: its budget: visual tokens of the image; of a pruner, averaged over the layers (equivalent tokens).
         text: tokens of the prompt.
         settings: of the method.
 
     Raises:
-        EfficiencyError: the method is not known, or its numbers follow from the image alone and are not given.
-        ReductionError: the method refuses its settings.
+        EfficiencyError: its numbers follow from the image alone, nobody published their mean, and none are given.
+        ReductionError: the method is not known, or refuses its settings.
     """
-    from llava_prumerge.methods.base import DecoderPruner, DecoderShape
-    from llava_prumerge.methods.registry import build_pruner, discover
-
-    methods = discover()
-    if method not in methods:
-        raise refuse("method", method, methods)
-    if tokens is not None:
-        _check(tokens, shape.vision.patches)
-        if "budget" in (settings or {}):
-            raise EfficiencyError(f"--tokens {tokens:g} is the budget; leave out budget={settings['budget']}")
-    if not issubclass(methods[method], DecoderPruner):
-        return _reduced(shape, method, tokens, text, settings or {})
-    block = {"name": method, **(settings or {})}
-    if tokens is not None:
-        block["budget"] = tokens
-    if "target" in _fields(method):
+    block = method_block(shape, method, tokens, settings)
+    counts = reduction_counts(shape, block, text)
+    if not counts.known:
         raise EfficiencyError(
-            f"{method} learns how many tokens each image keeps; give --per-layer, such as 4x576,28x82"
+            f"{method_name(block)} needs --tokens, from 1 to {shape.vision.patches} for each image; how many it keeps is "
+            "unknown before the images are seen"
         )
-    language = shape.language
-    pruner = build_pruner(block, DecoderShape(language.layers, language.hidden, language.heads, shape.vision.patches))
-    visual, ranked = _after(pruner, shape)
-    return TokenCounts(text, visual, shape.vision.patches, visual[0], ranked, method in RANKS_AHEAD)
+    return counts
 
 
-RANKS_AHEAD = ("pyramiddrop",)
-"""Pruners that rank by the keys of the layer about to run; the others find those of the layer before in its cache."""
+def method_block(
+    shape: ModelShape, method: Described, tokens: float | None = None, settings: Mapping[str, Any] | None = None
+) -> Block:
+    """The reduction block of a method with a budget; see `method_counts`."""
+    block, patches = resolve(method, settings) or {}, shape.vision.patches
+    if tokens is None:
+        return block
+    _check(tokens, patches)
+    if budgets := [part["budget"] for part in block.values() if part.get("budget") is not None]:
+        raise EfficiencyError(f"--tokens {tokens:g} is the budget; leave out budget={budgets[0]}")
+    if not block and tokens != patches:
+        raise EfficiencyError(f"none keeps all {patches} tokens; leave out --tokens {tokens:g} or name a method")
+    return resolve(block, {"budget": int(tokens) if tokens == int(tokens) else tokens}) or {} if block else {}
 
 
-def _fields(method: str) -> set[str]:
-    from llava_prumerge.methods.registry import discover, fields_of
+def reduction_counts(shape: ModelShape, reduction: Block, text: int = TEXT, training: bool = False) -> TokenCounts:
+    """What the methods of a block leave of an image, as they tell it themselves. Loads torch.
 
-    return set(fields_of(discover()[method]))
+    Args:
+        shape: of the model.
+        reduction: the block.
+        text: tokens of the prompt.
+        training: while the model trains, when some pruners weigh tokens and drop none.
 
+    Raises:
+        ReductionError: the methods refuse their settings, or cannot work together.
+    """
+    from llava_prumerge.methods.base import DecoderShape
+    from llava_prumerge.methods.registry import build_pruner, build_reducer
 
-def _reduced(
-    shape: ModelShape, method: str, tokens: float | None, text: int, settings: Mapping[str, Any]
-) -> TokenCounts:
-    """Behind a vision reducer, which leaves the same number to all layers."""
-    from llava_prumerge.methods.registry import build_reducer
-
-    vision, patches = shape.vision, shape.vision.patches
-    if method == "none":
-        if tokens not in (None, patches):
-            raise EfficiencyError(f"none keeps all {patches} tokens; leave out --tokens {tokens:g} or name a method")
-        return constant_counts(shape, None, text)
-    if tokens is None or tokens != int(tokens) or tokens < 1:
-        given = "none are given" if tokens is None else f"{tokens:g} is not one"
-        raise EfficiencyError(f"{method} needs --tokens, a whole number from 1 to {patches} for each image; {given}")
-    reducer = build_reducer({"name": method, **settings, "budget": int(tokens)})
-    height, width = reducer.input_size(vision.image, vision.image, vision.patch)
-    seen = (height // vision.patch) * (width // vision.patch)
-    projected = seen if reducer.site == "projected" else int(tokens)
-    return TokenCounts(text, (int(tokens),) * shape.language.layers, seen, projected, reduced=True)
-
-
-def _after(pruner: DecoderPruner, shape: ModelShape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Visual tokens in each layer, and before each drop that is ranked."""
-    layers, patches = shape.language.layers, shape.vision.patches
-    schedule = getattr(pruner, "schedule", None)
-    if schedule is None:  # withdraws them all before one layer
-        return (patches,) * pruner.layer + (0,) * (layers - pruner.layer), ()
-    visual, plan = [patches] * layers, schedule.plan(patches)
-    for start, count in zip(schedule.drops, plan):
-        visual[start:] = [count] * (layers - start)
-    ranked = tuple(before for before, after in zip((patches, *plan), plan) if after < before)
-    return tuple(visual), ranked
+    vision, language, patches = shape.vision, shape.language, shape.vision.patches
+    reducer = build_reducer(reduction.get("vision"))
+    left, seen, projected, sources = TokensLeft(patches, "every patch stays"), patches, patches, []
+    if reducer is not None:
+        height, width = reducer.input_size(vision.image, vision.image, vision.patch)
+        seen, left = (height // vision.patch) * (width // vision.patch), reducer.tokens_left(patches)
+        projected = seen if reducer.site == "projected" else left.tokens
+        sources.append(f"{reducer.name}: {left.source}")
+    reduced = reducer is not None and not (left.exact and left.tokens == patches)
+    among = DecoderShape(language.layers, language.hidden, language.heads, patches, reduced=reduced)
+    pruner = build_pruner(reduction.get("decoder"), among)
+    course, ranked = Course((left.tokens,) * language.layers, left.source), ()
+    if pruner is not None and training and pruner.gates_in_training:
+        sources.append(f"{pruner.name} weighs tokens while it trains, and drops them afterwards alone")
+    elif pruner is not None:
+        course = pruner.course(left.tokens)
+        ranked = course.before_drops(left.tokens) if pruner.ranks else ()
+        sources.append(f"{pruner.name}: {course.source}")
+    return TokenCounts(
+        text,
+        tuple(round(count) for count in course.visual),
+        seen,
+        projected,
+        tuple(round(count) for count in ranked),
+        ahead=pruner is not None and pruner.ranks_ahead,
+        kept=left.tokens if reducer is not None else None,
+        source="; ".join(sources) or left.source,
+        exact=left.exact and course.exact,
+        known=left.known and course.known,
+    )
 
 
 def _check(tokens: float, patches: int) -> None:

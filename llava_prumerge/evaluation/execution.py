@@ -16,12 +16,15 @@ import yaml
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.fingerprint import describe_environment, fingerprint, method_label, method_name
+from llava_prumerge.evaluation.fingerprint import describe_environment, fingerprint
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
 from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
-from llava_prumerge.evaluation.settings import Settings, apply_overrides, parse_generation, read_method
+from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.hub_names import is_missing, why_missing
+from llava_prumerge.methods.plugins import load_plugins
+from llava_prumerge.methods.resolve import method_label, method_name, resolve
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
+from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:
     from llava_prumerge.evaluation.generate import Ranks
@@ -59,10 +62,11 @@ class Subject:
     @cached_property
     def replacement(self) -> dict[str, Any] | None:
         """The reduction block that takes the place of the checkpoint's; None for none."""
-        block = read_method(self.settings.method)
-        if not self.settings.overrides:
-            return block
-        return apply_overrides(self.stored_reduction if block is None else block, self.settings.overrides)
+        try:
+            load_plugins(self.settings.plugin)
+            return resolve(self.settings.method, self.settings.overrides, own=self.stored_reduction)
+        except ReductionError as error:
+            raise EvaluationError(str(error)) from error
 
     @property
     def reduction(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.benchmark import Files
 from llava_prumerge.evaluation.results import report
-from llava_prumerge.evaluation.settings import SETTING_NAMES, whole_number
+from llava_prumerge.evaluation.settings import whole_number
 from llava_prumerge.ground import process
 from llava_prumerge.ground.command import Parser, command, pairs
 
@@ -60,10 +60,8 @@ def make_parser() -> Parser:
     score.add_argument("--answers", type=Path, required=True)
     for name in ("questions", "annotations", "split"):
         score.add_argument(f"--{name}", type=Path)
-    generate = commands.add_parser("generate", help="generate answers", description=__doc__, settings=SETTING_NAMES)
-    both = commands.add_parser(
-        "run", help="generate answers and score them", description=__doc__, settings=SETTING_NAMES
-    )
+    generate = commands.add_parser("generate", help="generate answers", description=__doc__, settings=None)
+    both = commands.add_parser("run", help="generate answers and score them", description=__doc__, settings=None)
     for made in (generate, both):
         made.add_argument("--model", required=True)
         made.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")

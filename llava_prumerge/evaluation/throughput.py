@@ -1,6 +1,6 @@
 """Images per second: batches grouped by length, with and without reduction, against a batch-1 loop of the stock model.
 
-    python -m eval.throughput --task vqav2 --data DIR --model FOLDER [--methods prumerge_plus ...] [limit=128 batch_size=32]
+    python -m eval.throughput --task vqav2 --data DIR --model FOLDER [--methods METHOD ...] [limit=128 batch_size=32]
     python -m eval.throughput --task vqav2 --data DIR --language-model FOLDER --vision-tower FOLDER ...
 
 The loop is transformers' LlavaForConditionalGeneration with the same weights, prompts and pixels, one question after
@@ -29,8 +29,12 @@ from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import gather
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.settings import SETTING_NAMES, Settings, parse_generation, read_method
+from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.command import Parser, command, pairs
+from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.plugins import load_plugins
+from llava_prumerge.methods.resolve import label_of, resolve
+from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -206,6 +210,18 @@ def load(arguments: argparse.Namespace, settings: Settings) -> Contestants:
     return Contestants(model.to(device).eval(), processor)
 
 
+def named_blocks(names: Sequence[str] | None, settings: Settings) -> dict[str, dict[str, Any]]:
+    """The methods to compare by what they were called; settings of methods go on top of each."""
+    from llava_prumerge.methods.registry import measured_methods
+
+    try:
+        load_plugins(settings.plugin)
+        chosen = names or measured_methods(Benchmark.THROUGHPUT)
+        return {label_of(name): resolve(name, settings.overrides) or {} for name in chosen}
+    except ReductionError as error:
+        raise EvaluationError(str(error)) from error
+
+
 def run_command(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """Compare. -> what is printed last"""
     if bool(arguments.model) == bool(arguments.language_model and arguments.vision_tower):
@@ -217,7 +233,7 @@ def run_command(arguments: argparse.Namespace, settings: Settings) -> dict[str, 
     if files.questions is None or not files.questions.is_file():
         raise EvaluationError(f"{files.questions}: no such file; docs/evaluation.md says where a benchmark's data goes")
     asked = [question for question in task.questions(files) if question.has_image][: settings.limit]
-    methods = {"all tokens": {}} | {Path(name).stem: read_method(name) or {} for name in arguments.methods}
+    methods = {"all tokens": {}} | named_blocks(arguments.methods, settings)
     run = Run(asked, files.images, settings, settings.max_new_tokens or task.max_new_tokens)
     contestants = load(arguments, settings)
     result = compare(contestants, run, methods, arguments.rounds)
@@ -252,12 +268,12 @@ def as_text(result: dict[str, Any]) -> str:
 def main(words: list[str]) -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parser = Parser("llava_prumerge.evaluation.throughput", __doc__, settings=SETTING_NAMES)
+    parser = Parser("llava_prumerge.evaluation.throughput", __doc__, settings=None)
     parser.add_argument("--task", required=True, help=", ".join(benchmark.names()))
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks")
     for name in ("model", "language-model", "vision-tower", "projector"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["prumerge_plus"], help="files, or names of those that ship")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names, files or blocks of vision reducers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
     arguments = parser.parse_args(words)

@@ -45,6 +45,11 @@ class TokensLeft:
     source: str
     exact: bool = True
 
+    @property
+    def known(self) -> bool:
+        """Whether there is at least an expectation."""
+        return self.source != UNKNOWN
+
 
 @dataclass(frozen=True)
 class Course:
@@ -60,12 +65,11 @@ class Course:
     source: str
     exact: bool = True
 
-    @property
-    def before_drops(self) -> tuple[float, ...]:
-        """Visual tokens just before each drop."""
-        return tuple(before for before, after in zip(self.visual, self.visual[1:]) if after < before)
+    def before_drops(self, present: int) -> tuple[float, ...]:
+        """Visual tokens just before each drop, of an image that comes with so many."""
+        return tuple(before for before, after in zip((present, *self.visual), self.visual) if after < before)
 
     @property
-    def equivalent(self) -> float:
-        """Visual tokens averaged over the layers."""
-        return sum(self.visual) / len(self.visual)
+    def known(self) -> bool:
+        """Whether there is at least an expectation."""
+        return self.source != UNKNOWN

@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.methods import decoder, vision
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
-from llava_prumerge.methods.settings import SettingInfo, Settings, suggest
+from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.plugins import load_announced
+from llava_prumerge.methods.settings import SettingInfo, Settings
 from llava_prumerge.ops.errors import ReductionError
 
 _REGISTRY: dict[str, type[VisionReducer] | type[DecoderPruner]] = {}
@@ -60,10 +63,11 @@ def _declared_settings(cls: type) -> type[Settings]:
 
 
 def discover() -> dict[str, type[VisionReducer] | type[DecoderPruner]]:
-    """Import every file of `methods/vision` and `methods/decoder`, in order of name, and give all methods by name."""
+    """All methods by name: those of `methods/vision` and `methods/decoder`, and those of plugins."""
     for folder in (vision, decoder):
         for module in sorted(pkgutil.iter_modules(folder.__path__), key=lambda item: item.name):
             importlib.import_module(f"{folder.__name__}.{module.name}")
+    load_announced()
     return dict(sorted(_REGISTRY.items()))
 
 
@@ -72,18 +76,24 @@ def method_names(kind: type) -> list[str]:
     return [name for name, cls in discover().items() if issubclass(cls, kind)]
 
 
+def measured_methods(benchmark: Benchmark) -> list[str]:
+    """Names of the vision reducers that a measurement of the project takes where none is named."""
+    return [name for name, cls in discover().items() if benchmark in getattr(cls, "benchmarks", ())]
+
+
 def fields_of(cls: type[VisionReducer] | type[DecoderPruner]) -> dict[str, SettingInfo]:
     """The settings of a method by name."""
     return cls.settings_class.infos()
 
 
-def site_of(name: str) -> str:
+def site_of(name: object) -> str:
     """Which key of a reduction block a method stands under.
 
     Raises:
         ReductionError: there is no such method.
     """
-    return next(site for site, kind in SITES.items() if issubclass(find(name), kind))
+    cls = find(name)
+    return next(site for site, kind in SITES.items() if issubclass(cls, kind))
 
 
 def find(name: object) -> type[VisionReducer] | type[DecoderPruner]:
@@ -93,12 +103,19 @@ def find(name: object) -> type[VisionReducer] | type[DecoderPruner]:
         ReductionError: there is none; the message names the most alike, and all.
     """
     known = discover()
-    if not isinstance(name, str) or name not in known:
-        raise ReductionError(
-            f"method {name!r} is not known{suggest(name, known, 'there are')} (one from outside the package needs its "
-            "module or file named: --plugin NAME, or plugin=NAME)"
-        )
+    if not isinstance(name, str):
+        raise ReductionError(f"{name!r} is no method; a block must name one, as {{name: NAME}}")
+    if name not in known:
+        raise unknown_method(name, known)
     return known[name]
+
+
+def unknown_method(name: object, known: Iterable[str]) -> ReductionError:
+    """The error for a name that is none of the known."""
+    return ReductionError(
+        f"{not_known('method', name, known)} (one from outside the package needs its module or file named: "
+        "--plugin NAME, or plugin=NAME)"
+    )
 
 
 def find_at(site: str, name: object) -> type[VisionReducer] | type[DecoderPruner]:

@@ -18,11 +18,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, Self
 
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.ops.errors import ReductionError
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,12 @@ class Settings:
         return dict(sorted(found.items()))
 
     @classmethod
+    def today(cls) -> dict[str, str]:
+        """Every key that is taken, former ones included -> the setting's name."""
+        infos = cls.infos()
+        return {name: name for name in infos} | {info.formerly: info.name for info in infos.values() if info.formerly}
+
+    @classmethod
     def read(cls, values: Mapping[str, Any], method: str) -> Self:
         """Typed settings from a file's or a command's values.
 
@@ -139,7 +145,7 @@ class Settings:
         renamed = cls.renamed(values, method)
         unknown = [key for key in renamed if key not in cls.infos()]
         if unknown:
-            raise ReductionError(f"{method} has no setting {unknown[0]}{suggest(unknown[0], cls.infos(), 'it takes')}")
+            raise ReductionError(f"{method}: {not_known('setting', unknown[0], cls.infos())}")
         try:
             return cls(**renamed)
         except ReductionError as error:
@@ -152,10 +158,10 @@ class Settings:
         Raises:
             ReductionError: a setting is given by both its names.
         """
-        former = {info.formerly: info.name for info in cls.infos().values() if info.formerly}
+        today = cls.today()
         found: dict[str, Any] = {}
         for key, value in values.items():
-            name = former.get(key, key)
+            name = today.get(key, key)
             if name in found:
                 raise ReductionError(f"{method}: {key} and {name} are the same setting; give one of them")
             if name != key:
@@ -181,25 +187,6 @@ def _typed_fields(cls: type[Settings]) -> tuple[tuple[dataclasses.Field[Any], An
 @cache
 def _say_once(message: str) -> None:
     logger.warning("%s", message)
-
-
-def suggestion(word: object, known: typing.Iterable[str]) -> str:
-    """ "; did you mean fastv?" where a known word is much like it, else ""."""
-    near = get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def suggest(word: object, known: typing.Collection[str], listed: str) -> str:
-    """The end of a message on an unknown word: the known one most like it, if any, and all of them.
-
-    Args:
-        word: what was given.
-        known: what there is.
-        listed: the words before the list, "it takes".
-    """
-    near = suggestion(word, known)
-    begin = f"{near} {listed[0].upper()}{listed[1:]}" if near else f"; {listed}"
-    return f"{begin}: {', '.join(known) or 'none'}"
 
 
 def _shown(value: Any) -> str:

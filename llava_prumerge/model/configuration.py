@@ -7,36 +7,37 @@ the stock type it would load it and silently forget the method.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConfig
 
-from llava_prumerge.ground.errors import InputError
+from llava_prumerge.methods.resolve import SITES, Described, resolve
 from llava_prumerge.model.families import FORMER_TYPES, PREFIX, family_types, stock_type
 
-SITES = ("vision", "decoder")
 
+def check_reduction(reduction: Described) -> dict[str, Any] | None:
+    """The reduction block of whatever describes a method; a block is kept as it is, and None stands for no reduction.
 
-def check_reduction(reduction: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Check the outer shape of a reduction block; the methods check their own settings when they are built.
+    The methods of a block check their own settings when they are built, so that a configuration can be read where they
+    are not installed.
 
     Raises:
-        ValueError: a key other than vision and decoder, or a block without a name.
+        ReductionError: it describes no method.
     """
-    if not reduction:
-        return None
-    unknown = sorted(set(reduction) - set(SITES))
-    if unknown:
-        raise InputError(f"reduction has no part {', '.join(unknown)}; it takes: {', '.join(SITES)}")
-    for site, block in reduction.items():
-        if block is not None and (not isinstance(block, dict) or "name" not in block):
-            raise InputError(f"reduction.{site} is {block!r}; it must name a method, as {{'name': 'prumerge'}}")
-    return reduction
+    if isinstance(reduction, Mapping) and set(reduction) <= set(SITES):
+        parts = [part for part in reduction.values() if part is not None]
+        if all(isinstance(part, Mapping) and "name" in part for part in parts):
+            return dict(reduction) or None
+    return resolve(reduction) or None
 
 
 class OwnConfig:
-    """In front of a stock configuration class: `reduction: {"vision": {...}, "decoder": {...}}`, stored verbatim."""
+    """In front of a stock configuration class: `reduction: {"vision": {...}, "decoder": {...}}`, stored verbatim.
+
+    A method can also be described in any way `methods.resolve` reads, such as `reduction="NAME:budget=64"`.
+    """
 
     keys_to_ignore_at_inference = ("past_key_values", "labels", "layout")  # of the output, for transformers' Trainer
 
@@ -57,10 +58,10 @@ class PruMergeLlavaConfig(OwnConfig, LlavaConfig):
 
     model_type = "prumerge_llava"
 
-    reduction: dict | None = None
+    reduction: dict | str | None = None
 
     @classmethod
-    def from_llava(cls, config: LlavaConfig, reduction: dict[str, Any] | None = None) -> PruMergeLlavaConfig:
+    def from_llava(cls, config: LlavaConfig, reduction: Described = None) -> PruMergeLlavaConfig:
         """The same model with a reduction; a plain copy keeps `model_type: llava`, and with it the stock class."""
         return with_reduction(config, reduction)
 
@@ -75,7 +76,7 @@ def own_config_class(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     body = {
         "__module__": __name__,
         "__doc__": f"{stock.__name__} with a reduction block.",
-        "__annotations__": {"reduction": "dict | None"},
+        "__annotations__": {"reduction": "dict | str | None"},
         "model_type": PREFIX + stock.model_type,
         "reduction": None,
     }
@@ -87,7 +88,7 @@ def stock_config_class(own: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[stock_type(own.model_type)]
 
 
-def with_reduction(config: PreTrainedConfig, reduction: dict[str, Any] | None) -> PreTrainedConfig:
+def with_reduction(config: PreTrainedConfig, reduction: Described) -> PreTrainedConfig:
     """A family's configuration as ours, with another reduction."""
     values = config.to_dict()
     for key in ("model_type", "architectures", "reduction", "transformers_version"):

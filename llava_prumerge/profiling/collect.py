@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.ground.files import write_json, write_text
+from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.registry import measured_methods
 from llava_prumerge.profiling.latency_report import as_text, draw, shown
 
 PAGE = """# Efficiency, measured on CPU
@@ -88,10 +90,15 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
+def is_of(name: str, benchmark: Benchmark) -> bool:
+    """Whether a row is of a method that a target was set for, with whatever settings its name tells behind it."""
+    return name.startswith(tuple(measured_methods(benchmark)))
+
+
 def targets(results: dict[str, Any]) -> Iterator[Target]:
     """What the project set out to reach, as far as it was measured here."""
     for row in results.get("reducer", {}).get("rows", []):
-        if row["method"].startswith("prumerge"):
+        if is_of(row["method"], Benchmark.REDUCTION):
             told = f"{row['method']} {row['kept_mean']:.0f}, batch {row['batch']}"
             yield Target(f"reduction step, % of the vision tower: {told}", row["share"], 2.0, least=False)
     for row in results.get("pruner", {}).get("rows", []):
@@ -102,14 +109,14 @@ def targets(results: dict[str, Any]) -> Iterator[Target]:
             for cell in run["cells"]:
                 yield from _of_cell(f"{run['model']['name']}, batch {cell['batch']}", cell, promised=step == "llava")
     for row in results.get("throughput", {}).get("rows", []):
-        if row["name"].startswith("prumerge_plus"):
+        if is_of(row["name"], Benchmark.THROUGHPUT):
             yield Target(f"evaluation, times the stock loop: {row['name']}", row["times_the_loop"], 4.0, least=True)
     for row in results.get("throughput", {}).get("rows", []):
         if "flips" in row:
             flips = dict.fromkeys(("q1", "median", "q3"), row["flips"])
             yield Target(f"evaluation, answers that batching changes: {row['name']}", flips, 0, least=False)
     for row in results.get("training", {}).get("rows", []):
-        if row["method"].startswith("prumerge_plus") and "grouped" in row:
+        if is_of(row["method"], Benchmark.PADDING) and "grouped" in row:
             share = dict.fromkeys(("q1", "median", "q3"), 100 * row["grouped"]["padding_share"])
             yield Target(f"training ({row['stage']}), % padding with grouping: {row['method']}", share, 10, least=False)
 

@@ -1,6 +1,6 @@
 """FLOPs with and without a method: those of the model computed, a vision reducer's own counted while it runs once.
 
-    python -m llava_prumerge.efficiency flops --model llava-1.5-7b --method prumerge_plus --tokens 144
+    python -m llava_prumerge.efficiency flops --model llava-1.5-7b --method METHOD --tokens 144
 
 The reducer runs on one made-up image of the right shape.
 """
@@ -16,10 +16,11 @@ from typing import Any
 from llava_prumerge.efficiency.flops import as_text, report
 from llava_prumerge.efficiency.options import add_layout, counts_of, settings_of
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.tokens import method_block
 from llava_prumerge.ground.command import Parser
 
 
-def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settings: Mapping[str, Any]) -> int:
+def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text: int) -> int:
     """Floating-point operations (2 per multiply-add) of everything a reducer adds to one image.
 
     Matrix products alone are counted, as everywhere in these tables: sorting and softmax over P numbers are nothing
@@ -28,10 +29,9 @@ def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settin
 
     Args:
         shape: of the model.
-        method: its name.
-        tokens: its budget.
+        block: the reducer's name and settings.
+        tokens: that it leaves, where each image would decide.
         text: tokens of the prompt, for methods that read it.
-        settings: of the method.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -39,8 +39,10 @@ def reducer_flops(shape: ModelShape, method: str, tokens: int, text: int, settin
     from llava_prumerge.methods.base import VisionTokens
     from llava_prumerge.methods.registry import build_reducer
 
-    reducer = build_reducer({"name": method, **settings, **({} if method == "none" else {"budget": tokens})}).eval()
-    vision = shape.vision
+    reducer, vision = build_reducer(block), shape.vision
+    if not reducer.tokens_left(vision.patches).exact:
+        reducer = build_reducer({**block, "budget": tokens})
+    reducer.eval()
     height, width = reducer.input_size(vision.image, vision.image, vision.patch)
     grid = (height // vision.patch, width // vision.patch)
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +75,8 @@ def run(given: argparse.Namespace) -> str:
     shape = model_shape(given.model)
     counts = counts_of(given, shape)
     reducer = 0
-    if counts.reduced:
-        reducer = reducer_flops(shape, given.method, counts.visual[0], counts.text, settings_of(given))
+    if counts.kept is not None:
+        block = method_block(shape, given.method, given.tokens, settings_of(given))
+        reducer = reducer_flops(shape, block["vision"], counts.kept, counts.text)
     found = report(shape, counts, reducer)
     return json.dumps({"method": given.method, **found}) if given.json else as_text(shape, counts, found, given.method)

@@ -1,7 +1,7 @@
 """Measured latency: tower, reducer, projector, prefill, decoding and the whole way, apart; peak memory; against floors.
 
     python -m llava_prumerge.efficiency latency --model pocket --batch 1 8
-    python -m llava_prumerge.efficiency latency --layers 2 --blocks 2 --methods prumerge_plus=144 prumerge=40 --out FILE.json
+    python -m llava_prumerge.efficiency latency --layers 2 --blocks 2 --methods NAME=144 NAME=40 --out FILE.json
     python -m llava_prumerge.efficiency latency --read FILE.json --plot FILE.png
 
 Weights are random and of the real shape: time does not depend on their values. The class attention is made so that an
@@ -16,6 +16,7 @@ import argparse
 import gc
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.efficiency.options import MODEL, positive
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.plugins import add_plugin_option
+from llava_prumerge.methods.registry import build_reducer, measured_methods
+from llava_prumerge.methods.resolve import resolve_part
 from llava_prumerge.profiling.latency_report import as_text, draw, read_result
 from llava_prumerge.profiling.machine import describe
 from llava_prumerge.profiling.measurement import measure_cell
@@ -39,31 +43,28 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-METHODS = ("prumerge_plus=144", "prumerge=40")
-"""Of a tower with 576 patches, where none are named; of another the same shares."""
+TOKENS = re.compile(r"(?P<name>[^={}:]+)=(?P<tokens>[0-9]+)")
 
 
 def parse_method(written: str) -> tuple[dict[str, Any], int | None]:
-    """NAME=TOKENS, or a block whose settings say how many tokens are left. -> block, tokens"""
-    try:
-        parsed = yaml.safe_load(written)
-    except yaml.YAMLError as error:
-        raise EfficiencyError(f"--methods {written!r}: {' '.join(str(error).split())}") from error
-    if isinstance(parsed, dict) and "name" in parsed:
-        return parsed, parsed.pop("tokens", None)
-    name, _, tokens = str(parsed).partition("=")
-    if not tokens.isdecimal():
+    """NAME=TOKENS, or a description whose settings say how many tokens are left. -> block, tokens"""
+    if given := TOKENS.fullmatch(written):
+        return resolve_part(given["name"], "vision"), int(given["tokens"])
+    block = resolve_part(written, "vision")
+    if not build_reducer(block).tokens_left(1024).exact:
         raise EfficiencyError(
-            f"--methods {written!r} is neither NAME=TOKENS, as in prumerge=40, nor a block such as "
-            '"{name: pool, rows: 12, columns: 12}"'
+            f"--methods {written!r}: each image decides how many tokens {block['name']} leaves; say NAME=TOKENS, as in "
+            f"{block['name']}=40, or set its budget"
         )
-    return {"name": name}, int(tokens)
+    return block, None
 
 
 def default_methods(shape: ModelShape) -> list[str]:
-    """`METHODS` at a tower's number of patches."""
-    parts = (method.split("=") for method in METHODS)
-    return [f"{name}={round(int(tokens) * shape.vision.patches / 576)}" for name, tokens in parts]
+    """The methods of the paper, each with the tokens it is expected to leave of a tower's patches; the largest first."""
+    found = []
+    for name in measured_methods(Benchmark.LATENCY):
+        found.append((build_reducer({"name": name}).tokens_left(shape.vision.patches).tokens, name))
+    return [f"{name}={tokens}" for tokens, name in sorted(found, reverse=True)]
 
 
 def settings_of(given: argparse.Namespace) -> list[Setting]:
@@ -162,8 +163,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         metavar="NAME=TOKENS",
-        help=f"or a block; vision reducers (default: {' '.join(METHODS)})",
+        help="or a block; vision reducers (default: those of the paper, with the tokens it says they leave)",
     )
+    add_plugin_option(parser)
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="sequences (default: 1)")
     parser.add_argument("--prompt", nargs="+", type=int, default=[40], help="tokens of text (default: 40)")
     parser.add_argument("--answer", nargs="+", type=int, default=[16], help="tokens of the answer (default: 16)")

@@ -1,6 +1,6 @@
 """Time of a pruner's own work as a share of the decoder layer it stands before.
 
-    python -m llava_prumerge.profiling.pruner [--methods NAME ...] [--models llava-1.5-7b pocket] [--batch 1 64]
+    python -m llava_prumerge.profiling.pruner [--methods METHOD ...] [--models llava-1.5-7b pocket] [--batch 1 64]
 
 Its own work is all that happens between two layers: scores, choice, compaction of everything on the sequence axis, and the
 new mask and rotary angles. The layer it is compared with is the one before, which has run on just the tokens that the
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from llava_prumerge.efficiency.errors import EfficiencyError
@@ -29,7 +28,9 @@ from llava_prumerge.efficiency.options import finish
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
+from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.registry import build_pruner, method_names
+from llava_prumerge.methods.resolve import resolve_part
 from llava_prumerge.profiling.machine import describe
 from llava_prumerge.profiling.timing import ratios, spread
 
@@ -168,15 +169,15 @@ def _row(
 
 
 def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
-    """Reduction blocks from names or flow mappings ("{name: fastv, layer: 1}"); by default every pruner as it is."""
-    parsed = [yaml.safe_load(name) for name in names or method_names(DecoderPruner)]
-    return [item if isinstance(item, dict) else {"name": str(item)} for item in parsed]
+    """Blocks of decoder pruners, described in any way; by default every pruner as it is."""
+    return [resolve_part(name, "decoder") for name in names or method_names(DecoderPruner)]
 
 
 def benchmark(words: list[str]) -> dict[str, Any]:
     """Measure and print. -> what is printed last"""
     parser = Parser("llava_prumerge.profiling.pruner", __doc__)
-    parser.add_argument("--methods", nargs="+", help='names or blocks, such as dart "{name: fastv, layer: 1}"')
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names, files or blocks of decoder pruners")
+    add_plugin_option(parser)
     parser.add_argument("--models", nargs="+", default=["llava-1.5-7b", "pocket"])
     parser.add_argument(
         "--batch", nargs="+", type=int, help=f"prompts at a time (default 1, or {SMALL_BATCH} of a small model)"

@@ -1,6 +1,6 @@
 """Time of the reduction step as a share of the vision tower's forward pass.
 
-    python -m llava_prumerge.profiling.reducer [--methods NAME ...] [--batch 1 8]
+    python -m llava_prumerge.profiling.reducer [--methods METHOD ...] [--batch 1 8]
 
 The tower is CLIP ViT-L/14-336 with random weights, as far as LLaVA runs it (23 of 24 blocks), in float32; the reduction is everything a
 method adds to it, the projections to the class query and the keys included. The made-up class attention has about 40 outliers of 576
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from llava_prumerge.efficiency.options import finish
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
+from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.registry import build_reducer, method_names
+from llava_prumerge.methods.resolve import resolve_part
 from llava_prumerge.profiling.machine import describe
 from llava_prumerge.profiling.timing import Action, ratios, spread, take_turns
 
@@ -73,17 +74,16 @@ def clip_tower() -> torch.nn.Module:
 
 
 def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
-    """Reduction blocks from names or flow mappings ("{name: pool, rows: 12, columns: 12}"); by default all that need no setting."""
+    """Blocks of vision reducers, described in any way; by default all that see the whole tower's output."""
     if names:
-        parsed = [yaml.safe_load(name) for name in names]
-        return [item if isinstance(item, dict) else {"name": str(item)} for item in parsed]
+        return [resolve_part(name, "vision") for name in names]
     found = []
     for name in method_names(VisionReducer):
         try:
             reducer = build_reducer({"name": name})
         except ReductionError:  # needs settings: there is no default to time
             continue
-        if reducer.site == "tower":
+        if reducer.site == "tower" and reducer.input_size(SIDE * PATCH, SIDE * PATCH, PATCH) == (SIDE * PATCH,) * 2:
             found.append({"name": name})
     return found
 
@@ -133,8 +133,12 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     """Measure and print. -> what is printed last"""
     parser = Parser("llava_prumerge.profiling.reducer", __doc__)
     parser.add_argument(
-        "--methods", nargs="+", help='names or blocks, such as prumerge "{name: pool, rows: 12, columns: 12}"'
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help='names, files or blocks, such as "{name: pool, rows: 12, columns: 12}"',
     )
+    add_plugin_option(parser)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument(
         "--repeats", type=int, default=5, help="rounds: of a forward pass, and five reductions of each method"

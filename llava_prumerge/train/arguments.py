@@ -8,12 +8,16 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llava_prumerge.data.recipe import RecipeError, read_names, read_recipe
+from llava_prumerge.data.recipe import SETTINGS, RecipeError, read_names, read_recipe
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.naming import not_known
+from llava_prumerge.methods.plugins import load_plugins
+from llava_prumerge.methods.resolve import is_setting, method_name, resolve, stored_reduction
+from llava_prumerge.ops.errors import ReductionError
 
 
 def option(default: Any, text: str) -> Any:
@@ -32,7 +36,10 @@ class ModelArguments:
     language_model: str | None = option(None, "folder of the language model (Hugging Face Llama) with its tokenizer")
     vision_tower: str | None = option(None, "folder of the vision tower (Hugging Face CLIP) with its image processor")
     projector: str | None = option(None, "mm_projector.safetensors of stage 1; null: a fresh one (stage projector)")
-    reduction: dict[str, Any] | None = option(None, "the method file's block; null: what `model` says, else no method")
+    reduction: dict[str, Any] | None = option(
+        None, "a method by name, file or block, also as method=NAME; null: what `model` says, else no method"
+    )
+    plugin: list[str] = option([], "modules or files that register methods of your own")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = option("sdpa", "attention implementation")
     precision: Literal["bf16", "fp32", "auto"] = option(
         "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
@@ -125,17 +132,46 @@ def load_arguments(tokens: list[str]) -> TrainArguments:
 
 
 def build_arguments(values: dict[str, Any]) -> TrainArguments:
-    """Build typed arguments from a mapping; an unknown key is an error that names the known ones."""
+    """Build typed arguments from a mapping; an unknown key is an error that names the known ones.
+
+    What describes a method is resolved: `reduction`, its settings, and other keys that only a method can have.
+    """
     hints = typing.get_type_hints(TrainArguments)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise RecipeError(not_known("key" if len(unknown) == 1 else "keys", unknown, sorted(hints)))
-    arguments = TrainArguments(**{key: coerce(key, value, hints[key]) for key, value in values.items()})
+    values = dict(values)
+    settings = dict(values.pop(SETTINGS, {}))
+    described = values.pop("reduction", None)
+    typed = {key: coerce(key, value, hints[key]) for key, value in values.items() if key in hints}
+    settings |= method_settings({key: value for key, value in values.items() if key not in hints}, typed, hints)
+    arguments = TrainArguments(**typed)
+    arguments.reduction = resolve_reduction(described, settings, arguments)
     if arguments.model is not None:
         arguments.language_model = arguments.vision_tower = arguments.projector = None
     if arguments.output_dir is not None:
         arguments.output_dir = arguments.output_dir.replace("{method}", method_name(arguments.reduction))
     return arguments
+
+
+def method_settings(unknown: dict[str, Any], typed: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Keys that are no setting of training, where a method has settings of that name.
+
+    Raises:
+        RecipeError: none has.
+    """
+    for key in sorted(unknown):
+        if not is_setting(key, typed.get("plugin")):
+            raise RecipeError(not_known("key", key, sorted(known)))
+    return unknown
+
+
+def resolve_reduction(described: Any, settings: dict[str, Any], arguments: TrainArguments) -> dict[str, Any] | None:
+    """The reduction block of a recipe; see `methods.resolve`. Settings alone act on what the model carries."""
+    if described is None and not settings:
+        return None
+    try:
+        load_plugins(arguments.plugin)
+        return resolve(described, settings, None if described is not None else stored_reduction(arguments.model))
+    except ReductionError as error:
+        raise RecipeError(str(error)) from error
 
 
 def coerce(key: str, value: Any, hint: Any) -> Any:
@@ -179,13 +215,6 @@ def coerce_scalar(key: str, value: Any, kind: type) -> Any:
     raise RecipeError(f"{key}={value!r}: must be {names[kind]}")
 
 
-def method_name(reduction: dict[str, Any] | None) -> str:
-    """Short name of a reduction block for folder names, such as `prumerge_plus` or `prumerge+fastv`."""
-    blocks = [(reduction or {}).get(key) for key in ("vision", "decoder")]
-    names = [str(block.get("name", "unnamed")) for block in blocks if isinstance(block, dict)]
-    return "+".join(name for name in names if name != "none") or "none"
-
-
 def check_values(arguments: TrainArguments) -> None:
     """Refuse values that no run can use, before anything heavy is imported."""
     positive = (
@@ -212,8 +241,6 @@ def check_values(arguments: TrainArguments) -> None:
     unknown = sorted(set(arguments.report_to) - {"tensorboard", "wandb"})
     if unknown:
         raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")
-    if arguments.reduction is not None and not set(arguments.reduction) <= {"vision", "decoder"}:
-        raise RecipeError(f"reduction={arguments.reduction!r}: its keys must be vision and decoder")
     if arguments.quantization != "none" and (arguments.stage != "lora" or arguments.deepspeed is not None):
         given = f"stage={arguments.stage}, deepspeed={arguments.deepspeed}"
         raise RecipeError(f"quantization={arguments.quantization} is for stage=lora with deepspeed=null, got {given}")

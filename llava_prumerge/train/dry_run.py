@@ -14,14 +14,15 @@ import torch
 from transformers import AutoConfig, Trainer
 
 from llava_prumerge.ground.hub_names import is_hub_name
+from llava_prumerge.methods.resolve import method_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, load_image_processor, read_tower_config
 from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
 from llava_prumerge.text.hub_files import folder_of, is_offline
-from llava_prumerge.train.arguments import TrainArguments, accumulation_steps, method_name
+from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 from llava_prumerge.train.assembly import build_dataset
-from llava_prumerge.train.estimate import Kept, describe_memory, kept_tokens, shape_of
+from llava_prumerge.train.estimate import describe_memory, kept_tokens, shape_of
 from llava_prumerge.train.preflight import missing_inputs
 from llava_prumerge.train.published import PUBLISHED, RECORDS, published_config
 from llava_prumerge.train.stages import count_parameters, format_count, parameter_groups, prepare_stage
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from llava_prumerge.data.quarantine import QuarantiningDataset
     from llava_prumerge.efficiency.shapes import ModelShape
+    from llava_prumerge.efficiency.tokens import TokenCounts
 
 SAMPLED_RECORDS = 32
 
@@ -152,9 +154,9 @@ def guess_records(arguments: TrainArguments) -> Sampled:
     )
 
 
-def describe_tokens(arguments: TrainArguments, sampled: Sampled, kept: Kept, shape: ModelShape) -> list[str]:
+def describe_tokens(arguments: TrainArguments, sampled: Sampled, kept: TokenCounts, shape: ModelShape) -> list[str]:
     """Tokens of a step before and after reduction, and of an image."""
-    patches, equivalent = shape.vision.patches, kept.counts.equivalent
+    patches, equivalent = shape.vision.patches, kept.equivalent
     before = sampled.tokens * arguments.global_batch
     after = before - sampled.images * (patches - equivalent) * arguments.global_batch
     return [

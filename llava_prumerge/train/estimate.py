@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.efficiency.memory import Training, training
 from llava_prumerge.efficiency.options import columns
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
-from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts, method_counts
-from llava_prumerge.methods.registry import build_reducer
+from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts, reduction_counts
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.settings import uses_bf16
@@ -30,19 +28,6 @@ BACKENDS: dict[str, tuple[int, bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Visual tokens per image while the run trains.
-
-    Attributes:
-        counts: by layer, beside the longest text the recipe admits.
-        source: where the number comes from.
-    """
-
-    counts: TokenCounts
-    source: str
-
-
 def shape_of(config: PruMergeLlavaConfig) -> ModelShape:
     """The sizes that costs are computed from."""
     with tempfile.TemporaryDirectory() as folder:
@@ -50,31 +35,13 @@ def shape_of(config: PruMergeLlavaConfig) -> ModelShape:
         return model_shape(folder)
 
 
-def kept_tokens(arguments: TrainArguments, config: PruMergeLlavaConfig, shape: ModelShape) -> Kept:
-    """What the run's method leaves of an image, as far as it is known before the images are seen."""
-    patches, text = shape.vision.patches, max(arguments.max_length - shape.vision.patches, 1)
-    block = config.reduction or {}
-    kept, source, projected = reduced_by_reducer(block.get("vision"), patches)
-    pruner = block.get("decoder")
-    if pruner is None:
-        return Kept(TokenCounts(text, (kept,) * shape.language.layers, patches, projected), source)
-    if "target" in pruner or pruner["name"] == "atp_llava":
-        source += "; atp_llava weighs tokens while it trains and drops them afterwards alone"
-        return Kept(TokenCounts(text, (kept,) * shape.language.layers, patches, projected), source)
-    settings = {key: value for key, value in pruner.items() if key != "name"}
-    course = method_counts(shape, pruner["name"], None, text, settings)
-    visual = tuple(round(count * kept / patches) for count in course.visual)
-    return Kept(replace(course, visual=visual, projected=projected), f"{source}; {pruner['name']} as its settings say")
+def kept_tokens(arguments: TrainArguments, config: PruMergeLlavaConfig, shape: ModelShape) -> TokenCounts:
+    """What the run's method leaves of an image while it trains, as far as it is known before the images are seen.
 
-
-def reduced_by_reducer(block: dict | None, patches: int) -> tuple[int, str, int]:
-    """-> tokens behind a vision reducer, where that number comes from, tokens the projector sees"""
-    reducer = build_reducer(block)
-    name = "none" if reducer is None else reducer.name
-    if reducer is None or name == "none":
-        return patches, "no vision reducer", patches
-    left = reducer.tokens_left(patches)
-    return left.tokens, f"{name}: {left.source}", patches if reducer.site == "projected" else left.tokens
+    Beside it stands the longest text the recipe admits.
+    """
+    text = max(arguments.max_length - shape.vision.patches, 1)
+    return reduction_counts(shape, config.reduction or {}, text, training=True)
 
 
 def read_backend(arguments: TrainArguments) -> str:
@@ -125,16 +92,16 @@ def gigabytes(arguments: TrainArguments, shape: ModelShape, counts: TokenCounts,
     return sum(parts.values()) / 1e9
 
 
-def describe_memory(arguments: TrainArguments, shape: ModelShape, kept: Kept) -> list[str]:
+def describe_memory(arguments: TrainArguments, shape: ModelShape, kept: TokenCounts) -> list[str]:
     """A table: ZeRO stage by GPU count, the recipe's own marked; without reduction in brackets."""
     own = read_backend(arguments)
-    full = constant_counts(shape, None, kept.counts.text)
+    full = constant_counts(shape, None, kept.text)
     header = ["GPUs", *(str(gpus) for gpus in GPU_COUNTS)]
     rows = [header]
     for backend in BACKENDS if arguments.quantization == "none" else (PLAIN,):
         row = [f"{backend}{' <- this recipe' if backend == own else ''}"]
         for gpus in GPU_COUNTS:
-            reduced, whole = (gigabytes(arguments, shape, counts, backend, gpus) for counts in (kept.counts, full))
+            reduced, whole = (gigabytes(arguments, shape, counts, backend, gpus) for counts in (kept, full))
             digits = 1 if whole >= 1 else 3
             row.append(f"{reduced:.{digits}f} ({whole:.{digits}f})")
         rows.append(row)

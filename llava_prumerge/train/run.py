@@ -39,7 +39,6 @@ from llava_prumerge.train.arguments import (
     accumulation_steps,
     describe_arguments,
     load_arguments,
-    setting_names,
 )
 from llava_prumerge.train.model_parts import check_parts
 from llava_prumerge.train.preflight import (
@@ -61,11 +60,11 @@ logger = logging.getLogger("llava_prumerge.train")
 
 def make_parser() -> Parser:
     """The options beside the recipe."""
-    parser = Parser("llava_prumerge.train.run", f"{__doc__}\n{describe_arguments()}", settings=setting_names())
+    parser = Parser("llava_prumerge.train.run", f"{__doc__}\n{describe_arguments()}", settings=None)
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="a recipe, a method; their names, or paths of YAML files"
     )
-    parser.add_argument("--method", metavar="NAME|FILE", help="the same as a method among the files")
+    parser.add_argument("--method", help="a name, a file or a block; the same as a method among the files")
     parser.add_argument("--dry-run", action="store_true", help="show what would train")
     parser.add_argument("--check", action="store_true", help="verify that everything the recipe names exists")
     return parser
@@ -77,7 +76,7 @@ def main(words: list[str]) -> int:
     given = make_parser().parse_args(words)
     if not given.files and not given.settings:
         raise RecipeError(f"name a recipe, such as {' or '.join(shipped.names('train')[:2])}, or one of your own")
-    method = [] if given.method is None else [str(shipped.require("method", given.method, "method"))]
+    method = [] if given.method is None else [f"method={given.method}"]
     arguments = load_arguments([*given.files, *method, *given.settings])
     check(arguments, inputs=not given.dry_run)
     if given.check:

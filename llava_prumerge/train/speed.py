@@ -1,6 +1,6 @@
 """Samples per second, peak memory and padding of training steps: all tokens against reductions, stage by stage.
 
-    python -m llava_prumerge.train.speed RECIPE.yaml [RECIPE.yaml ...] [--methods prumerge prumerge_plus] [key=value ...]
+    python -m llava_prumerge.train.speed RECIPE.yaml [RECIPE.yaml ...] [--methods METHOD ...] [key=value ...]
 
 Each recipe is trained for a few optimiser steps without a method and with each one named, by the very trainer that
 `train.run` uses, on the same samples. They take turns, round by round; the first step of a turn is not counted, nor is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.efficiency.options import finish
-from llava_prumerge.ground import shipped
 from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.plugins import add_plugin_option
+from llava_prumerge.methods.resolve import label_of
 from llava_prumerge.model.devices import choose_device, hide_gpus, keep_one_gpu
-from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments, setting_names
+from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
 from llava_prumerge.train.preflight import check_inputs
 from llava_prumerge.train.run import quieten_libraries
 
@@ -135,19 +138,23 @@ def step_watch(meter: Any, device: torch.device) -> Any:
 
 def contenders_of(recipe: str, given: argparse.Namespace, settings: list[str], folder: Path) -> list[Contender]:
     """All methods of one recipe, all tokens first."""
+    from llava_prumerge.methods.registry import measured_methods
+
     planned = []
     projector: list[str] = []
-    for method in [shipped.require("method", name, "method") for name in (ALL, *given.methods)]:
-        output = folder / f"{Path(recipe).parent.name}-{Path(recipe).stem}-{method.stem}"
+    for method in (ALL, *(given.methods or measured_methods(Benchmark.TRAINING))):
+        name = label_of(method)
+        place = f"{Path(recipe).parent.name}-{Path(recipe).stem}-{name}"
+        output = folder / re.sub(r"[^\w.+=-]+", "_", place)
         own = ["deepspeed=null", "save_steps=0", "report_to=none", "merge=false", "logging_steps=1"]
         own += [f"output_dir={output}", f"max_steps={given.steps}"]
-        tokens = [recipe, str(method), *settings, *own]
+        tokens = [recipe, f"method={method}", *settings, *own]
         if given.random_projector and not projector:
             projector = [f"projector={write_random_projector(load_arguments(tokens), folder)}"]
         arguments = load_arguments([*tokens, *projector])
         check_inputs(arguments)
         output.mkdir(parents=True, exist_ok=True)
-        planned.append((arguments, method.stem))
+        planned.append((arguments, name))
     return [Contender(arguments, method) for arguments, method in planned]
 
 
@@ -196,11 +203,12 @@ def as_line(row: dict[str, Any]) -> str:
 
 def make_parser() -> Parser:
     """The options."""
-    parser = Parser("llava_prumerge.train.speed", __doc__, settings=setting_names())
+    parser = Parser("llava_prumerge.train.speed", __doc__, settings=None)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument(
-        "--methods", nargs="+", default=["prumerge", "prumerge_plus"], help="files, or names of those that ship"
+        "--methods", nargs="+", metavar="METHOD", help="names, files or blocks (default: those of the paper)"
     )
+    add_plugin_option(parser)
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps of a turn, the first of them not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--padding-batches", type=int, default=40, help="0: do not measure padding")

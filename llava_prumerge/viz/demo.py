@@ -25,6 +25,8 @@ from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import decode_image
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.methods.plugins import add_plugin_option
+from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.viz.demo_model import Answer, DemoModel
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
 
@@ -233,9 +235,10 @@ def serve(words: list[str]) -> DemoServer:
     parser = Parser("llava_prumerge.viz.demo", __doc__)
     parser.add_argument("model", help="a run, a checkpoint, or a name on the Hub")
     parser.add_argument(
-        "--method", help="the method to begin with: a listed name or a file (default: the checkpoint's own)"
+        "--method", help="the method to begin with: a name, a file or a block (default: the checkpoint's own)"
     )
     parser.add_argument("--methods", type=Path, nargs="+", default=[], metavar="FILE|DIR", help="more method files")
+    add_plugin_option(parser)
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
     parser.add_argument("--dtype", help="of the weights (default: float16 on a GPU, float32 without)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
@@ -247,9 +250,13 @@ def serve(words: list[str]) -> DemoServer:
     device = choose_device(given.device)
     dtype = given.dtype or ("float16" if device.startswith("cuda") else "float32")
     file = Path(given.method) if given.method and Path(given.method).is_file() else None
-    MethodList(None, [*given.methods, *([file] if file else [])])  # a wrong file is said before the model is loaded
+    places = [*([file] if file else []), *given.methods]
+    listed = MethodList(None, places).read()  # what is wrong is said before the model is loaded
+    described = {}
+    if given.method and not file and given.method not in (*listed, OWN):
+        described = {given.method: resolve(given.method) or {}}
     model = DemoModel(*load_model(given.model, dtype=dtype, device=device))
-    methods = MethodList(model.own_block, [*([file] if file else []), *given.methods])
+    methods = MethodList(model.own_block, places, described)
     first = OWN if model.own_block else "none"
     chosen = first if given.method is None else (file.stem if file else given.method)
     methods.find(chosen)

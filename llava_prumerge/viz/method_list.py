@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_prumerge.ground import shipped
-from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.methods.base import ReductionError
-from llava_prumerge.methods.registry import discover, fields_of
-from llava_prumerge.model.configuration import check_reduction
+from llava_prumerge.methods.registry import discover, site_of
+from llava_prumerge.methods.resolve import read_method_file, resolve
 
 logger = logging.getLogger(__name__)
 
 OWN, NONE = "the checkpoint's own", "none"
-SITES = ("vision", "decoder")
 
 Block = dict[str, Any]
-
-
-def read_method_file(path: Path) -> Block:
-    """The reduction block of a method file; {} for one that keeps everything.
-
-    Raises:
-        ReductionError: no method file; the message names it.
-    """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
-        block = content.get("reduction", content) if isinstance(content, dict) else content
-        if not isinstance(block, dict):
-            raise InputError(f"expected the keys {' and '.join(SITES)}, found {block!r}")
-        checked = check_reduction(block) or {}
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-        raise ReductionError(f"{path} is no method file: {' '.join(str(error).split())}") from error
-    return {site: part for site, part in checked.items() if part}
 
 
 class MethodList:
@@ -46,10 +26,11 @@ class MethodList:
     Args:
         own: the checkpoint's block.
         places: method files, and folders of them, beside the shipped ones. A file that is named has to be one.
+        more: blocks that were described in words, by those words.
     """
 
-    def __init__(self, own: Block | None, places: Sequence[Path] = ()) -> None:
-        self.own = own or {}
+    def __init__(self, own: Block | None, places: Sequence[Path] = (), more: Mapping[str, Block] | None = None) -> None:
+        self.own, self.more = own or {}, dict(more or {})
         self.files = [place for place in places if place.is_file()]
         self.folders = [shipped.folder("method"), *(place for place in places if not place.is_file())]
         for place in self.folders[1:]:
@@ -70,7 +51,9 @@ class MethodList:
                 continue
             if path.stem != NONE:
                 found[str(path) if path.stem in found else path.stem] = block
-        return found
+        for name in discover():
+            found.setdefault(name, {site_of(name): {"name": name}})  # of a plugin, which has no file here
+        return found | self.more
 
     def find(self, name: str) -> Block:
         """A method by its name.
@@ -80,7 +63,7 @@ class MethodList:
         """
         known = self.read()
         if name not in known:
-            raise ReductionError(f"method {name[:80]!r} is not known; there are: {', '.join(known)}")
+            raise ReductionError(not_known("method", name, known))
         return known[name]
 
 
@@ -90,10 +73,7 @@ def with_budget(block: Block, budget: int) -> Block:
     Raises:
         ReductionError: none of its methods takes one.
     """
-    known = discover()
-    for site in SITES:
-        part = block.get(site)
-        if part and part["name"] in known and "budget" in fields_of(known[part["name"]]):
-            return {**block, site: {**part, "budget": budget}}
-    names = " and ".join(part["name"] for part in block.values() if part) or NONE
-    raise ReductionError(f"{names} takes no budget; leave it empty")
+    plain = resolve(block) or {}
+    if not plain:
+        raise ReductionError(f"{NONE} takes no budget; leave it empty")
+    return resolve(plain, {"budget": budget}) or {}

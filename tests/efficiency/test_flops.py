@@ -12,7 +12,8 @@ from llava_prumerge.efficiency.flops import ranking_flops, split
 from llava_prumerge.efficiency.operations import HALF, decode, matrix_flops, projector, tower
 from llava_prumerge.efficiency.shapes import named_shapes
 from llava_prumerge.efficiency.tokens import constant_counts, layered_counts, method_counts
-from llava_prumerge.methods.registry import discover
+from llava_prumerge.methods.registry import discover, fields_of
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.profiling.flops import reducer_flops
 
 SEVEN, THIRTEEN, POCKET = (named_shapes()[name] for name in ("llava-1.5-7b", "llava-1.5-13b", "pocket"))
@@ -101,18 +102,38 @@ def test_methods_are_asked_for_their_layers(method: str, settings: dict, tokens:
 
 @pytest.mark.parametrize("method", list(discover()))
 def test_every_method_has_a_cost_or_says_what_it_needs(method: str) -> None:
-    if method == "atp_llava":
-        with pytest.raises(EfficiencyError, match="--per-layer"):
-            method_counts(POCKET, method)
-        return
-    tokens = None if method == "none" else 72
-    counts = method_counts(POCKET, method, tokens, 10)
-    assert counts.equivalent == pytest.approx(tokens or 144, abs=12)  # VTW has whole layers only
-    if counts.reduced:
-        assert reducer_flops(POCKET, method, 72, 10, {}) >= 0
-        with pytest.raises(EfficiencyError, match="needs --tokens"):
-            method_counts(POCKET, method, None, 10)
+    takes_budget = "budget" in fields_of(discover()[method])
+    counts = method_counts(POCKET, method, 72 if takes_budget else None, 10)
+    assert counts.exact and counts.equivalent == pytest.approx(72, abs=12) or not takes_budget  # VTW has whole layers
+    assert 0 < counts.equivalent <= 144 and counts.source
+    if counts.kept is not None:
+        assert reducer_flops(POCKET, {"name": method}, 72, 10) >= 0
     assert split(POCKET, counts)["prefill"] <= split(POCKET, constant_counts(POCKET, None, 10))["prefill"]
+
+
+def test_what_a_method_leaves_without_a_budget_is_its_rule_or_its_papers_mean() -> None:
+    """Or has to be given, where neither is there."""
+    assert method_counts(SEVEN, "prumerge").visual[0] == 32 and method_counts(SEVEN, "prumerge_plus").visual[0] == 144
+    assert not method_counts(SEVEN, "prumerge").exact and "the paper's mean" in method_counts(SEVEN, "prumerge").source
+    assert method_counts(SEVEN, "tome").visual[0] == 64 and method_counts(SEVEN, "tome").exact
+    assert method_counts(SEVEN, "prumerge_plus_fixed").visual[0] == 145, "as its file says"
+    for name in ("grid", "random", "uniform", "cls_topk", "pool"):
+        with pytest.raises(EfficiencyError, match=f"{name} needs --tokens, from 1 to 576"):
+            method_counts(SEVEN, name)
+    atp = method_counts(SEVEN, "atp_llava")
+    assert atp.equivalent == pytest.approx(144, abs=0.5) and not atp.exact and atp.visual[:4] == (576,) * 4
+    with pytest.raises(ReductionError, match="atp_llava: setting 'budget' is not known"):
+        method_counts(SEVEN, "atp_llava", 72)
+
+
+def test_a_reducer_and_a_pruner_are_counted_together() -> None:
+    counts = method_counts(SEVEN, "prumerge_plus+fastv", 288)
+    assert counts.visual == (288,) * 2 + (144,) * 30 and (counts.projected, counts.kept, counts.tower) == (
+        288,
+        288,
+        576,
+    )
+    assert counts.ranked == (288,)
 
 
 def test_where_a_reducer_stands_decides_what_it_saves() -> None:
@@ -176,8 +197,8 @@ def test_a_reducers_operations_are_the_formulas() -> None:
     """PruMerge: class query, all keys, the class row, K rows of cosines, and the mixing of P features into K."""
     images, width, kept = 577, 1024, 40
     expected = 2 * width * (width + images * width + images + (kept - 1) * 576 + kept * 576)
-    assert reducer_flops(SEVEN, "prumerge", kept, 40, {}) == pytest.approx(expected, rel=0.01)
-    assert reducer_flops(SEVEN, "none", 576, 40, {}) == 0
+    assert reducer_flops(SEVEN, {"name": "prumerge"}, kept, 40) == pytest.approx(expected, rel=0.01)
+    assert reducer_flops(SEVEN, {"name": "none"}, 576, 40) == 0
 
 
 def test_ranking_costs_a_row_per_drop_and_keys_where_the_layer_has_not_run() -> None:

@@ -7,22 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from llava_prumerge.evaluation.execution import stage_of
-from llava_prumerge.evaluation.fingerprint import fingerprint, method_label, method_name
+from llava_prumerge.evaluation.execution import Subject, stage_of
+from llava_prumerge.evaluation.fingerprint import fingerprint
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.settings import apply_overrides, parse_generation, read_method
+from llava_prumerge.evaluation.settings import parse_generation
 from llava_prumerge.ground.command import pairs
 from llava_prumerge.ground.errors import InputError
-
-METHODS = Path(__file__).resolve().parents[2] / "configs" / "method"
 
 
 def test_settings_are_typed_and_checked() -> None:
     settings = parse_generation({"batch_size": "4", "images": "off", "reduction.vision.budget": "40", "train": "lora"})
     assert (settings.batch_size, settings.images, settings.train) == (4, "off", "lora")
-    assert settings.overrides == {"vision.budget": 40}
+    assert settings.overrides == {"reduction.vision.budget": 40}
     for values, message in (
-        ({"batchsize": "4"}, "setting 'batchsize' is not known; did you mean 'batch_size'"),
+        ({"batchsize": "4"}, "setting 'batchsize' is not known; did you mean 'batch_size'. There are: method"),
         ({"batch_size": "0"}, "batch_size must be a positive whole number, not '0'"),
         ({"images": "maybe"}, "images must be one of on, off, not 'maybe'"),
         ({"train": "yes"}, "train must be one of none, projector, lora, full"),
@@ -35,42 +33,29 @@ def test_settings_are_typed_and_checked() -> None:
         pairs(["--nope"])
 
 
-@pytest.mark.parametrize("path", sorted(METHODS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_method_file_is_a_block(path: Path) -> None:
-    block = read_method(str(path))
-    assert block == {} or all("name" in part for part in block.values())
+def test_a_methods_settings_stand_beside_those_of_the_evaluation(tmp_path: Path) -> None:
+    """And act on the checkpoint's own method where none is named."""
+    (tmp_path / "config.json").write_text('{"reduction": {"vision": {"name": "prumerge"}}}')
 
+    def block(**values: str) -> dict | None:
+        return Subject(str(tmp_path), parse_generation(values)).replacement
 
-def test_method_files(write) -> None:
-    assert read_method(None) is None and read_method("none") == {}
-    assert read_method("prumerge")["vision"]["name"] == "prumerge"
-    assert parse_generation({"budget": "24"}).overrides == {"vision.budget": 24}
-    assert read_method(str(write("m.yaml", "vision: {name: grid, rows: 5}\ndecoder: null\n"))) == {
-        "vision": {"name": "grid", "rows": 5}
+    assert block() is None and block(method="none") == {}
+    assert block(budget="24") == {"vision": {"name": "prumerge", "budget": 24}}
+    assert block(method="fastv:layer=3", keep="0.4375") == {
+        "decoder": {"name": "fastv", "layer": 3, "keep_ratio": 0.4375}
     }
-    assert read_method(str(write("m.yaml", "reduction:\n  vision: {name: prumerge}\n"))) == {
-        "vision": {"name": "prumerge"}
-    }
-    with pytest.raises(EvaluationError, match="expected the keys vision and decoder"):
-        read_method(str(write("m.yaml", "visoin: {name: grid}\n")))
-    with pytest.raises(InputError, match="no such file; method 'absent' is not known"):
-        read_method("configs/method/absent.yaml")
-
-
-def test_overrides() -> None:
-    block = {"vision": {"name": "prumerge"}}
-    assert apply_overrides(block, {"vision.budget": 40}) == {"vision": {"name": "prumerge", "budget": 40}}
-    assert block == {"vision": {"name": "prumerge"}}
-    with pytest.raises(EvaluationError, match="expected reduction.vision.NAME"):
-        apply_overrides(block, {"budget": 40})
-    with pytest.raises(EvaluationError, match="has settings but no method"):
-        apply_overrides({}, {"decoder.layer": 2})
-
-
-def test_method_names() -> None:
-    block = {"vision": {"name": "grid", "rows": 5, "columns": 8}, "decoder": {"name": "fastv"}}
-    assert (method_name(block), method_label(block)) == ("grid+fastv", "grid columns=8 rows=5 + fastv")
-    assert method_name(None) == method_label({"vision": {"name": "none"}}) == "none"
+    assert block(method="prumerge_plus", budget="17", share="13/17", batch_size="4")["vision"]["share"] == "13/17"
+    assert block(method="pyramiddrop", layers="[1,3]", keep_ratio="0.5")["decoder"]["layers"] == [1, 3]
+    for values, words in (
+        ({"method": "fasv"}, "method 'fasv' is not known; did you mean 'fastv'"),
+        ({"method": "fastv", "rounds": "3"}, "fastv: setting 'rounds' is not known"),
+        ({"budget": "0"}, "prumerge: budget 0 is not a positive whole number"),
+        ({"decoder.layer": "3"}, "decoder.layer=3 has no method to belong to"),
+        ({"budget": "["}, "'budget': line 1, column 2: not valid YAML"),
+    ):
+        with pytest.raises(EvaluationError, match=words):
+            block(**values)
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

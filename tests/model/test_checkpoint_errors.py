@@ -235,8 +235,11 @@ def test_what_is_missing_on_the_command_line_is_named(
         ([sources / "lora", tmp_path / "t"], "--language-model names the folder of lmsys/vicuna-7b-v1.5"),
         ([ours, tmp_path / "t", "--to", "original", "--merge"], "nothing to merge"),
         ([ours, tmp_path / "t", "--to", "llava-hf", "--keep-rows"], "are for whole models that go --to original"),
-        ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "prumerg"], "prumerg is no method"),
-        ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "no.yaml"], "no.yaml does not exist"),
+        (
+            [ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "prumerg"],
+            "method 'prumerg' is not known; did you mean 'prumerge'",
+        ),
+        ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "no.yaml"], "no.yaml: no such file"),
     ):
         with pytest.raises(LoadingError, match=message):
             convert(*words)

@@ -398,11 +398,11 @@ def test_wrong_numbers_of_placeholders_and_foreign_caches_are_refused() -> None:
 
 
 def test_reduction_blocks_are_checked() -> None:
-    with pytest.raises(ValueError, match="no part visoin"):
+    with pytest.raises(ValueError, match="key 'visoin' is not known; did you mean 'vision'"):
         tiny_config({"visoin": {"name": "prumerge"}})
-    with pytest.raises(ValueError, match="'prumrge' is not known; did you mean prumerge. There are:.*prumerge"):
+    with pytest.raises(ValueError, match="'prumrge' is not known; did you mean 'prumerge'. There are:.*prumerge"):
         tiny_model({"vision": {"name": "prumrge"}})
-    with pytest.raises(ValueError, match="has no setting budgte; did you mean budget. It takes:.*budget"):
+    with pytest.raises(ValueError, match="setting 'budgte' is not known; did you mean 'budget'. There are:.*budget"):
         tiny_model({"vision": {"name": "prumerge", "budgte": 3}})
     with pytest.raises(ValueError, match="layer"):
         tiny_model({"decoder": {"name": "fastv", "layer": 9}})

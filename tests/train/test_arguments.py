@@ -75,7 +75,7 @@ def test_a_method_file_replaces_the_whole_block(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("vision: {name: prumerge, budget: 9}\ndecoder: {name: fastv, layer: 2}\n")
     (tmp_path / "b.yaml").write_text("vision: {name: random}\n")
     tokens = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "reduction.vision.budget=5"]
-    assert read_recipe(tokens) == {"reduction": {"vision": {"name": "random", "budget": 5}}}
+    assert build_arguments(read_recipe(tokens)).reduction == {"vision": {"name": "random", "budget": 5}}
 
 
 def test_an_unknown_key_names_the_known_ones() -> None:
@@ -91,7 +91,6 @@ def test_an_unknown_key_names_the_known_ones() -> None:
         ("merge", "yes please", "must be true or false"),
         ("stage", "qlora", "must be one of projector, lora, full"),
         ("report_to", 3, "must be a list of names"),
-        ("reduction", "prumerge", "must be a mapping"),
         ("output_dir", ["a"], "must be text"),
         ("learning_rate", float("nan"), "must be a number"),
     ],

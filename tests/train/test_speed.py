@@ -69,7 +69,7 @@ def test_padding_is_what_a_count_by_hand_gives(rows: list[dict], world) -> None:
         (["seed=1"], "required: RECIPE"),
         (["x.yaml", "--steps", "1"], "at least 2"),
         (["configs/train/pocket/finetune.yaml", "--methods", "nothing"], "method 'nothing' is not known"),
-        (["configs/train/pocket/finetune.yaml", "speed=1"], "setting 'speed' is not known; did you mean"),
+        (["configs/train/pocket/finetune.yaml", "speed=1"], "key 'speed' is not known"),
     ],
 )
 def test_bad_input_is_one_error(words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

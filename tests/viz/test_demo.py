@@ -21,11 +21,12 @@ from PIL import Image
 from tiny_llava import IMAGE, tiny_model
 
 from llava_prumerge.methods.base import ReductionError
+from llava_prumerge.methods.resolve import read_method_file
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.search.method_file import write_method
 from llava_prumerge.viz.demo import HOST, MAX_BYTES, DemoServer, main, serve
 from llava_prumerge.viz.demo_model import DemoModel
-from llava_prumerge.viz.method_list import OWN, MethodList, read_method_file, with_budget
+from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
 from llava_prumerge.viz.overlay import OUTLINE
 
 OWN_BLOCK = {"vision": {"name": "prumerge", "budget": 5}}
@@ -310,7 +311,7 @@ def test_a_budget_goes_to_the_first_method_that_takes_one() -> None:
     pair = {"vision": {"name": "prumerge_plus"}, "decoder": {"name": "pyramiddrop"}}
     assert with_budget(pair, 9) == {**pair, "vision": {"name": "prumerge_plus", "budget": 9}}
     alone = {"vision": {"name": "none"}, "decoder": {"name": "pyramiddrop"}}
-    assert with_budget(alone, 9) == {**alone, "decoder": {"name": "pyramiddrop", "budget": 9}}
+    assert with_budget(alone, 9) == {"decoder": {"name": "pyramiddrop", "budget": 9}}
     with pytest.raises(ReductionError, match="none takes no budget"):
         with_budget({"vision": {"name": "none"}}, 9)
 

@@ -104,7 +104,7 @@ def test_images_through_a_tower(
 
 
 def test_wrong_settings_are_said(tower: Path, photo: Path) -> None:
-    with pytest.raises(ReductionError, match="has no setting buget"):
+    with pytest.raises(ReductionError, match="setting 'buget' is not known; did you mean 'budget'"):
         draw(parse([str(photo), "--method", "prumerge", "--tower", str(tower), "buget=3"]))
 
 

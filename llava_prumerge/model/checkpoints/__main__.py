@@ -14,19 +14,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from llava_prumerge.ground.command import Parser, command
-from llava_prumerge.methods.base import VisionReducer
-from llava_prumerge.methods.registry import discover
+from llava_prumerge.methods.plugins import add_plugin_option
+from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.model.assembling import DTYPES
 from llava_prumerge.model.checkpoints.convert import TARGETS, convert
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
-from llava_prumerge.model.configuration import check_reduction
-from llava_prumerge.model.weight_files import LoadingError
 
 GIGABYTE = 10**9
 
@@ -48,9 +43,10 @@ def parse(arguments: Sequence[str]) -> Request:
     )
     command.add_argument(
         "--reduction",
-        metavar="METHOD|FILE",
-        help="a method's name or YAML for config.json; `none` drops what SOURCE says",
+        metavar="METHOD",
+        help="a method for config.json: name, file, block or NAME:key=value,...; `none` drops what SOURCE says",
     )
+    add_plugin_option(command)
     command.add_argument("--keep-rows", action="store_true", help="keep every row of the vocabulary in --to original")
     command.add_argument("--with-vision", action="store_true", help="keep a trained tower's weights in --to original")
     command.add_argument(
@@ -69,28 +65,9 @@ def parse(arguments: Sequence[str]) -> Request:
     given = parser.parse_args(arguments)
     if given.shard_size <= 0:
         parser.error(f"--shard-size {given.shard_size} must be positive")
-    values = {key: value for key, value in vars(given).items() if key not in ("command", "shard_size")}
-    values |= {"reduction": reduction_of(given.reduction), "dtype": DTYPES.get(given.dtype)}
+    values = {key: value for key, value in vars(given).items() if key not in ("command", "shard_size", "plugin")}
+    values |= {"reduction": resolve(given.reduction), "dtype": DTYPES.get(given.dtype)}
     return Request(**values, shard_bytes=int(given.shard_size * GIGABYTE))
-
-
-def reduction_of(word: str | None) -> dict[str, Any] | None:
-    """The block of a method's name or of a file as in configs/method; {} for `none`, None for nothing said.
-
-    Raises:
-        LoadingError: neither a method nor a file.
-    """
-    if word is None or word == "none":
-        return None if word is None else {}
-    if Path(word).suffix in (".yaml", ".yml"):
-        if not Path(word).is_file():
-            raise LoadingError(f"--reduction {word} does not exist")
-        block = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
-        return check_reduction(block.get("reduction", block) if isinstance(block, dict) else {"vision": block})
-    methods = discover()
-    if word not in methods:
-        raise LoadingError(f"--reduction {word} is no method and no YAML file; methods are: {', '.join(methods)}")
-    return {"vision" if issubclass(methods[word], VisionReducer) else "decoder": {"name": word}}
 
 
 @command()
