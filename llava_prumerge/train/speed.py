@@ -26,7 +26,7 @@ from llava_prumerge.efficiency.options import finish
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.cost import Benchmark
 from llava_prumerge.methods.plugins import add_plugin_option
-from llava_prumerge.methods.resolve import label_of
+from llava_prumerge.methods.resolve import label_of, resolve
 from llava_prumerge.model.devices import choose_device, hide_gpus, keep_one_gpu
 from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
 from llava_prumerge.train.preflight import check_inputs
@@ -142,7 +142,10 @@ def contenders_of(recipe: str, given: argparse.Namespace, settings: list[str], f
 
     planned = []
     projector: list[str] = []
-    for method in (ALL, *(given.methods or measured_methods(Benchmark.TRAINING))):
+    methods = [ALL, *(given.methods or measured_methods(Benchmark.TRAINING))]
+    for method in methods:
+        resolve(method)  # a wrong word is said before anything is built
+    for method in methods:
         name = label_of(method)
         place = f"{Path(recipe).parent.name}-{Path(recipe).stem}-{name}"
         output = folder / re.sub(r"[^\w.+=-]+", "_", place)

@@ -91,7 +91,7 @@ def test_the_hostfiles_launcher_line(world, tmp_path) -> None:
     assert line[line.index("-w") + 1] == "node-0,node-1" and "--node_rank=%n" in line
     at = line.index("llava_prumerge.train.run")
     assert "--module" in line and "--no_local_rank" in line
-    assert line[at + 1 : at + 3] == ["pocket/finetune_lora", "none"]
+    assert line[at + 1 : at + 3] == ["pocket/finetune_lora", "method=none"]
 
 
 def test_ranks_that_do_not_fit_the_batch_are_said_once(world, tmp_path) -> None:
