@@ -13,7 +13,7 @@ import torch
 from published_layouts import Published
 from safetensors.torch import load_file, save_file
 
-from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.model.checkpoints import writing
 from llava_prumerge.model.weight_files import LoadingError
 
@@ -241,7 +241,7 @@ def test_what_is_missing_on_the_command_line_is_named(
         ),
         ([ours, tmp_path / "t", "--to", "llava-hf", "--reduction", "no.yaml"], "no.yaml: no such file"),
     ):
-        with pytest.raises(LoadingError, match=message):
+        with pytest.raises(InputError, match=message):
             convert(*words)
     assert not list(tmp_path.iterdir())
 
