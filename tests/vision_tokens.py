@@ -47,7 +47,7 @@ def make_tokens(
     return VisionTokens(
         features=features.to(dtype),
         grid=grid,
-        probe=lambda own=False: (queries, keys),
+        projections=lambda own=False: (queries, keys),
         heads=4,
         prompt=lambda: (text, torch.ones(images, 5, dtype=torch.bool)),
         ids=torch.arange(images) * 7919 + seed,
@@ -58,12 +58,12 @@ def make_tokens(
 def alone(image: VisionTokens, index: int) -> VisionTokens:
     """One image of a batch as a batch of its own."""
     only = slice(index, index + 1)
-    queries, keys = image.probe()
+    queries, keys = image.projections()
     text, mask = image.prompt()
     return VisionTokens(
         features=image.features[only],
         grid=image.grid,
-        probe=lambda own=False: (queries[only], keys[only]),
+        projections=lambda own=False: (queries[only], keys[only]),
         heads=image.heads,
         prompt=lambda: (text[only], mask[only]),
         ids=image.ids[only],

@@ -32,9 +32,9 @@ class VisionTokens:
     Attributes:
         features: [N, P, C] patch features the projector would get; [N, P, D] at site "projected".
         grid: (rows, columns) of the patches; their product is P.
-        probe: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and the key projections
-            [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P. With own=True those of
-            the block that made the features.
+        projections: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and
+            the key projections [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P.
+            With own=True those of the block that made the features.
         heads: attention heads of these blocks.
         prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
         clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the space of a tower with a text side.
@@ -45,7 +45,7 @@ class VisionTokens:
 
     features: Tensor
     grid: tuple[int, int]
-    probe: Callable[..., tuple[Tensor, Tensor]] | None = None
+    projections: Callable[..., tuple[Tensor, Tensor]] | None = None
     heads: int = 1
     prompt: Callable[[], tuple[Tensor, Tensor]] | None = None
     ids: Tensor | None = None
@@ -55,10 +55,10 @@ class VisionTokens:
 
     def block(self, own: bool = False) -> BlockProjections:
         """Projections of the block that reads the features, or of their own: the one that made them."""
-        if self.probe is None:
+        if self.projections is None:
             raise ReductionError("this method needs attention of the vision tower, and the tower gave none")
         if own not in self._blocks:
-            projections = self.probe(own=True) if own else self.probe()
+            projections = self.projections(own=True) if own else self.projections()
             self._blocks[own] = BlockProjections(*projections, self.heads, self.features.shape[1])
         return self._blocks[own]
 

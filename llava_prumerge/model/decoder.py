@@ -19,7 +19,7 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderToke
 from llava_prumerge.model.cache import ReducedCache, reducing_cache
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.forward_pass import ForwardPass, step_layout
-from llava_prumerge.model.probe import LayerProbe
+from llava_prumerge.model.layer_projections import LayerProjections
 from llava_prumerge.model.stretch import FULL, Stretch, layer_kind, window_of
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -181,37 +181,37 @@ class PrunesLayers(InitialisesMethods):
 
     def _tokens(self, index: int, stretch: Stretch, previous: Tensor | None) -> DecoderTokens:
         """What a pruner sees just before layer `index`; `previous` is the layer before's input."""
-        probes: dict[int, LayerProbe] = {}
+        known: dict[int, LayerProjections] = {}
 
-        def probe(layer: int) -> LayerProbe:
+        def ask(layer: int) -> LayerProjections:
             if layer not in (index, index - 1) or layer < 0:
                 raise ValueError(
                     f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
                 )
-            if layer not in probes:
+            if layer not in known:
                 states, held = (stretch.hidden, None) if layer == index else (previous, stretch.cache)
-                probes[layer] = self.probe(layer, states, stretch.layout, stretch.angles(layer), held)
-            return probes[layer]
+                known[layer] = self.layer_projections(layer, states, stretch.layout, stretch.angles(layer), held)
+            return known[layer]
 
         here = stretch.hidden.device  # which need not be the asked layer's
         return DecoderTokens(
             stretch.hidden,
             stretch.layout,
-            attention=lambda layer, rows: (asked := probe(layer)).attention(rows.to(asked.device)).to(here),
-            queries=lambda layer: probe(layer).queries().to(here),
-            keys=lambda layer: probe(layer).keys.to(here),
-            mean_query=lambda layer, weight: (asked := probe(layer)).mean_query(weight.to(asked.device)).to(here),
+            attention=lambda layer, rows: (asked := ask(layer)).attention(rows.to(asked.device)).to(here),
+            queries=lambda layer: ask(layer).queries().to(here),
+            keys=lambda layer: ask(layer).keys.to(here),
+            mean_query=lambda layer, weight: (asked := ask(layer)).mean_query(weight.to(asked.device)).to(here),
             normed=lambda: self.norm(stretch.hidden),
         )
 
-    def probe(
+    def layer_projections(
         self,
         layer: int,
         hidden: Tensor,
         layout: TokenLayout,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
-    ) -> LayerProbe:
+    ) -> LayerProjections:
         """A layer and its input [B, L, D], to be asked; a cache is that of a pass in which the layer has run."""
         if rotary is None:
             rotary = Stretch(self, layout, hidden, None).angles(layer)
@@ -221,7 +221,7 @@ class PrunesLayers(InitialisesMethods):
         device = next(self.layers[layer].parameters()).device
         if device.type != "meta" and device != hidden.device:
             hidden, layout, rotary = hidden.to(device), layout.to(device), tuple(part.to(device) for part in rotary)
-        return LayerProbe(self.layers[layer], hidden, layout, rotary, held, window_of(self.config, layer))
+        return LayerProjections(self.layers[layer], hidden, layout, rotary, held, window_of(self.config, layer))
 
 
 def _start(following: Tensor | None) -> Tensor | int:

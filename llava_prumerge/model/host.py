@@ -323,7 +323,7 @@ class Host(InitialisesMethods):
             image = VisionTokens(
                 group.features,
                 group.grid,
-                group.probe,
+                group.projections,
                 group.heads,
                 lambda number=number: self.prompts(owners[number], places.lengths, modality),
                 ids(number) if self.reducer.needs_ids else None,

@@ -21,8 +21,8 @@ class Tiles:
     Attributes:
         features: [N, U, C] of the units.
         grid: (rows, columns) of the units.
-        probe: gives queries [N, R, C'] and keys [N, S, C'] of the next block, or with own=True of the block that made the
-            features (see `methods.base.VisionTokens`).
+        projections: gives queries [N, R, C'] and keys [N, S, C'] of the next block, or with own=True of the block that
+            made the features (see `methods.base.VisionTokens`).
         heads: attention heads of these blocks.
         prefix: [N, R, C] features of tokens before the patches (class token, registers), or None.
         looks: the first of these is a class token.
@@ -30,7 +30,7 @@ class Tiles:
 
     features: Tensor
     grid: tuple[int, int]
-    probe: Callable[..., tuple[Tensor, Tensor]]
+    projections: Callable[..., tuple[Tensor, Tensor]]
     heads: int
     prefix: Tensor | None = None
     looks: bool = False
@@ -44,12 +44,12 @@ class Tiles:
     def select(self, index: Tensor) -> Tiles:
         """The same for tiles taken from these, some of them several times. [N']"""
 
-        def probe(own: bool = False) -> tuple[Tensor, Tensor]:
-            queries, keys = self.probe(own)
+        def projections(own: bool = False) -> tuple[Tensor, Tensor]:
+            queries, keys = self.projections(own)
             return queries[index], keys[index]
 
         prefix = None if self.prefix is None else self.prefix[index]
-        return replace(self, features=self.features[index], probe=probe, prefix=prefix)
+        return replace(self, features=self.features[index], projections=projections, prefix=prefix)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llava_prumerge.model.cache import ReducedCache
-from llava_prumerge.model.probe import gate_logits
+from llava_prumerge.model.layer_projections import gate_logits
 from llava_prumerge.ops.layout import TokenLayout
 
 SLIDING, FULL = "sliding_attention", "full_attention"

@@ -156,7 +156,7 @@ def encode(
     if units is not None:
         fold = int(units.shape[1] ** 0.5)
         patches, grid = patches[:, units].flatten(2), (grid[0] // fold, grid[1] // fold)
-    ask = make_probe(tower, states, depth, trains, units=units)
+    ask = make_projections(tower, states, depth, trains, units=units)
     ahead = hidden[:, :prefix] if prefix else None
     return Tiles(patches, grid, ask, getattr(tower.config, spec.heads), ahead, spec.class_token)
 
@@ -211,7 +211,7 @@ def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[str, tuple[Tens
             handle.remove()
 
 
-def make_probe(
+def make_projections(
     tower: nn.Module,
     states: dict[str, Tensor],
     depth: int,
@@ -219,7 +219,7 @@ def make_probe(
     rotary: tuple[Tensor, Tensor] | None = None,
     units: Tensor | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The probe of `Tiles`; each block is asked once, for all tiles: under ZeRO-3 ranks must make the same calls.
+    """The projections of `Tiles`; each block is asked once, for all tiles: under ZeRO-3 ranks must make the same calls.
 
     Args:
         tower: the tower.
@@ -248,7 +248,7 @@ def make_probe(
             looks = queries[:, :1] if spec.class_token else pooled(queries)
             return looks, torch.cat([keys[:, :prefix], pooled(keys)], dim=1) if prefix else pooled(keys)
 
-    def probe(own: bool = False) -> tuple[Tensor, Tensor]:
+    def projections(own: bool = False) -> tuple[Tensor, Tensor]:
         if own and depth == 0:
             raise ValueError("vision_feature_layer 0 takes the embeddings: no block made them")
         which = "own" if own or depth == len(blocks) else "next"
@@ -256,7 +256,7 @@ def make_probe(
             asked[which] = ask(which)
         return asked[which]
 
-    return probe
+    return projections
 
 
 def query_key(attention: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -50,14 +50,14 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
     hidden = draw(1, grid[0] * grid[1] + 1, vision.width)
     weight = draw(vision.width, vision.width) / vision.width**0.5
 
-    def probe(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def projections(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         return hidden[:, :1] @ weight, hidden @ weight
 
     wide = shape.language.hidden if reducer.site == "projected" else vision.width
     features = draw(1, grid[0] * grid[1], wide) if reducer.site == "projected" else hidden[:, 1:]
     prompt = draw(1, text, shape.language.hidden), torch.ones(1, text, dtype=torch.bool)
     image = VisionTokens(
-        features, grid, probe, vision.heads, prompt=lambda: prompt, ids=torch.zeros(1, dtype=torch.long)
+        features, grid, projections, vision.heads, prompt=lambda: prompt, ids=torch.zeros(1, dtype=torch.long)
     )
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:

@@ -143,7 +143,7 @@ class Subject:
 
         def fresh() -> VisionTokens:
             self.adopt(system)
-            return VisionTokens(features, tower.grid, tower.probe, tower.heads, lambda: given, ids)
+            return VisionTokens(features, tower.grid, tower.projections, tower.heads, lambda: given, ids)
 
         return Action(lambda tokens: system.reducer(tokens), fresh)
 

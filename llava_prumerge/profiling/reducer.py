@@ -51,11 +51,11 @@ def synthetic_tokens(images: int, side: int = SIDE, width: int = WIDTH, seed: in
     bias[0] = width**0.5
     ids = torch.arange(images)
 
-    def probe(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def projections(own: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         query = torch.nn.functional.linear(hidden[:, :1], to_query, bias)
         return query, torch.nn.functional.linear(hidden, rotation.T)
 
-    return lambda: VisionTokens(hidden[:, 1:], (side, side), probe, HEADS, ids=ids)
+    return lambda: VisionTokens(hidden[:, 1:], (side, side), projections, HEADS, ids=ids)
 
 
 def clip_tower() -> torch.nn.Module:
@@ -93,7 +93,10 @@ def measure(blocks: list[dict[str, Any]], images: int, tower: torch.nn.Module, r
     """One row per method: tower and reduction in milliseconds, the share of one in the other in percent, tokens kept."""
     pixels = torch.randn(images, 3, SIDE * PATCH, SIDE * PATCH)
     make = synthetic_tokens(images)
-    actions = {"tower": Action(lambda _: tower(pixel_values=pixels)), "projections": repeated(lambda: make().probe())}
+    actions = {
+        "tower": Action(lambda _: tower(pixel_values=pixels)),
+        "projections": repeated(lambda: make().projections()),
+    }
     kept = []
     for at, block in enumerate(blocks):
         reducer = build_reducer(block).eval()

@@ -87,11 +87,11 @@ class Viewer:
         prompt = None if self.prompt is None else self._prompts(len(images))
         token = output.class_token if self.reducer.site == "tower" else None
         tokens = VisionTokens(
-            features, output.grid, output.probe, output.heads, prompt, image_ids(pixels), class_token=token
+            features, output.grid, output.projections, output.heads, prompt, image_ids(pixels), class_token=token
         )
         _, valid, origin = self.reducer(tokens)
         attention = self.reducer.attention(tokens).view(-1, *output.grid).cpu()
-        class_token = output.probe()[0].shape[1] == 1
+        class_token = output.projections()[0].shape[1] == 1
         colour = self.preprocessor.padding_colour
         return [
             Selection(

@@ -75,9 +75,9 @@ def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: d
     """The released code pools its threshold over the batch; ours gives each image what it would get alone."""
     one = golden.read(HERE / f"{file}.npz")
     two = golden.read(HERE / f"{BASIC[(BASIC.index((file, method, settings)) + 1) % 4][0]}.npz")
-    probe = tuple(torch.cat([one[name], two[name]]) for name in ("queries_cls", "keys"))
+    projections = tuple(torch.cat([one[name], two[name]]) for name in ("queries_cls", "keys"))
     side = round(one["features"].shape[1] ** 0.5)
-    both = VisionTokens(torch.cat([one["features"], two["features"]]), (side, side), probe=lambda: probe)
+    both = VisionTokens(torch.cat([one["features"], two["features"]]), (side, side), projections=lambda: projections)
     features, valid, _ = build_reducer({"name": method, **settings})(both)
     kept = features[0][valid[0]]
     assert kept.shape == one["output"][0].shape

@@ -41,7 +41,7 @@ def tokens_of(arrays: Arrays) -> VisionTokens:
     return VisionTokens(
         features=patches,
         grid=(side, side),
-        probe=None if keys is None else lambda own=False: (queries, keys),
+        projections=None if keys is None else lambda own=False: (queries, keys),
         heads=whole(arrays.get("heads", 1)),
         prompt=prompt,
         clip=clip,

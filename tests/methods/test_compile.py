@@ -36,7 +36,7 @@ def test_a_fixed_budget_is_one_graph(block: dict[str, Any]) -> None:
     def reduce(features: Tensor, queries: Tensor, keys: Tensor, ids: Tensor) -> Reduced:
         return reducer(VisionTokens(features, image.grid, lambda own=False: (queries, keys), image.heads, ids=ids))
 
-    given = (image.features, *image.probe(), image.ids)
+    given = (image.features, *image.projections(), image.ids)
     whole = torch.compile(reduce, backend="eager", fullgraph=True)
     for ours, plain in zip(whole(*given), reduce(*given), strict=True):
         torch.testing.assert_close(ours, plain)

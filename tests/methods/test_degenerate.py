@@ -116,7 +116,7 @@ def test_broken_features_are_an_error_that_names_the_method(block: dict[str, Any
 def test_broken_keys_are_an_error_where_they_are_used(block: dict[str, Any]) -> None:
     reducer = build_reducer(block)
     image = make_tokens(grid=tower_grid(reducer, (12, 12)))
-    image.probe()[1][1, 2, 3] = float("nan")
+    image.projections()[1][1, 2, 3] = float("nan")
     try:
         features, _, _ = reducer(image)
     except ReductionError as error:
@@ -149,7 +149,7 @@ def test_a_tower_that_gives_no_attention(block: dict[str, Any]) -> None:
     """Methods that do not look at attention work; the others say what they lack."""
     reducer = build_reducer(block)
     image = make_tokens(grid=tower_grid(reducer, (12, 12)))
-    image.probe = None
+    image.projections = None
     try:
         reduced = reducer(image)
     except ReductionError as error:

@@ -203,7 +203,7 @@ def test_clip_space_where_there_is_one(name: str) -> None:
 @BOTH
 def test_batch_equals_single_with_ragged_prompts(name: str) -> None:
     image = asked(images=4)
-    image.probe = lambda own=False: (image.features, image.features)
+    image.projections = lambda own=False: (image.features, image.features)
     features, _, origin = reduce(image, name, budget=8)
     for index in range(4):
         one = reduce(alone(image, index), name, budget=8)

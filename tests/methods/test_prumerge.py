@@ -14,7 +14,7 @@ from llava_prumerge.methods.registry import build_reducer
 
 def class_attention(image: VisionTokens) -> np.ndarray:
     """Softmax over all tokens, the class token too, of one head of the whole width."""
-    queries, keys = (tensor[0].double().numpy() for tensor in image.probe())
+    queries, keys = (tensor[0].double().numpy() for tensor in image.projections())
     logits = keys @ queries[0] / np.sqrt(keys.shape[1])
     weights = np.exp(logits - logits.max())
     return (weights / weights.sum())[1:]
@@ -28,7 +28,7 @@ def outliers(attention: np.ndarray, factor: float = 1.5) -> int:
 def merged(image: VisionTokens, index: list[int], rest: list[int], neighbours: int = 32) -> Tensor:
     """Kept tokens in the order of `index` (it may repeat), each with its nearest others; then the sum over `rest`."""
     attention, features = class_attention(image), image.features[0].double().numpy()
-    keys = image.probe()[1][0, 1:].double().numpy()
+    keys = image.projections()[1][0, 1:].double().numpy()
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     pool = index + rest
     output = []
@@ -138,7 +138,7 @@ def test_order(method: str, settings: dict[str, str], order: str) -> None:
 def test_merge_normalisations(merge: str) -> None:
     image = make_tokens(images=1)
     features, valid, origin = build_reducer({"name": "prumerge", "merge": merge, "neighbours": 3})(image)
-    attention, keys = class_attention(image), image.probe()[1][0, 1:].double().numpy()
+    attention, keys = class_attention(image), image.projections()[1][0, 1:].double().numpy()
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     i = int(origin[0, 0])
     near = [j for j in np.argsort(-(unit @ unit[i]), kind="stable") if j != i][:3]

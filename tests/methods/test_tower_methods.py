@@ -17,8 +17,8 @@ from llava_prumerge.ops.matching import merge_schedule
 def two_blocks(images: int = 2, grid: tuple[int, int] = (6, 7), seed: int = 0) -> VisionTokens:
     """Tokens whose own block and next block attend to different patches."""
     image, other = make_tokens(images, grid, seed=seed), make_tokens(images, grid, seed=seed + 100)
-    following, mine = image.probe(), other.probe()
-    image.probe = lambda own=False: mine if own else following
+    following, mine = image.projections(), other.projections()
+    image.projections = lambda own=False: mine if own else following
     return image
 
 
@@ -28,7 +28,7 @@ def reduce(image: VisionTokens, name: str, **settings: Any) -> Reduced:
 
 def class_attention(image: VisionTokens, own: bool) -> np.ndarray:
     """Mean over heads of the class row's softmax, one image and one head at a time. [N, P]"""
-    queries, keys = (part.double().numpy() for part in image.probe(own=own))
+    queries, keys = (part.double().numpy() for part in image.projections(own=own))
     rows = []
     for query, key in zip(queries[:, 0], keys):
         total = 0.0
@@ -42,7 +42,7 @@ def class_attention(image: VisionTokens, own: bool) -> np.ndarray:
 
 def head_keys(image: VisionTokens, own: bool) -> np.ndarray:
     """[N, P, C/H]"""
-    keys = image.probe(own=own)[1][:, 1:].double().numpy()
+    keys = image.projections(own=own)[1][:, 1:].double().numpy()
     return np.mean(np.split(keys, image.heads, axis=2), axis=0)
 
 
@@ -164,7 +164,7 @@ def test_tome_merges_what_is_equal_first() -> None:
     image = two_blocks(images=1, grid=(1, 8))
     keys = torch.eye(16)[None, :8].clone()
     keys[0, 2], keys[0, 4] = keys[0, 7], 3 * keys[0, 1]  # 2 is like 7, 4 points as 1 does
-    image.probe = lambda own=False: (torch.zeros(1, 1, 16), torch.nn.functional.pad(keys, (0, 0, 1, 0)))
+    image.projections = lambda own=False: (torch.zeros(1, 1, 16), torch.nn.functional.pad(keys, (0, 0, 1, 0)))
     image.heads = 1
     features, _, origin = reduce(image, "tome", budget=6, rounds=1, class_token=False, order="raster")
     assert origin[0].tolist() == [0, 1, 3, 5, 6, 7]
@@ -251,7 +251,7 @@ def test_settings_are_checked(name: str, settings: dict[str, Any], word: str) ->
 
 def test_broken_keys_are_an_error() -> None:
     image = make_tokens()
-    image.probe()[1][1, 2, 3] = float("nan")
+    image.projections()[1][1, 2, 3] = float("nan")
     for name in ("tome", "visionzip", "fastervlm"):
         with pytest.raises(ReductionError, match=f"{name}: .*NaN"):
             reduce(image, name)

@@ -213,7 +213,7 @@ def test_attention_rows_equal_eager_attentions(attn: str) -> None:
     decoder = model.model.language_model
     layout = ForwardPass().begin(inputs["attention_mask"].bool(), 0)
     rows = torch.stack([layout.last_index(), layout.last_index() - 2], dim=1)
-    ours = decoder.probe(1, reference.hidden_states[1], layout).attention(rows)
+    ours = decoder.layer_projections(1, reference.hidden_states[1], layout).attention(rows)
     expected = reference.attentions[1].gather(2, rows[:, None, :, None].expand(-1, 4, -1, ours.shape[-1]))
     real = layout.key_mask[:, None, None].expand_as(ours)
     torch.testing.assert_close(ours[real], expected[real], atol=1e-5, rtol=1e-4)

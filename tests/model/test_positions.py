@@ -178,12 +178,12 @@ def test_training_on_two_turns_ranks_by_both() -> None:
     answers = [3 + PATCHES, 4 + PATCHES, 7 + PATCHES, 8 + PATCHES]
     labels = torch.full_like(ids, IGNORE_INDEX)
     labels[:, answers] = ids[:, answers]
-    kept, probe = {}, model.model.language_model.probe
+    kept, projections = {}, model.model.language_model.layer_projections
     full = tiny_model()
     reference = full(input_ids=ids, pixel_values=pixels(1), output_hidden_states=True).hidden_states[1]
     layout = ForwardPass(is_image=ids == IMAGE).begin(torch.ones_like(ids, dtype=torch.bool), 0)
     scores = (
-        probe(1, reference, layout)
+        projections(1, reference, layout)
         .attention(torch.tensor([[2 + PATCHES, 6 + PATCHES]]))
         .mean(dim=1)[0][:, 1 : 1 + PATCHES]
     )

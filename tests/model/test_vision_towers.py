@@ -45,7 +45,7 @@ def test_own_and_next_block_are_the_towers() -> None:
     tower.set_attn_implementation("eager")
     output = model.model.encode_images(pixels(3))
     attentions = tower(pixel_values=pixels(3), output_attentions=True).attentions
-    image = VisionTokens(output.features, output.grid, output.probe, output.heads)
+    image = VisionTokens(output.features, output.grid, output.projections, output.heads)
     for own, block in ((True, -2), (False, -1)):
         expected = attentions[block][:, :, 0, 1:].mean(dim=1)
         torch.testing.assert_close(image.attention(per_head=True, own=own), expected, atol=1e-6, rtol=1e-4)
@@ -54,9 +54,9 @@ def test_own_and_next_block_are_the_towers() -> None:
 
 def test_the_embeddings_have_no_block_of_their_own() -> None:
     output = encode(tiny_model().model.vision_tower, pixels(1), feature_layer=0)
-    assert output.probe()[1].shape == (1, PATCHES + 1, 32)
+    assert output.projections()[1].shape == (1, PATCHES + 1, 32)
     with pytest.raises(ValueError, match="vision_feature_layer 0 takes the embeddings"):
-        output.probe(own=True)
+        output.projections(own=True)
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -53,7 +53,7 @@ def rotation(module: str) -> Rotation:
     return lambda given, cos, sin: own(given, given, cos[:, 0], sin[:, 0])[0]
 
 
-class LayerProbe:
+class LayerProjections:
     """One layer and its input. Nothing is computed before it is asked for, and a full attention matrix never.
 
     Serves separate and fused projections, norms of queries and keys, partial rotary embeddings, caps on logits and windows.
