@@ -16,7 +16,7 @@ import yaml
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.fingerprint import describe_environment, fingerprint
+from llava_prumerge.evaluation.fingerprint import describe_environment
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
 from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
 from llava_prumerge.evaluation.settings import Settings, parse_generation
@@ -24,6 +24,7 @@ from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.methods.plugins import load_plugins
 from llava_prumerge.methods.resolve import method_label, method_name, resolve
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
+from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ A command is a function of the words of its command line, made by `@command()`:
         parser.add_argument("--out", type=Path)
         given = parser.parse_args(words)
 
-Exit status: what the function returned (None is 0); 2 for whatever was wrong in what the command was given; 1 where that was
-right and the command could not go on, such as a full disk; 130 after Ctrl-C. Anything else is a mistake of ours, and
-shows its traceback.
+Exit status: what the function returned (None is 0); 2 for whatever was wrong in what the command was given, and for a file that
+cannot be read or written, for want of room as well; 1 where all of that was right and the work could not go on, such as training
+whose loss is not finite; 130 after Ctrl-C. Anything else is a mistake of ours, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from llava_prumerge.ground.errors import EXHAUSTED, CannotGoOn, InputError, reason_of
+from llava_prumerge.ground.errors import CannotGoOn, InputError, reason_of
 from llava_prumerge.ground.naming import not_known
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
@@ -107,8 +107,6 @@ def _run(work: Work, interrupted: str, words: Sequence[str] | None = None) -> in
 
 def status_of(error: BaseException) -> int:
     """The exit status of an error that is one line: 1 where the command was right and could not go on, else 2."""
-    if isinstance(error, OSError):
-        return FAILED if error.errno in EXHAUSTED else WRONG
     return FAILED if isinstance(error, CannotGoOn) else WRONG
 
 

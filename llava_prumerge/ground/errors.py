@@ -29,9 +29,6 @@ _REASONS = {
 
 DISK_ERRORS = frozenset(_REASONS) - {errno.ENOENT, errno.EEXIST}  # what writing to an open file can meet
 
-EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE})
-"""What another value on the command line does not mend."""
-
 
 class InputError(ValueError):
     """Something given to a command or function cannot be used; the text is one line that names it and what is accepted.

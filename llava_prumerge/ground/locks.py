@@ -26,6 +26,8 @@ from pathlib import Path
 from llava_prumerge.ground.errors import AnyPath, FileError, naming
 from llava_prumerge.ground.files import write_json
 
+LOCK_FILES = frozenset({".lock", ".holder"})
+"""What `hold(folder, inside=True)` makes in the folder."""
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _ATTEMPTS = 20
 _PAUSE = 0.05  # seconds, while another process is seen in the middle of taking or leaving the lock

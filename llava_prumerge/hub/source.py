@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from llava_prumerge.evaluation.fingerprint import fingerprint
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.families import is_own_type
+from llava_prumerge.model.fingerprint import fingerprint
 
 BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
 MERGED = "merged"

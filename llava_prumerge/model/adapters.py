@@ -96,7 +96,12 @@ def plain_name(name: str) -> str:
 
 
 def save_adapter(
-    model: nn.Module, folder: str | Path, state: Mapping[str, Tensor], base: Base, processor: LlavaProcessor
+    model: nn.Module,
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    base: Base,
+    processor: LlavaProcessor,
+    place: Path | None = None,
 ) -> None:
     """Write the trained parts of a model.
 
@@ -106,6 +111,7 @@ def save_adapter(
         state: the trained parameters by their names in `model`, whole and on CPU (ZeRO-3 leaves shards in the model).
         base: what has to be built before these parts can be loaded.
         processor: saved beside them.
+        place: where the folder will lie when it has its name, if not where it lies now.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,7 @@ def save_adapter(
         settings.save_pretrained(str(folder))
     inference_config(plain_model(model)).save_pretrained(folder)
     save_processor(processor, folder)
-    write_base(base, folder)
+    write_base(base, folder, place)
 
 
 def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | None, processor: LlavaProcessor) -> None:
@@ -177,14 +183,14 @@ def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLl
     return config
 
 
-def write_base(base: Base, folder: Path) -> None:
-    """Store the base's folders relative to `folder` as well, so that a tree that is moved as a whole still loads."""
+def write_base(base: Base, folder: Path, place: Path | None = None) -> None:
+    """Store the base's folders as seen from `place` (or `folder`) as well, so that a tree that is moved as a whole still loads."""
     values: dict[str, Any] = dataclasses.asdict(base)
     for key in ("model", "language_model", "vision_tower"):
         if values[key] is not None and is_hub_name(values[key]):
             values[key] = {"hub": str(values[key])}
         elif values[key] is not None:
-            values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], folder)}
+            values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], place or folder)}
     write_json(folder / BASE_FILE, values)
 
 

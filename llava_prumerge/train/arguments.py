@@ -19,6 +19,9 @@ from llava_prumerge.methods.plugins import load_plugins
 from llava_prumerge.methods.resolve import is_setting, method_name, resolve, stored_reduction
 from llava_prumerge.ops.errors import ReductionError
 
+ACCEPTED = ("recipe", "method", "records", "images", "base")
+"""What a run is bound to, by the names that `accept_changes` takes."""
+
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with its one-line explanation, shown by `--help`."""
@@ -100,6 +103,9 @@ class RunArguments:
 
     output_dir: str | None = option(None, "folder of the run; {method} stands for the method's name")
     resume: str = option("auto", "auto: newest checkpoint of output_dir, if any; none: never; or a checkpoint folder")
+    accept_changes: list[str] = option(
+        [], f"go on with a run although these have changed: any of {', '.join(ACCEPTED)}"
+    )
     seed: int = option(42, "seed of initialisation, order and dropout")
     logging_steps: int = option(1, "optimiser steps between two log lines")
     save_steps: int = option(500, "optimiser steps between two checkpoints; 0: only the final model")
@@ -241,6 +247,9 @@ def check_values(arguments: TrainArguments) -> None:
     unknown = sorted(set(arguments.report_to) - {"tensorboard", "wandb"})
     if unknown:
         raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")
+    unknown = sorted(set(arguments.accept_changes) - set(ACCEPTED))
+    if unknown:
+        raise RecipeError(f"accept_changes={','.join(unknown)}: must be any of {', '.join(ACCEPTED)}")
     if arguments.quantization != "none" and (arguments.stage != "lora" or arguments.deepspeed is not None):
         given = f"stage={arguments.stage}, deepspeed={arguments.deepspeed}"
         raise RecipeError(f"quantization={arguments.quantization} is for stage=lora with deepspeed=null, got {given}")

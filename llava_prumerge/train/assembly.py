@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
 from transformers import PrinterCallback, set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils.logging import disable_progress_bar
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.quarantine import QuarantiningDataset
-from llava_prumerge.ground.files import whole_folder
-from llava_prumerge.model.adapters import load_adapter, save_complete
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
-from llava_prumerge.train.preflight import MERGED_FOLDER
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
 from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
-from llava_prumerge.train.stages import load_start, prepare_stage, start_base, weights_dtype
+from llava_prumerge.train.stages import load_start, prepare_stage, start_base
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
@@ -56,11 +51,14 @@ def build_dataset(
     return QuarantiningDataset(dataset, arguments.seed)
 
 
-def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback] = ()) -> LlavaTrainer:
+def build_trainer(
+    arguments: TrainArguments, callbacks: Sequence[TrainerCallback] = (), origin: dict[str, Any] | None = None
+) -> LlavaTrainer:
     """The trainer, ready to train. The order of the steps matters, see `load_start` and `start_process_group`.
 
     Args:
         callbacks: beside the progress report.
+        origin: what the run is made from (`origin.py`), stored with every checkpoint.
     """
     disable_progress_bar()  # of loading and saving: several per run, and they tear the log
     check_quantization(arguments)
@@ -83,6 +81,7 @@ def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
         callbacks=[report, *callbacks],
+        origin=origin,
     )
     report.trainer = trainer
     if arguments.deepspeed is not None and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
@@ -91,13 +90,3 @@ def build_trainer(arguments: TrainArguments, callbacks: Sequence[TrainerCallback
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def write_merged(arguments: TrainArguments) -> None:
-    """Write the complete model to OUTPUT_DIR/merged, from the files just saved: what is merged is what was stored."""
-    unset_hf_deepspeed_config()  # ZeRO-3 would shard the model that rank 0 alone loads here
-    folder = Path(str(arguments.output_dir))
-    model, processor = load_adapter(folder, dtype=weights_dtype(arguments))
-    with whole_folder(folder / MERGED_FOLDER, replace=True) as merged:
-        save_complete(model, merged, None, processor)
-    logger.info("complete model: %s", folder / MERGED_FOLDER)

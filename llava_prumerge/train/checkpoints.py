@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.ground.errors import CannotGoOn, FileError, naming
+from llava_prumerge.ground.errors import FileError, InputError, naming
 from llava_prumerge.ground.files import remove_folder, sync_folder, write_json
 from llava_prumerge.ground.reading import read_json_object
 
@@ -32,7 +32,7 @@ STATE_FILE = "trainer_state.json"
 STAGING_FOLDER = "checkpoint.unfinished"
 
 
-class CheckpointError(CannotGoOn):
+class CheckpointError(InputError):
     """A checkpoint that could not be written or cannot be continued from; one line for the person who started the run."""
 
 

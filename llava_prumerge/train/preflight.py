@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,21 @@ import yaml
 from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.ground import shipped
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.hub_names import is_hub_name
+from llava_prumerge.ground.locks import LOCK_FILES
+from llava_prumerge.ground.ranks import is_main_rank
+from llava_prumerge.ground.reading import read_json_object, read_text
 from llava_prumerge.text.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.yaml"
 FINISHED_FILE = "finished.json"
 MERGED_FOLDER = "merged"
+MADE_FROM_FILE = "made_from.json"
 
 MODEL_KEYS = ("model", "language_model", "vision_tower")  # a folder, or a name on the Hub
 
@@ -39,8 +47,14 @@ FREE_KEYS = frozenset(
         "output_dir",
         "merge",
         "device",
+        "accept_changes",
+        "per_device_batch",  # global_batch decides what a step is made of
     }
 )
+# Files and folders: what is in them counts (`origin.py`), not where they lie.
+PATH_KEYS = frozenset({"data", "images", "model", "language_model", "vision_tower", "projector", "deepspeed"})
+# What a run leaves in its folder beside checkpoints: with one of these in it, a folder is a run.
+RUN_FILES = (MADE_FROM_FILE, "environment.json", "metrics.jsonl")
 
 
 def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
@@ -112,32 +126,94 @@ def advice(missing: list[str]) -> str:
 
 
 def check_output_dir(arguments: TrainArguments) -> None:
-    """Refuse an output folder that belongs to something else. Nothing in it is changed."""
+    """Refuse an output folder that holds something other than this run.
+
+    Raises:
+        RecipeError: it holds another run, other people's files, or checkpoints that this run is told not to continue.
+    """
+    folder = Path(str(arguments.output_dir))
     if arguments.output_dir is None:
-        raise RecipeError("output_dir is not set")
-    folder = Path(arguments.output_dir)
+        raise RecipeError("output_dir is missing: say where results go, as output_dir=runs/NAME")
     if not folder.exists():
         return
     if not folder.is_dir():
         raise RecipeError(f"output_dir={folder}: is a file")
-    config_file = folder / CONFIG_FILE
-    if not config_file.is_file():
-        if any(folder.iterdir()):
-            raise RecipeError(f"output_dir={folder}: holds files but no {CONFIG_FILE}: not a run; choose another")
-        return
-    changes = different_settings(yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}, arguments)
-    if changes:
-        raise RecipeError(f"output_dir={folder} holds another run ({'; '.join(changes)}); choose another output_dir")
+    recorded = recorded_settings(folder)
+    if recorded is not None:
+        check_recorded(folder, recorded, arguments)
+    elif not is_run(folder) and any(path.name not in LOCK_FILES for path in folder.iterdir()):
+        raise RecipeError(f"output_dir={folder}: holds files but no {CONFIG_FILE}: not a run; choose another")
     if arguments.resume == "none" and list_checkpoints(folder):
         raise RecipeError(f"output_dir={folder} holds checkpoints; use resume=auto or another output_dir")
 
 
-def different_settings(recorded: dict[str, Any], arguments: TrainArguments) -> list[str]:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, also where its copy of the recipe is gone: checkpoints say what they were made from."""
+    return any((folder / name).exists() for name in RUN_FILES) or bool(list_checkpoints(folder))
+
+
+def recorded_settings(folder: Path) -> dict[str, Any] | None:
+    """A run's copy of its recipe; None where there is none, or with a word where it cannot be read.
+
+    Raises:
+        RecipeError: it cannot be read, and the run has ended: nothing else says which run that was.
+    """
+    recorded, fault = read_recorded(folder)
+    if fault and read_finished(folder)[0] is not None:
+        raise RecipeError(
+            f"{folder / CONFIG_FILE} cannot be read ({fault}), so what run has ended here cannot be told; choose another output_dir"
+        )
+    if fault and is_main_rank():
+        logger.warning("%s cannot be read (%s); it is passed over and written anew", folder / CONFIG_FILE, fault)
+    return recorded
+
+
+def read_recorded(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The settings in a run's copy of its recipe, and why there are none that can be read."""
+    if not (folder / CONFIG_FILE).exists():
+        return None, ""
+    try:
+        recorded = yaml.safe_load(read_text(folder / CONFIG_FILE))
+    except FileError as error:
+        return None, error.reason
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None, "it is no YAML"
+    return (recorded, "") if isinstance(recorded, dict) and recorded else (None, "it holds no settings")
+
+
+def check_recorded(folder: Path, recorded: Mapping[str, Any], arguments: TrainArguments) -> None:
+    """Refuse to go on with a run under other settings, but for those that `accept_changes` names.
+
+    Raises:
+        RecipeError: with each of them.
+    """
+    changes = different_settings(recorded, arguments)
+    method = [change for change in changes if change.startswith("reduction: ")]
+    refused = {"recipe": [change for change in changes if change not in method], "method": method}
+    refused = {key: found for key, found in refused.items() if found and key not in arguments.accept_changes}
+    if refused:
+        accepted = ",".join(dict.fromkeys([*arguments.accept_changes, *refused]))
+        raise RecipeError(
+            f"output_dir={folder} holds another run ({'; '.join(sum(refused.values(), []))}); choose another output_dir, or go "
+            f"on all the same with accept_changes={accepted}"
+        )
+
+
+def different_settings(recorded: Mapping[str, Any], arguments: TrainArguments) -> list[str]:
     """Settings of a recorded run that differ from these, as `key: old -> new`. One it does not know had its default."""
-    current = dataclasses.asdict(arguments)
-    recorded = dataclasses.asdict(TrainArguments()) | recorded
-    keys = sorted((set(recorded) | set(current)) - FREE_KEYS)
-    return [f"{k}: {recorded.get(k)} -> {current.get(k)}" for k in keys if recorded.get(k) != current.get(k)]
+    left_out = FREE_KEYS | PATH_KEYS
+    before = dataclasses.asdict(TrainArguments()) | dict(recorded)
+    now = dataclasses.asdict(arguments)
+    return differences(
+        {key: value for key, value in before.items() if key not in left_out},
+        {key: value for key, value in now.items() if key not in left_out},
+    )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Values that differ, as `key: old -> new`."""
+    keys = sorted({*before, *now})
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 def find_resume_point(
@@ -180,8 +256,27 @@ def check_ranks(checkpoint: Path, arguments: TrainArguments, world_size: int) ->
 
 
 def is_finished(arguments: TrainArguments) -> bool:
-    """Whether the run in this output folder has already ended."""
-    return arguments.resume == "auto" and (Path(str(arguments.output_dir)) / FINISHED_FILE).is_file()
+    """Whether the run in this output folder has ended, and all that it left is still there."""
+    folder = Path(str(arguments.output_dir))
+    if arguments.resume != "auto" or not (folder / FINISHED_FILE).exists():
+        return False
+    record, fault = read_finished(folder)
+    if record is None and is_main_rank():
+        logger.warning("%s is passed over: %s", folder / FINISHED_FILE, fault)
+    return record is not None
+
+
+def read_finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """What a run says of its end, and "": or None, and why it cannot be taken as ended."""
+    try:
+        record = read_json_object(folder / FINISHED_FILE)
+    except FileError as error:
+        return None, error.reason
+    names = record.get("files", [])
+    if not isinstance(record.get("steps"), int) or not isinstance(names, list):
+        return None, "it does not say how many steps were taken"
+    missing = [name for name in names if not (folder / str(name)).is_file()]
+    return (None, f"{missing[0]} is missing") if missing else (record, "")
 
 
 def wants_merged(arguments: TrainArguments) -> bool:

@@ -61,7 +61,7 @@ class QuarantineLedger(TrainerCallback):
         if state.is_world_process_zero:
             drop_later_lines(self.path, state.global_step)
             lines = read_log(self.path)
-        self.seen = {line["index"] for line in gather_object(lines)}
+        self.seen = {line["index"] for line in gather_object(lines) if isinstance(line.get("index"), int)}
         self.fresh = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

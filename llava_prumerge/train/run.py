@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_prumerge.ground import process, shipped
-from llava_prumerge.ground.command import Parser, command
-from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.command import INTERRUPTED, Parser, command
+from llava_prumerge.ground.locks import hold
 from llava_prumerge.ground.ranks import is_main_rank, world_size
 from llava_prumerge.model.devices import (
     choose_device,
@@ -42,7 +42,6 @@ from llava_prumerge.train.arguments import (
 )
 from llava_prumerge.train.model_parts import check_parts
 from llava_prumerge.train.preflight import (
-    FINISHED_FILE,
     MERGED_FOLDER,
     check_inputs,
     check_output_dir,
@@ -53,7 +52,9 @@ from llava_prumerge.train.preflight import (
 )
 
 if TYPE_CHECKING:
-    from llava_prumerge.train.trainer import LlavaTrainer
+    from collections.abc import Iterator
+
+    from llava_prumerge.train.origin import Binding
 
 logger = logging.getLogger("llava_prumerge.train")
 
@@ -72,7 +73,7 @@ def make_parser() -> Parser:
 
 @command(interrupted="interrupted; the same command continues from the newest checkpoint")
 def main(words: list[str]) -> int:
-    """Run the command line. -> exit status: 0 done or stopped by SIGTERM"""
+    """Run the command line. -> exit status: 0 done or stopped by SIGTERM, 130 stopped by Ctrl-C"""
     given = make_parser().parse_args(words)
     if not given.files and not given.settings:
         raise RecipeError(f"name a recipe, such as {' or '.join(shipped.names('train')[:2])}, or one of your own")
@@ -85,6 +86,7 @@ def main(words: list[str]) -> int:
     process.prepare()
     action = dry_run if given.dry_run else train
     if action is train and is_finished(arguments):
+        bind(arguments)
         if not wants_merged(arguments) or (Path(str(arguments.output_dir)) / MERGED_FOLDER).exists():
             print(f"{arguments.output_dir}: this run has ended; nothing to do")
             return 0
@@ -126,38 +128,76 @@ def dry_run(arguments: TrainArguments) -> int:
 
 
 def train(arguments: TrainArguments) -> int:
-    """Train, save, and leave a record that the run has ended; or save a checkpoint and leave, when SIGTERM says so."""
+    """Train, save, and leave a record that the run has ended; or save a checkpoint and leave, when a signal says so."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from llava_prumerge.train.assembly import build_trainer
     from llava_prumerge.train.preemption import StopOnSignal
     from llava_prumerge.train.progress import NothingLeft
     from llava_prumerge.train.provenance import write_provenance
+    from llava_prumerge.train.result import finish
     from llava_prumerge.train.settings import start_wandb
 
-    level = logging.INFO if is_main_rank() else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("llava_prumerge").setLevel(level)
+    start_log()
     started = time.perf_counter()
     keep_one_gpu()
     device = choose_device(asked_device(arguments))
     if is_main_rank() and not was_said():
         logger.info(describe_start(device))
-    with StopOnSignal() as stop:
-        trainer = build_trainer(arguments, callbacks=[stop])
+    with hold_run(arguments), StopOnSignal() as stop:
+        binding = bind(arguments) if is_main_rank() else None
+        trainer = build_trainer(arguments, callbacks=[stop], origin=binding and binding.now)
         resume = agree_on_resume_point(arguments)
-        if is_main_rank():  # only now: a run that could not be built leaves no mark on its folder
+        if binding is not None:  # only now: a run that could not be built leaves no mark on its folder
+            accepted = binding.check(resume)
+            for change in accepted:
+                logger.warning("accepted: %s", change)
             backend = trainer.accelerator.distributed_type.name  # NO, MULTI_GPU, DEEPSPEED, ...
-            write_provenance(arguments, world_size(), trainer.args.gradient_accumulation_steps, backend)
+            steps = trainer.args.gradient_accumulation_steps
+            write_provenance(arguments, world_size(), steps, backend, binding.now, accepted)
         start_wandb(arguments)
         with contextlib.suppress(NothingLeft):
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    if stop.stopped_at is not None and stop.stopped_at < trainer.state.max_steps:
+        stopped = stop.stopped_at is not None and stop.stopped_at < trainer.state.max_steps
+        if not stopped:
+            finish(arguments, trainer, started)
+    if stopped:
         logger.info("stopped at step %d; the same command continues", stop.stopped_at)
-    else:
-        finish(arguments, trainer, started)
     unset_hf_deepspeed_config()  # a later run of this process must not be sharded while it is put together
-    return 0
+    return INTERRUPTED if stopped and stop.interrupted else 0
+
+
+def start_log() -> None:
+    """Messages with their time; of other ranks than the first, warnings alone."""
+    level = logging.INFO if is_main_rank() else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("llava_prumerge").setLevel(level)
+
+
+@contextlib.contextmanager
+def hold_run(arguments: TrainArguments) -> Iterator[None]:
+    """Keep other processes out of the run's folder, and remove the folder if nothing came of it."""
+    folder = Path(str(arguments.output_dir))
+    if not is_main_rank():
+        yield
+        return
+    try:
+        with hold(folder, inside=True) as left:
+            if left is not None:
+                logger.info(left)
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def bind(arguments: TrainArguments) -> Binding:
+    """What this start is made from, compared with what it will most likely go on from, before minutes of loading."""
+    from llava_prumerge.train.origin import Binding, describe_origin
+
+    binding = Binding(arguments, describe_origin(arguments))
+    binding.check(find_resume_point(arguments)[0])
+    return binding
 
 
 def agree_on_resume_point(arguments: TrainArguments) -> Path | None:
@@ -175,31 +215,14 @@ def agree_on_resume_point(arguments: TrainArguments) -> Path | None:
     return resume
 
 
-def finish(arguments: TrainArguments, trainer: LlavaTrainer, started: float) -> None:
-    """Write the result of a run that took its last step, and finished.json as the last file.
-
-    Args:
-        started: time.perf_counter() at the start of this process's part of the run.
-    """
-    from llava_prumerge.train.assembly import write_merged
-
-    trainer.save_model()
-    if is_main_rank():
-        if wants_merged(arguments):
-            write_merged(arguments)
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        record = {"steps": trainer.state.global_step, "loss": losses[-1] if losses else None}
-        record["seconds"] = round(time.perf_counter() - started, 1)
-        write_json(Path(str(arguments.output_dir)) / FINISHED_FILE, record, indent=None)
-        logger.info("done: %s", arguments.output_dir)
-
-
 def merge(arguments: TrainArguments) -> int:
     """Write the complete model of a run that has ended without one."""
-    from llava_prumerge.train.assembly import write_merged
+    from llava_prumerge.train.result import write_merged
 
-    if is_main_rank():
-        write_merged(arguments)
+    start_log()
+    with hold_run(arguments):
+        if is_main_rank():
+            write_merged(arguments)
     return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llava_prumerge.ground.files import write_bytes
-from llava_prumerge.ground.json_lines import append_json_lines, read_json_lines
+from llava_prumerge.ground.json_lines import append_json_lines
+
+logger = logging.getLogger(__name__)
 
 
 def add_lines(path: Path, step: int, records: Iterable[Mapping[str, Any]]) -> None:
@@ -17,8 +20,9 @@ def add_lines(path: Path, step: int, records: Iterable[Mapping[str, Any]]) -> No
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log, without a last line that was cut off; none where there is no file."""
-    return [record for _, record in read_json_lines(path, cut_off=True)] if path.is_file() else []
+    """The records of a log, without lines that are not whole; none where there is no file."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [record for line in lines if (record := _parse(line)) is not None]
 
 
 def drop_later_lines(path: Path, step: int) -> None:
@@ -26,14 +30,18 @@ def drop_later_lines(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and is_before(line, step)]
+    whole = [(line, record) for line in lines if line.endswith(b"\n") and (record := _parse(line)) is not None]
+    kept = [line for line, record in whole if record["step"] <= step]
+    if torn := len(lines) - len(whole):
+        logger.warning("%s: %d line%s not whole, passed over", path, torn, " is" if torn == 1 else "s are")
     if len(kept) < len(lines):
         write_bytes(path, b"".join(kept))
 
 
-def is_before(line: bytes, step: int) -> bool:
-    """Whether a line is whole and of a step up to `step`."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A line's record; None where it is none of a step."""
     try:
-        return bool(json.loads(line)["step"] <= step)
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return None

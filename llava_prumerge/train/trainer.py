@@ -14,12 +14,14 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from llava_prumerge.data.sampler import GroupedSampler
+from llava_prumerge.ground.files import write_json
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.model.adapters import Base, load_complete, plain_model, save_adapter, save_complete
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import PREFIX, STAGING_FOLDER, CheckpointError, check_room, publish, rotate, seal
 from llava_prumerge.train.guards import StepGuard, TrainingFault, check_finite, poison, refuse_empty
 from llava_prumerge.train.preemption import outlive_sigterm
+from llava_prumerge.train.preflight import MADE_FROM_FILE
 from llava_prumerge.train.quarantine import QuarantineLedger
 from llava_prumerge.train.ranks import barrier, digest_together
 from llava_prumerge.train.stages import gather_trained, load_trained, parameter_groups, set_modes
@@ -40,6 +42,7 @@ class LlavaTrainer(Trainer):
         arguments: the run's settings.
         base: where the frozen weights come from, stored with every checkpoint.
         processor: stored with every checkpoint.
+        origin: what the run is made from, likewise.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class LlavaTrainer(Trainer):
         train_dataset: Dataset,
         data_collator: Callable[[list], dict[str, Any]],
         callbacks: list[TrainerCallback] | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:
-        self.arguments, self.base, self.processor = arguments, base, processor
+        self.arguments, self.base, self.processor, self.origin = arguments, base, processor, origin
         self.guard = StepGuard(Path(str(args.output_dir)), arguments.max_skipped_steps)
         self.schedule_owed = False
         self.staging: Path | None = None
@@ -188,7 +192,8 @@ class LlavaTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what the stage trained, with projector, method and configuration, from rank 0."""
-        folder = Path(output_dir or str(self.args.output_dir))
+        folder, run = Path(output_dir or str(self.args.output_dir)), Path(str(self.args.output_dir))
+        place = run if self.staging is None else run / folder.name
         if self.arguments.stage == "full":
             sharded = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
             state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
@@ -197,7 +202,7 @@ class LlavaTrainer(Trainer):
         else:
             state = gather_trained(self.model)
             if self.args.should_save:
-                save_adapter(self.model, folder, state, self.base, self.processor)
+                save_adapter(self.model, folder, state, self.base, self.processor, place)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where `_save_checkpoint` puts its folder: aside, until it is whole."""
@@ -224,6 +229,9 @@ class LlavaTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             barrier()
             staged = staging / f"{PREFIX}{self.state.global_step}"
+            if self.args.should_save and self.origin is not None:
+                write_json(staged / MADE_FROM_FILE, self.origin)
+            barrier()
             digests = digest_together(staged, sync=True)
             if self.args.should_save:
                 seal(staged, digests, self.args.world_size)

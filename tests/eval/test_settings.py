@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from llava_prumerge.evaluation.execution import Subject, stage_of
-from llava_prumerge.evaluation.fingerprint import fingerprint
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import parse_generation
 from llava_prumerge.ground.command import pairs
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.model.fingerprint import fingerprint
 
 
 def test_settings_are_typed_and_checked() -> None:

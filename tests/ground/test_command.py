@@ -128,7 +128,7 @@ def fail(error: BaseException) -> None:
         (InputError("a\n  b"), 2, "error: a b"),
         (CannotGoOn("no step is finite"), 1, "error: no step is finite"),
         (FileNotFoundError(errno.ENOENT, "x", "gone.json"), 2, "error: gone.json: no such file or folder"),
-        (FileError("full.json", "cannot be written: the disk is full", errno.ENOSPC), 1, "error: full.json: cannot be"),
+        (FileError("full.json", "cannot be written: the disk is full", errno.ENOSPC), 2, "error: full.json: cannot be"),
         (PermissionError(errno.EACCES, "x", b"locked"), 2, "error: locked: permission denied"),
         (OSError("We couldn't connect"), 2, "error: We couldn't connect"),
         (KeyboardInterrupt(), 130, "stopped"),

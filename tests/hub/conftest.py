@@ -82,7 +82,7 @@ def runs(original_runs: Path, tmp_path: Path) -> Path:
 def write_result() -> Callable[..., Path]:
     """Writes a result file as eval does, of a model folder; changes go in by key, dotted for inner ones."""
     from llava_prumerge.evaluation.answers import claim
-    from llava_prumerge.evaluation.fingerprint import fingerprint
+    from llava_prumerge.model.fingerprint import fingerprint
 
     def write(
         folder: Path, model: Path, task: str = "pope", questions: int = 8910, value: float = 85.25, **changes: Any

@@ -275,7 +275,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_what_was_sound(world, st
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1000, hard))
     try:
-        assert main(tokens_of(run)) == 1
+        assert main(tokens_of(run)) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -298,7 +298,7 @@ def test_a_disk_that_is_really_full(world, straight, tmp_path, capfd) -> None:
         pytest.skip("this user may not mount a tmpfs")
     try:
         recipe = [*world.recipe("lora", tmp_path / "recipe", save_steps=2), world.prumerge_plus]
-        assert main([*recipe, f"output_dir={disk / 'run'}"]) == 1
+        assert main([*recipe, f"output_dir={disk / 'run'}"]) == 2
         assert "checkpoint-4 could not be written" in capfd.readouterr().err
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free // 2))
         for folder in list_checkpoints(disk / "run"):
@@ -338,7 +338,7 @@ def test_an_error_names_the_disks_reason(world, tmp_path, capsys, monkeypatch) -
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "seal", refuse)
-    assert main([*world.recipe("projector", tmp_path / "run", save_steps=2), world.prumerge_plus]) == 1
+    assert main([*world.recipe("projector", tmp_path / "run", save_steps=2), world.prumerge_plus]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not list_checkpoints(tmp_path / "run")
 
@@ -349,5 +349,5 @@ def test_a_host_that_sees_another_folder_is_refused(world, tmp_path, capsys, mon
 
     run = tmp_path / "run"
     monkeypatch.setattr(module, "barrier", lambda: shutil.rmtree(run / "checkpoint.unfinished", ignore_errors=True))
-    assert main([*world.recipe("projector", run, save_steps=2), world.prumerge_plus]) == 1
+    assert main([*world.recipe("projector", run, save_steps=2), world.prumerge_plus]) == 2
     assert "all hosts have to see one" in capsys.readouterr().err and not list_checkpoints(run)

@@ -157,6 +157,7 @@ def test_a_dry_run_at_full_size_has_the_published_counts(world, tmp_path, capsys
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     CLIPVisionConfig(image_size=336, patch_size=14, **sizes).save_pretrained(vision)
     changes = {"language_model": str(language), "vision_tower": str(vision), "lora_rank": 128, "max_length": 2048}
+    changes["projector"] = str(tmp_path / "not_here.safetensors")  # this world's is of another size
     assert main([*world.recipe("lora", tmp_path / "run", **changes), world.prumerge_plus, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "319.82M in 448 tensors" in text and "20.97M in 2 tensors" in text and "8.19k in 2 tensors" in text
