@@ -170,7 +170,7 @@ class _Watch:
         if self.wants_attention:
             with torch.inference_mode():
                 tiles = self.host.encode_images(pixel_values)
-            self._look(VisionTokens(tiles.features, tiles.grid, tiles.probe, tiles.heads), VisionTokens.attention)
+            self._look(VisionTokens(tiles.features, tiles.grid, tiles.projections, tiles.heads), VisionTokens.attention)
             self.watched.grid = tiles.grid
         else:
             size, patch = pixel_values.shape[-2:], self.host.config.vision_config.patch_size

@@ -61,7 +61,7 @@ def test_kept_patches_and_attention_are_the_reducers_own() -> None:
     pixels = ImagePreprocessor(processor.image_processor)([photo(1), photo(2)])
     with torch.no_grad():
         tiles = model.model.encode_images(pixels)
-        seen = VisionTokens(tiles.features, tiles.grid, tiles.probe, tiles.heads)
+        seen = VisionTokens(tiles.features, tiles.grid, tiles.projections, tiles.heads)
         _, valid, origin = model.model.reducer(seen)
         attention = model.model.reducer.attention(seen)
     answer = ask(model, processor, QUESTION, [photo(1), photo(2)], max_new_tokens=2, attention=True)
@@ -159,7 +159,7 @@ def test_attention_without_a_reducer_is_the_class_tokens(name: str) -> None:
     seen = inspect_image(model, processor, photo(1), QUESTION)
     with torch.no_grad():
         tiles = model.model.encode_images(ImagePreprocessor(processor.image_processor)([photo(1)]))
-    expected = VisionTokens(tiles.features, tiles.grid, tiles.probe, tiles.heads).attention()
+    expected = VisionTokens(tiles.features, tiles.grid, tiles.projections, tiles.heads).attention()
     assert torch.equal(seen.attention, expected.view(4, 4)) and seen.grid == (4, 4)
 
 
