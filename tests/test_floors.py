@@ -30,11 +30,10 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "model": LOWEST | {"text"},
     "data": LOWEST | {"text"},
     "efficiency": LOWEST,
-    "inference": LOWEST | LIBRARIES,
     "train": LOWEST | LIBRARIES,
     "profiling": LOWEST | {"efficiency"},
     "evaluation": LOWEST | LIBRARIES,
-    "viz": LOWEST | LIBRARIES | {"inference"},
+    "viz": LOWEST | LIBRARIES,
     "search": LOWEST | LIBRARIES,
     "hub": LOWEST | LIBRARIES | {"evaluation"},  # reads result files with its library
 }

@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_prumerge.evaluation.intervals import Interval, wilson
-from llava_prumerge.evaluation.records import EvaluationError, Key, Record, index_by, read_records, require_same_keys
+from llava_prumerge.evaluation.records import (
+    EvaluationError,
+    Key,
+    Record,
+    identifier,
+    index_by,
+    read_placed,
+    read_records,
+    require_same_keys,
+    shorten,
+    text_field,
+)
 from llava_prumerge.evaluation.records import field as read_field
+from llava_prumerge.text.templates import IMAGE_MARKER
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
@@ -249,17 +261,44 @@ def answer_text(record: Record, path: Path, name: str = "text") -> str:
     """The answer of a record, which must be text: its field of that name, or else LLaVA's `text`."""
     text = read_field(record, name if name in record else "text", path)
     if not isinstance(text, str):
-        raise EvaluationError(f"{path}: the answer to {record.get('question_id')!r} is {text!r}, not text")
+        told = f"the answer to {shorten(record.get('question_id'))} is {shorten(text)}, not text"
+        raise EvaluationError(f"{path}: {told}")
     return text
 
 
 def read_questions(path: Path) -> list[Question]:
     """Questions in LLaVA's common format: JSON lines of question_id, image (absent for none), text, category."""
     questions = []
-    for record in read_records(path):
-        text = read_field(record, "text", path)
-        questions.append(Question(read_field(record, "question_id", path), text, text, record.get("image")))
+    for place, record in read_placed(path):
+        identifier(record, place)
+        image = record.get("image") or None
+        if image is not None and not isinstance(image, str):
+            raise EvaluationError(f"{place}: 'image' must be a path, found {shorten(image)}")
+        written = text_field(record, "text", place)
+        text = without_markers(written, image is not None, place)
+        questions.append(Question(record["question_id"], written, text, image, place=place))
     return questions
+
+
+def without_markers(text: str, has_image: bool, place: str) -> str:
+    """A question without image markers: its image, of which there is one, is shown in front of it.
+
+    LLaVA's training and its ScienceQA reader take them out as well; its other readers stop at a second marker.
+
+    Raises:
+        EvaluationError: there is a marker and no image, nothing is left, or the text is no valid Unicode.
+    """
+    if IMAGE_MARKER in text:
+        if not has_image:
+            raise EvaluationError(f"{place}: the question says {IMAGE_MARKER}, but has no image")
+        text = text.replace(IMAGE_MARKER, "").strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EvaluationError(f"{place}: the question is not valid Unicode ({error.reason})") from error
+    if not text.strip():
+        raise EvaluationError(f"{place}: the question is empty")
+    return text
 
 
 def without_suffix(text: str, suffix: str = SHORT_ANSWER) -> str:

@@ -11,17 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from llava_prumerge.data.image_digest import digest_images
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
 from llava_prumerge.evaluation.fingerprint import describe_environment
-from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
+from llava_prumerge.evaluation.records import EvaluationError, Record, read_object
 from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
 from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.hub_names import is_missing, why_missing
+from llava_prumerge.ground.yaml_files import read_yaml
 from llava_prumerge.methods.plugins import load_plugins
 from llava_prumerge.methods.resolve import method_label, method_name, resolve
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
@@ -54,7 +52,7 @@ class Subject:
         """The checkpoint's config.json; {} for a name on the Hub."""
         if not Path(self.model).is_dir():
             return {}
-        return read_json(Path(self.model) / "config.json")
+        return read_object(Path(self.model) / "config.json")
 
     @property
     def stored_reduction(self) -> dict[str, Any]:
@@ -123,7 +121,8 @@ def stage_of(folder: Path) -> str | None:
         return "lora"
     for path in (folder / "config.yaml", folder.parent / "config.yaml"):
         if path.is_file():
-            stage = (yaml.safe_load(path.read_text("utf-8")) or {}).get("stage")
+            settings = read_yaml(path)
+            stage = settings.get("stage") if isinstance(settings, dict) else None
             return stage if stage in ("projector", "lora", "full") else None
     return None
 
@@ -149,15 +148,6 @@ class Run:
         """The limit of an answer."""
         return self.subject.settings.max_new_tokens or self.task.max_new_tokens
 
-    @cached_property
-    def image_files(self) -> str | None:
-        """A hash of the images that lie beside the questions; None where the questions carry theirs, or have none."""
-        if self.files.images is None:
-            return None
-        return digest_images(self.files.images, (question.image for question in self.questions if question.image))[
-            "sha256"
-        ]
-
     def claim(self, dtype: str) -> dict[str, Any]:
         """Bind the answer file to everything that decides what is in it."""
         settings = self.subject.settings
@@ -173,10 +163,8 @@ class Run:
             "dtype": dtype,
             "limit": settings.limit,
             "decoding": "greedy",
-            "image_files": None if settings.images == "off" else self.image_files,
         }
-        notes = {"model": self.subject.model, "question_file": str(self.files.questions)}
-        claim(self.answers, header, notes, settings.accept_changes)
+        claim(self.answers, header, {"model": self.subject.model, "question_file": str(self.files.questions)})
         return header
 
     def score(self) -> Score | None:
@@ -262,23 +250,14 @@ class LoadedModel:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """Model and processor."""
-        from llava_prumerge.evaluation.generate import decode_plainly
         from llava_prumerge.model.loading import load_model
         from llava_prumerge.model.weight_files import LoadingError
 
         attn = self.subject.settings.attn
         try:
-            model, processor = load_model(self.subject.model, self.subject.replacement, self.dtype, self.device, attn)
+            return load_model(self.subject.model, self.subject.replacement, self.dtype, self.device, attn)
         except LoadingError as error:
             raise EvaluationError(str(error)) from error
-        unused = decode_plainly(model)
-        if unused and self.ranks.rank == 0:
-            logger.warning(
-                "%s: its generation_config.json sets %s; answers are greedy and use none of it",
-                self.subject.model,
-                unused,
-            )
-        return model, processor
 
     @property
     def placeholders(self) -> int:

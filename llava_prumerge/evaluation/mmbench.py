@@ -7,13 +7,21 @@ VLMEvalKit's rules, without a language model.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, Score
+from llava_prumerge.evaluation.benchmark import (
+    OPTION_LETTER,
+    Benchmark,
+    Files,
+    Question,
+    Score,
+    without_markers,
+)
 from llava_prumerge.evaluation.options import find_option
 from llava_prumerge.evaluation.records import (
     EvaluationError,
@@ -28,6 +36,7 @@ from llava_prumerge.evaluation.records import (
     require_same_keys,
     shorten,
     text_field,
+    whole_identifier,
 )
 
 LETTERS = "ABCD"
@@ -72,13 +81,18 @@ class Row:
     options: Mapping[str, str]
 
 
+def read_index(record: Mapping[str, str], path: Path) -> int:
+    """A row's index, which pandas may have written as 7.0."""
+    index = field(record, "index", path)
+    found = re.fullmatch(r"([0-9]{1,18})(\.0*)?", str(index))
+    if found is None:
+        raise EvaluationError(f"{path}: index {shorten(index)} is not a whole number")
+    return int(found[1])
+
+
 def read_row(record: Mapping[str, str], path: Path) -> Row:
     """A rotation from a row of the official table or of an upload."""
-    index, answer = field(record, "index", path), str(field(record, "answer", path)).strip()
-    try:
-        number = int(float(index))
-    except ValueError:
-        raise EvaluationError(f"{path}: index {index!r} is not a number") from None
+    number, answer = read_index(record, path), str(field(record, "answer", path)).strip()
     if len(answer) != 1 or answer not in LETTERS:
         raise EvaluationError(f"{path}: the answer {answer!r} of index {number} is not one of {', '.join(LETTERS)}")
     # An upload written by pandas has lost options such as "None"; the right answer is an option all the same.
@@ -104,9 +118,10 @@ class MmBench(Benchmark):
     def questions(self, files: Files) -> list[Question]:
         path = files.need("questions")
         rows = read_table(path)
-        pictures = {row["index"]: field(row, "image", path) for row in rows}
+        pictures = {field(row, "index", path): field(row, "image", path) for row in rows}
         questions = []
-        for row in rows:
+        for at, row in enumerate(rows, start=1):
+            index, place = read_index(row, path), f"{path}, row {at} (index {shorten(row['index'], 40)})"
             options = []
             for letter in LETTERS:
                 if is_empty(row.get(letter) or ""):
@@ -121,9 +136,8 @@ class MmBench(Benchmark):
                 row["image"] if len(row["image"]) > 64 else pictures.get(row["image"], row["image"])
             )  # may name another row's
             extra = {"round_id": 0, "options": options, "option_char": list(LETTERS[: len(options)])}
-            questions.append(
-                Question(int(float(row["index"])), prompt, f"{prompt}\n{self.suffix}", None, picture, extra)
-            )
+            text = f"{without_markers(prompt, True, place)}\n{self.suffix}"
+            questions.append(Question(index, prompt, text, None, picture, extra, place))
         return questions
 
     def references(self, files: Files) -> dict[Key, Row]:
@@ -135,10 +149,7 @@ class MmBench(Benchmark):
             raise EvaluationError(
                 f"{path}: {shorten(record)} rotates options itself (--all-rounds); the table's rows are the rotations"
             )
-        identifier = field(record, "question_id", path)
-        if not str(identifier).isdigit():
-            raise EvaluationError(f"{path}: question_id {identifier!r} is not a whole number")
-        return int(identifier)
+        return whole_identifier(record, path)
 
     def score(self, answers: Path, files: Files, only: Iterable[Question] | None = None, **options: str) -> Score:
         """Score an answer file against the table, or an upload workbook, which holds the right answers itself."""
@@ -186,9 +197,9 @@ class MmBench(Benchmark):
         """Write the workbook that OpenCompass' server takes: the table less six columns, `prediction` the seventh."""
         path = files.need("questions")
         records = index_by(read_records(answers), lambda record: self.answer_key(record, answers), answers)
-        rows = index_by(read_table(path), lambda row: int(float(row["index"])), path)
+        rows = index_by(read_table(path), lambda row: read_index(row, path), path)
         require_same_keys(rows, records, answers, path)
-        columns = [name for name in next(iter(rows.values())) if name not in NOT_UPLOADED]
+        columns = [name for name in next(iter(rows.values()), ()) if name not in NOT_UPLOADED]
         columns.insert(PREDICTION_COLUMN, "prediction")
         table = [
             [

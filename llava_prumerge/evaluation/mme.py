@@ -19,12 +19,13 @@ from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
-    field,
     find_file,
+    identifier,
     index_by,
     name_keys,
     read_text,
     require_same_keys,
+    text_field,
 )
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -156,8 +157,8 @@ class Mme(Benchmark):
         return reference.subtask
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        identifier = str(field(record, "question_id", path))
-        return identify(identifier.split("/")[0], identifier, field(record, "prompt", path))
+        image = identifier(record, path)
+        return identify(image.split("/")[0], image, text_field(record, "prompt", path))
 
     def score(self, answers: Path, files: Files, only: Iterable[Question] | None = None, **options: str) -> Score:
         if not answers.is_dir():

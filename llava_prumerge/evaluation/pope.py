@@ -18,6 +18,7 @@ from llava_prumerge.evaluation.benchmark import (
     Score,
     answer_text,
     read_questions,
+    without_markers,
     without_suffix,
 )
 from llava_prumerge.evaluation.intervals import bootstrap
@@ -27,11 +28,13 @@ from llava_prumerge.evaluation.records import (
     Record,
     field,
     find_file,
+    identifier,
     index_by,
     name_keys,
     read_records,
     require_same_keys,
     shorten,
+    text_field,
 )
 
 if TYPE_CHECKING:
@@ -97,18 +100,21 @@ class Pope(Benchmark):
 
     def references(self, files: Files) -> dict[Key, Label]:
         path, folder = files.need("questions"), files.need("annotations")
-        asked = index_by(read_records(path), lambda record: str(field(record, "question_id", path)), path)
-        splits = sorted({str(field(record, "category", path)) for record in asked.values()})
+        asked = index_by(read_records(path), lambda record: identifier(record, path), path)
+        splits = sorted({text_field(record, "category", path) for record in asked.values()})
         if unknown := [split for split in splits if split not in SPLITS]:
             raise EvaluationError(f"{path}: unknown category {name_keys(unknown)}; there are {', '.join(SPLITS)}")
         labels: dict[Key, bool] = {}
         for split in splits:
             labels |= self.read_labels(find_labels(folder, split), split)
         references = {
-            key: Label(record["category"], field(record, "image", path), field(record, "text", path), False)
+            key: Label(record["category"], text_field(record, "image", path), text_field(record, "text", path), False)
             for key, record in asked.items()
         }
-        joined = {(label.split, label.image, without_suffix(label.prompt)): key for key, label in references.items()}
+        joined = {
+            (label.split, label.image, without_suffix(without_markers(label.prompt, True, str(path)))): key
+            for key, label in references.items()
+        }
         if len(joined) < len(references):
             raise EvaluationError(
                 f"{path}: {len(references) - len(joined)} questions are asked twice of the same image and split"
@@ -120,7 +126,9 @@ class Pope(Benchmark):
 
     def read_labels(self, path: Path, split: str) -> dict[Key, bool]:
         """Labels of a split by (split, image, question)."""
-        records = index_by(read_records(path), lambda r: (split, field(r, "image", path), field(r, "text", path)), path)
+        records = index_by(
+            read_records(path), lambda r: (split, text_field(r, "image", path), text_field(r, "text", path)), path
+        )
         wrong = [record for record in records.values() if field(record, "label", path) not in ("yes", "no")]
         if wrong:
             raise EvaluationError(f"{path}: a label must be 'yes' or 'no', found {shorten(wrong[0])}")
@@ -130,7 +138,7 @@ class Pope(Benchmark):
         return reference.split
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "question_id", path))
+        return identifier(record, path)
 
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         records = index_by(read_records(path), lambda record: self.answer_key(record, path), path)

@@ -21,6 +21,7 @@ from llava_prumerge.evaluation.records import (
     Key,
     Record,
     field,
+    identifier,
     name_keys,
     read_json,
     read_records,
@@ -89,10 +90,10 @@ class SeedBench(Benchmark):
         for record in content:
             if is_video(record):
                 continue
-            identifier = str(field(record, "question_id", path))
-            key = f"{identifier} again" if identifier == TWICE and identifier in references else identifier
+            own = identifier(record, path)
+            key = f"{own} again" if own == TWICE and own in references else own
             if key in references:
-                raise EvaluationError(f"{path}: duplicate entries for {identifier}")
+                raise EvaluationError(f"{path}: duplicate entries for {own}")
             references[key] = self.read_choice(record, names, path)
         return references
 
@@ -110,7 +111,7 @@ class SeedBench(Benchmark):
         return reference.dimension
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "question_id", path))
+        return identifier(record, path)
 
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """Answers by id, without those to questions about videos."""

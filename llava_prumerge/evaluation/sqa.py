@@ -11,8 +11,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, Score
-from llava_prumerge.evaluation.records import EvaluationError, Key, Record, field, name_keys, read_json, shorten
+from llava_prumerge.evaluation.benchmark import (
+    OPTION_LETTER,
+    Benchmark,
+    Files,
+    Question,
+    Score,
+    without_markers,
+)
+from llava_prumerge.evaluation.records import (
+    EvaluationError,
+    Key,
+    Record,
+    field,
+    identifier,
+    list_field,
+    name_keys,
+    read_object,
+    read_placed,
+    shorten,
+    text_field,
+)
 
 LETTERS = "ABCDE"
 SPLIT = "test"
@@ -62,33 +81,36 @@ class ScienceQa(Benchmark):
     def questions(self, files: Files) -> list[Question]:
         path = files.need("questions")
         questions = []
-        for record in read_json(path):
-            turn = field(record, "conversations", path)[0]["value"]
-            text = f"{turn.replace(IMAGE_MARK, '').strip()}\n{OPTION_LETTER}"
-            image = record.get("image")
+        for place, record in read_placed(path):
+            turns = list_field(record, "conversations", place)
+            turn = text_field(turns[0] if turns else None, "value", place)
+            image = record.get("image") or None
+            if image is not None and not isinstance(image, str):
+                raise EvaluationError(f"{place}: 'image' must be a path, found {shorten(image)}")
+            text = f"{without_markers(turn, image is not None, place)}\n{OPTION_LETTER}"
             prompt = f"{IMAGE_MARK}\n{text}" if image else text
-            questions.append(Question(str(field(record, "id", path)), prompt, text, image))
+            questions.append(Question(identifier(record, place, "id"), prompt, text, image, place=place))
         return questions
 
     def references(self, files: Files) -> dict[Key, Problem]:
         path, split_path = files.need("annotations"), files.need("split")
-        problems = {str(key): problem for key, problem in read_json(path).items()}
-        listed = [str(key) for key in field(read_json(split_path), SPLIT, split_path)]
+        problems = {str(key): problem for key, problem in read_object(path).items()}
+        listed = [str(key) for key in list_field(read_object(split_path), SPLIT, split_path)]
         if missing := [key for key in listed if key not in problems]:
             raise EvaluationError(f"{path}: no problems for {name_keys(missing)} of split {SPLIT!r} in {split_path}")
         return {key: self.read_problem(problems[key], path) for key in listed}
 
     def read_problem(self, problem: Mapping[str, object], path: Path) -> Problem:
         """One entry of problems.json."""
-        choices, answer = field(problem, "choices", path), field(problem, "answer", path)
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
+        choices, answer = list_field(problem, "choices", path), field(problem, "answer", path)
+        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise EvaluationError(
                 f"{path}: answer {answer!r} is not the number of one of the choices in {shorten(problem)}"
             )
         return Problem(len(choices), answer, bool(problem.get("image")))
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "question_id", path))
+        return identifier(record, path)
 
     def measure(self, references: Sequence[Problem], texts: Sequence[str], **options: str) -> Score:
         letters = [read_letter(text) for text in texts]

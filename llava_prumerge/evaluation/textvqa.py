@@ -13,7 +13,18 @@ from pathlib import Path
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
 from llava_prumerge.evaluation.normalise import best_constant, normalise_m4c, score_normalised
-from llava_prumerge.evaluation.records import EvaluationError, Key, Record, field, index_by, read_json, shorten
+from llava_prumerge.evaluation.records import (
+    EvaluationError,
+    Key,
+    Record,
+    human_answer,
+    identifier,
+    index_by,
+    list_field,
+    read_json,
+    shorten,
+    text_field,
+)
 
 OCR_MARK = "Reference OCR token:"
 
@@ -52,23 +63,23 @@ class TextVqa(Benchmark):
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise EvaluationError(f"{path}: expected an object with a list 'data', as TextVQA_0.5.1_val.json has")
         records = index_by(
-            content["data"], lambda r: (str(field(r, "image_id", path)), field(r, "question", path).lower()), path
+            content["data"], lambda r: (identifier(r, path, "image_id"), text_field(r, "question", path).lower()), path
         )
         for key, record in records.items():
-            if len(field(record, "answers", path)) != 10:
+            if len(list_field(record, "answers", path)) != 10:
                 raise EvaluationError(
                     f"{path}: {shorten(key)} has {len(record['answers'])} answers, M4C's rule is for 10"
                 )
-        return {key: record["answers"] for key, record in records.items()}
+        return {key: [human_answer(one, path) for one in record["answers"]] for key, record in records.items()}
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        prompt = field(record, "prompt", path)
+        prompt = text_field(record, "prompt", path)
         question = asked_question(prompt)
         if question is None:
             raise EvaluationError(
                 f"{path}: no question can be read from the prompt {shorten(prompt)}; see LLaVA's three forms"
             )
-        return str(field(record, "question_id", path)), question
+        return identifier(record, path), question
 
     def measure(self, references: Sequence[list[str]], texts: Sequence[str], **options: str) -> Score:
         marks = [score_normalised(text, human, normalise_m4c) for text, human in zip(texts, references, strict=True)]

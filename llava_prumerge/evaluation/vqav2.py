@@ -28,11 +28,15 @@ from llava_prumerge.evaluation.records import (
     Key,
     Record,
     field,
+    human_answer,
     index_by,
+    list_field,
     read_json,
     read_records,
     read_text,
     require_same_keys,
+    text_field,
+    whole_identifier,
 )
 from llava_prumerge.ground.files import write_json
 
@@ -85,8 +89,8 @@ class VqaV2(Benchmark):
         records = index_by(self.read_envelope(path, "annotations"), lambda record: self.answer_key(record, path), path)
         references = {
             key: Humans(
-                record.get("answer_type", "other"),
-                tuple(field(answer, "answer", path) for answer in field(record, "answers", path)),
+                text_field({"answer_type": "other"} | record, "answer_type", path),
+                tuple(human_answer(field(one, "answer", path), path) for one in list_field(record, "answers", path)),
             )
             for key, record in records.items()
         }
@@ -104,18 +108,18 @@ class VqaV2(Benchmark):
     def read_envelope(self, path: Path, name: str) -> list[Record]:
         """The list inside an official file `{"info": ..., name: [...]}`."""
         content = read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise EvaluationError(f"{path}: expected an object with a list {name!r}, as the official files have")
-        return content[name]
+        records = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise EvaluationError(
+                f"{path}: expected an object with a list {name!r} of objects, as the official files have"
+            )
+        return records
 
     def part_of(self, reference: Humans) -> str:
         return reference.answer_type
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        identifier = field(record, "question_id", path)
-        if not str(identifier).isdigit():
-            raise EvaluationError(f"{path}: question_id {identifier!r} is not a whole number")
-        return int(identifier)
+        return whole_identifier(record, path)
 
     def measure(self, references: Sequence[Humans], texts: Sequence[str], mode: str = "normalised") -> Score:
         pairs = zip(texts, references, strict=True)
@@ -161,5 +165,5 @@ def is_json_lines(path: Path) -> bool:
     first = read_text(path).lstrip().split("\n", 1)[0]
     try:
         return "question_id" in json.loads(first)
-    except json.JSONDecodeError:
+    except (RecursionError, TypeError, ValueError):
         return False

@@ -33,6 +33,8 @@ WRONG, FAILED, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LLAVA_PRUMERGE_TRACEBACK"
 """With this variable set in the environment, errors of one line show where they come from as well."""
 
+_LONGEST_LINE = 2000  # characters: a message may quote a value of any length
+
 Work = Callable[[list[str]], int | None]
 
 
@@ -114,7 +116,8 @@ def one_line(error: BaseException) -> str:
     """An error's text without line breaks; what the system says of a file, beginning with the file."""
     if type(error).__str__ is OSError.__str__ and isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {reason_of(error)}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 4 :]}"
 
 
 def _say(text: str, status: int) -> int:
