@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +45,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_reducer_of_the_guide() -> None:
     block = yaml.safe_load(fenced("yaml")[0])["vision"]
     image = make_tokens(images=4)
-    features, valid, origin = registry.build_reducer(block)(image)
+    features, valid, origin = registry.build_reducer(block | {"budget": 40})(image)
     expected = image.features.norm(dim=-1).topk(40, dim=1).indices.sort(dim=1).values
     assert torch.equal(origin, expected) and valid.all()
     assert torch.equal(features, image.features.gather(1, expected[..., None].expand(-1, -1, 16)))
@@ -83,3 +86,28 @@ def test_guide_names_what_exists() -> None:
         assert list((root / "llava_prumerge" / "methods").rglob(name)), name
     for field in ("attention", "keys", "text", "text_mask"):
         assert hasattr(base.VisionTokens, field)
+
+
+def test_the_guide_followed_literally_passes_the_projects_own_tests(tmp_path: Path) -> None:
+    """In a copy of the tree: the files it shows, under the names it gives, and the tests that walk the registry."""
+    root = Path(__file__).resolve().parents[2]
+    for name in ("llava_prumerge", "configs", "docs", "tests"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    places = re.findall(r"As `configs/method/(\w+)\.yaml`:", GUIDE)
+    assert places == ["feature_norm", "withdrawal_example"]
+    for folder, name, source, text in zip(("vision", "decoder"), places, fenced("python"), fenced("yaml"), strict=True):
+        (tmp_path / "llava_prumerge" / "methods" / folder / f"{name}.py").write_text(source, encoding="utf-8")
+        (tmp_path / "configs" / "method" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    asked = ["degenerate", "cost", "pruners", "resolve", "registry", "methods_document"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", " or ".join(places)]
+        + [f"tests/methods/test_{name}.py" for name in asked],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed and int(passed[1]) > 60, done.stdout[-3000:]
