@@ -30,10 +30,11 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "model": LOWEST | {"text"},
     "data": LOWEST | {"text"},
     "efficiency": LOWEST,
+    "inference": LOWEST | LIBRARIES,
     "train": LOWEST | LIBRARIES,
     "profiling": LOWEST | {"efficiency"},
     "evaluation": LOWEST | LIBRARIES,
-    "viz": LOWEST | LIBRARIES,
+    "viz": LOWEST | LIBRARIES | {"inference"},
     "search": LOWEST | LIBRARIES,
     "hub": LOWEST | LIBRARIES | {"evaluation"},  # reads result files with its library
 }

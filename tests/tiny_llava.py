@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from llava_prumerge.methods.base import DecoderPruner
 from llava_prumerge.methods.registry import method_names
@@ -106,12 +112,17 @@ def pixels(count: int, seed: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
 
 
-def write_processor(folder: Path) -> None:
-    """Tokenizer of the words w3 to w98, and image processor, as they lie beside a checkpoint."""
+def tiny_processor() -> LlavaProcessor:
+    """Tokenizer of the words w3 to w98, and image processor."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 99)} | {"<image>": IMAGE}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.add_tokens(["<image>"], special_tokens=True)
     image_processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    make_processor(fast, image_processor, tiny_config()).save_pretrained(folder)
+    return make_processor(fast, image_processor, tiny_config())
+
+
+def write_processor(folder: Path) -> None:
+    """The same as they lie beside a checkpoint."""
+    tiny_processor().save_pretrained(folder)

@@ -1,27 +1,36 @@
 """Answer files: JSON lines written as they come, resumed after a kill, merged over ranks, and bound to what made them.
 
 `<answers>.meta.json` beside a file says which model, method, prompt, question file and generation settings it belongs
-to. Going on with a file under any other setting is an error that names the field. One process writes `<answers>`
+to. Going on with a file under any other setting is an error that names the field, and `accept_changes=FIELD` goes on all
+the same. One process writes `<answers>`
 itself; of several, rank r writes `<answers>.part<r>of<n>`, and the parts become `<answers>` once every question has its
 answer.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError, Record, name_keys, require_same_keys, shorten
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import write_json
-from llava_prumerge.ground.json_lines import json_line, write_json_lines
+from llava_prumerge.ground.json_lines import append_json_lines, write_json_lines
+from llava_prumerge.ground.locks import hold
+from llava_prumerge.ground.reading import read_json_object
+
+logger = logging.getLogger("eval")
+
+NO_HEADER = "header"
+"""What `accept_changes` takes for a file whose header is gone."""
 
 QuestionKey = tuple[str, str]
 
@@ -49,17 +58,20 @@ def record_key(record: Record, path: Path) -> QuestionKey:
 
 
 def read_part(path: Path) -> list[Record]:
-    """The complete lines of an answer file; what follows the last line break was cut off by a kill."""
+    """The whole lines of an answer file; others, which a kill or a full disk left, are passed over and asked again."""
     *lines, _ = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
+    records, torn = [], 0
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}, line {number}: not a JSON object: {error}") from error
-        if not isinstance(record, dict):
-            raise EvaluationError(f"{path}, line {number}: not a JSON object: {shorten(record)}")
-        records.append(record)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            torn += 1
+    if torn:
+        logger.warning("%s: %d line%s no answers, passed over", path, torn, " that is" if torn == 1 else "s that are")
     return records
 
 
@@ -74,40 +86,70 @@ def gather(answers: Path) -> dict[QuestionKey, Record]:
     return found
 
 
-def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+def claim(answers: Path, header: Mapping[str, Any], notes: Mapping[str, Any], accepted: Sequence[str] = ()) -> None:
     """Bind an answer file to what makes it, or check that it is bound to just that.
+
+    A field that the file's header does not have, as it is of an earlier version, is taken over.
 
     Args:
         answers: the answer file, which need not exist yet.
         header: everything that must be equal for the file to be continued.
         notes: what is worth keeping but may differ, such as the model's path.
+        accepted: fields that may differ this time; the new values are the file's own from then on.
 
     Raises:
         EvaluationError: naming each field that differs.
     """
     path = header_path(answers)
     header = json.loads(json.dumps(header))
+    unknown = sorted(set(accepted) - {*header, NO_HEADER})
+    if unknown:
+        raise EvaluationError(f"accept_changes={','.join(unknown)}: must be any of {', '.join([*header, NO_HEADER])}")
     answered = [part for part in part_paths(answers) if read_part(part)]
-    found = read_header(answers) if path.is_file() else {}
+    found, fault = find_header(answers)
     fields = [name for name in {**header, **found} if header.get(name) != found.get(name)]
-    if answered and not found:
-        raise EvaluationError(f"{answered[0]} has answers but no {path.name} that says what made them; move it away")
-    if answered and fields:
-        told = "; ".join(f"{name} is {shorten(found.get(name))}, not {shorten(header.get(name))}" for name in fields)
+    if not fields:
+        return
+    if answered and not found and NO_HEADER not in accepted:
         raise EvaluationError(
-            f"{answers} belongs to another run: {told}. Choose another --out or label=, or delete it to start again"
+            f"{answered[0]} has answers but {path.name} does not say what made them ({fault}): move it away, or go on all the "
+            f"same with accept_changes={NO_HEADER}"
         )
-    if fields:  # a header without answers, from a run that failed before its first batch, binds nothing
-        write_json(path, {"header": header, "notes": notes})
+    refused = [name for name in fields if name in found and name not in accepted]
+    if answered and refused:
+        told = "; ".join(f"{name} is {shorten(found.get(name))}, not {shorten(header.get(name))}" for name in refused)
+        keys = ",".join(dict.fromkeys([*accepted, *refused]))
+        raise EvaluationError(
+            f"{answers} belongs to another run: {told}. Choose another --out or label=, delete it to start again, or go on "
+            f"all the same with accept_changes={keys}"
+        )
+    changed = [name for name in fields if name in found] if answered else []
+    if changed:
+        logger.warning("%s: accepted changes of %s", answers, ", ".join(changed))
+        notes = {**notes, "accepted": [*read_notes(answers).get("accepted", []), *changed]}
+    # A header without answers, from a run that failed before its first batch, binds nothing.
+    write_json(path, {"header": header, "notes": notes})
+
+
+def find_header(answers: Path) -> tuple[dict[str, Any], str]:
+    """What an answer file belongs to, or {} and why that cannot be told."""
+    if not header_path(answers).exists():
+        return {}, "it is missing"
+    try:
+        return read_header(answers), ""
+    except EvaluationError as error:
+        return {}, str(error)
 
 
 def read_sidecar(answers: Path) -> dict[str, Any]:
     """Header and notes of an answer file."""
     try:
-        content = json.loads(header_path(answers).read_text("utf-8"))
+        content = read_json_object(header_path(answers))
         return {"header": dict(content["header"]), "notes": dict(content["notes"])}
+    except FileError as error:
+        raise EvaluationError(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"{header_path(answers)}: not a header written by eval: {error}") from error
+        raise EvaluationError(f"{header_path(answers)}: not a header written by eval") from error
 
 
 def read_header(answers: Path) -> dict[str, Any]:
@@ -128,7 +170,9 @@ def add_seconds(answers: Path, seconds: float) -> None:
 
 
 class AnswerWriter:
-    """Appends answers to this rank's file; a line is on disk before the next batch starts.
+    """Appends answers to this rank's file; a line is on disk before the next batch starts, whole or not at all.
+
+    Nobody else writes to the file meanwhile, nor, of several ranks, to the one that their parts become.
 
     Args:
         answers: the answer file.
@@ -138,32 +182,34 @@ class AnswerWriter:
 
     def __init__(self, answers: Path, rank: int = 0, world: int = 1) -> None:
         self.path = part_path(answers, rank, world)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] | None = None
+        self.locked = [self.path, *([answers] if rank == 0 and world > 1 else [])]
+        self._stack: contextlib.ExitStack | None = None
 
     def __enter__(self) -> AnswerWriter:
-        self._file = self.path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise EvaluationError(f"{self.path}: another process is writing to it") from error
-        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)  # a line cut off by a kill
+        with contextlib.ExitStack() as stack:
+            for path in self.locked:
+                if (left := stack.enter_context(hold(path))) is not None:
+                    logger.info(left)
+            append_json_lines(self.path, [])  # takes away a line cut off by a kill
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write answers and wait until they are on disk."""
-        if self._file is None:
+        """Write answers and wait until they are on disk.
+
+        Raises:
+            FileError: they cannot be written; the file is as before.
+        """
+        if self._stack is None:
             raise RuntimeError("AnswerWriter is used outside its `with` block")
-        self._file.write(b"".join(map(json_line, records)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_json_lines(self.path, records, sync=True)
 
 
 def merge(answers: Path, questions: Sequence[Question]) -> list[Record]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.data.image_digest import digest_images
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
@@ -148,6 +149,15 @@ class Run:
         """The limit of an answer."""
         return self.subject.settings.max_new_tokens or self.task.max_new_tokens
 
+    @cached_property
+    def image_files(self) -> str | None:
+        """A hash of the images that lie beside the questions; None where the questions carry theirs, or have none."""
+        if self.files.images is None:
+            return None
+        return digest_images(self.files.images, (question.image for question in self.questions if question.image))[
+            "sha256"
+        ]
+
     def claim(self, dtype: str) -> dict[str, Any]:
         """Bind the answer file to everything that decides what is in it."""
         settings = self.subject.settings
@@ -163,8 +173,10 @@ class Run:
             "dtype": dtype,
             "limit": settings.limit,
             "decoding": "greedy",
+            "image_files": None if settings.images == "off" else self.image_files,
         }
-        claim(self.answers, header, {"model": self.subject.model, "question_file": str(self.files.questions)})
+        notes = {"model": self.subject.model, "question_file": str(self.files.questions)}
+        claim(self.answers, header, notes, settings.accept_changes)
         return header
 
     def score(self) -> Score | None:
@@ -250,14 +262,23 @@ class LoadedModel:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """Model and processor."""
+        from llava_prumerge.evaluation.generate import decode_plainly
         from llava_prumerge.model.loading import load_model
         from llava_prumerge.model.weight_files import LoadingError
 
         attn = self.subject.settings.attn
         try:
-            return load_model(self.subject.model, self.subject.replacement, self.dtype, self.device, attn)
+            model, processor = load_model(self.subject.model, self.subject.replacement, self.dtype, self.device, attn)
         except LoadingError as error:
             raise EvaluationError(str(error)) from error
+        unused = decode_plainly(model)
+        if unused and self.ranks.rank == 0:
+            logger.warning(
+                "%s: its generation_config.json sets %s; answers are greedy and use none of it",
+                self.subject.model,
+                unused,
+            )
+        return model, processor
 
     @property
     def placeholders(self) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.errors import SampleError
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("eval")
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+HARMLESS = (
+    "transformers_version",
+    "max_length",
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "use_cache",
+)
+HARMLESS += ("_from_model_config", "cache_implementation", "num_beams")
+"""Settings of a checkpoint's generation_config.json that this module sets itself, or that do nothing in greedy decoding."""
 PREPARED = 3
 """Batches whose images are read ahead while the model works."""
 ALIKE = 4
@@ -180,6 +194,24 @@ def read_ahead(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def decode_plainly(model: Any) -> str:
+    """Take from a model's own generation settings whatever would change a greedy answer. -> those that did, for people
+
+    Token ids stay. Settings of sampling do nothing in greedy decoding, and other packages' checkpoints are full of them.
+    """
+    before = getattr(model, "generation_config", None)
+    if before is None:
+        return ""
+    ids = {name: getattr(before, name, None) for name in TOKEN_IDS}
+    model.generation_config = GenerationConfig(**{name: value for name, value in ids.items() if value is not None})
+    changed = before.to_diff_dict().items()
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in changed
+        if name not in (*TOKEN_IDS, *HARMLESS) and not name.startswith("output_")
+    )
 
 
 def answer_batch(

@@ -36,6 +36,7 @@ class Settings:
         limit: only the first so many questions, for trials.
         workers: threads that read images.
         trusted: folders that links in the image folder may lead to.
+        accept_changes: fields of an answer file's header that may differ from this run's.
         model_label: how tables call the model; its folder's name for None.
         label: how tables call the row; the method with its settings for None.
         train: how the weights learnt the method: none (training-free), projector, lora, full.
@@ -55,6 +56,7 @@ class Settings:
     limit: int | None = None
     workers: int = 4
     trusted: tuple[str, ...] = ()
+    accept_changes: tuple[str, ...] = ()
     model_label: str | None = None
     label: str | None = None
     train: str | None = None
@@ -73,6 +75,8 @@ def parse_generation(values: Mapping[str, str]) -> Settings:
             overrides[key] = method_setting(key, value, values.get("plugin"))
         elif key in ("batch_size", "max_new_tokens", "limit", "workers"):
             typed[key] = whole_number(key, value)
+        elif key == "accept_changes":
+            typed[key] = tuple(field.strip() for field in value.split(",") if field.strip())
         elif key == "trusted":
             typed[key] = read_trusted(value)
         else:

@@ -18,7 +18,9 @@ from llava_prumerge.methods.resolve import SITES, method_label, method_name
 
 METRIC_TYPES = {"mean_f1": "f1", "perception": "score"}  # the others are accuracies
 STAGES = {"lora": "LoRA fine-tuning", "full": "full fine-tuning", "projector": "projector pre-training"}
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\b(?:token|password|secret|api_key)=\S+", re.IGNORECASE)
+SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\b(?:token|password|secret|api_key)=\S+|://[^\s/@]*:[^\s/@]*@", re.IGNORECASE
+)
 PLAIN_WORD = re.compile(r"[\w@%+=:,./~-]+")  # needs no quotes in a shell
 REPOSITORY_PACKAGES = ("llava_prumerge", "playground")
 

@@ -13,6 +13,7 @@ import yaml
 
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.files import whole_folder, write_json, write_text
+from llava_prumerge.ground.public import make_public
 from llava_prumerge.ground.reading import file_digest
 from llava_prumerge.ground.revision import library_versions, revision_text
 from llava_prumerge.hub.card import Card
@@ -30,7 +31,7 @@ from llava_prumerge.hub.source import (
 logger = logging.getLogger("llava_prumerge.hub")
 
 MANIFEST, CARD, BLOCK_FILE = "release.json", "README.md", "method.yaml"
-# What transformers writes beside weights. A name that is not here (optimizer states, logs) is never released.
+# What lies beside weights. A name that is not here (optimizer states, logs) is never released.
 PROCESSOR_FILES = (
     *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -111,16 +112,38 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def copy_files(source: Source, folder: Path) -> None:
-    """Copy the weights and what belongs to them, byte for byte: what was evaluated is what is released."""
-    wanted = [*weight_files(source), *MODEL_FILES, *PROCESSOR_FILES]
+    """Copy the weights byte for byte, as what was evaluated is what is released, and write what belongs to them.
+
+    Runs of earlier versions have no chat template, a tokenizer that older transformers cannot read, and paths in their
+    settings, so none of that is copied as it is.
+    """
+    copied = [*weight_files(source), *MODEL_FILES, "tokenizer.model"]
     inside = source.weights.resolve()
-    for name in wanted:
+    for name in (*copied, *PROCESSOR_FILES):
         path = source.weights / name
         if not path.is_file():
             continue
         if not path.resolve().is_relative_to(inside):
             raise ReleaseError(f"{path} is a link out of its folder; put the file itself there")
-        shutil.copyfile(path, folder / name)
+        if name in copied:
+            shutil.copyfile(path, folder / name)
+        if name in MODEL_FILES:
+            make_public(folder / name)
+    if not (source.weights / "tokenizer_config.json").is_file():
+        raise ReleaseError(f"{source.weights} lacks tokenizer_config.json")
+    write_processor(source.weights, folder)
+
+
+def write_processor(weights: Path, folder: Path) -> None:
+    """The processor of a checkpoint, read as `load_model` reads it and written for every transformers release."""
+    from llava_prumerge.model.configuration import PruMergeLlavaConfig
+    from llava_prumerge.model.processors import load_processor, save_processor
+    from llava_prumerge.model.weight_files import LoadingError
+
+    try:
+        save_processor(load_processor(weights, PruMergeLlavaConfig.from_pretrained(weights)), folder)
+    except (LoadingError, OSError) as error:
+        raise ReleaseError(" ".join(str(error).split())) from error
 
 
 def save_model(source: Source, dtype: str, folder: Path) -> None:

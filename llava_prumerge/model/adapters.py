@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.hub_names import is_hub_name, is_missing, why_missing
+from llava_prumerge.ground.public import make_public, public_name
 from llava_prumerge.model import strict_loading
 from llava_prumerge.model.assembling import PROJECTOR_FILE, assemble, load_projector, load_whole, parse_dtype
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
@@ -133,9 +134,10 @@ def save_adapter(
             metadata={"format": "pt"},
         )
         settings = copy.copy(model.peft_config["default"])
-        settings.inference_mode, settings.base_model_name_or_path = True, base.model
+        settings.inference_mode, settings.base_model_name_or_path = True, public_name(base.model)
         settings.save_pretrained(str(folder))
     inference_config(plain_model(model)).save_pretrained(folder)
+    make_public(folder / "config.json")
     save_processor(processor, folder)
     write_base(base, folder, place)
 
@@ -153,6 +155,7 @@ def save_complete(model: nn.Module, folder: Path, state: dict[str, Tensor] | Non
         model.save_pretrained(folder, state_dict=state, save_original_format=False)
     finally:
         model.config = config
+    make_public(folder / "config.json")
     save_processor(processor, folder)
 
 

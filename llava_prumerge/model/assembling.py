@@ -14,7 +14,10 @@ from transformers import (
     LlavaConfig,
     LlavaProcessor,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available
 
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, load_image_processor, load_tower
@@ -23,16 +26,39 @@ from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
 PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
+AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype by name."""
+def parse_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
+    """A dtype by name; "auto" is what a device computes in: bfloat16 on a GPU (float16 on one without), float32 elsewhere.
+
+    Raises:
+        LoadingError: there is none of that name.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == AUTO:
+        if torch.device(device).type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if dtype not in DTYPES:
-        raise LoadingError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise LoadingError(not_known("dtype", dtype, [AUTO, *DTYPES]))
     return DTYPES[dtype]
+
+
+def check_attention(attn: str | None) -> str | None:
+    """An attention implementation that transformers knows; None leaves the choice to it.
+
+    Raises:
+        LoadingError: it does not know it, or the library that it needs is not installed.
+    """
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attn is not None and attn not in known and "/" not in attn:  # a kernel of the Hub has a slash
+        raise LoadingError(not_known("attention implementation", attn, sorted(set(known))))
+    if attn == "flash_attention_2" and not is_flash_attn_2_available():
+        raise LoadingError(f"attention implementation {attn} needs a GPU and flash-attn: pip install flash-attn")
+    return attn
 
 
 def load_whole(
@@ -78,7 +104,7 @@ def assemble(
     Raises:
         LoadingError: the language model's folder has no tokenizer, or the projector does not fit.
     """
-    dtype = parse_dtype(dtype)
+    dtype, attn = parse_dtype(dtype), check_attention(attn)
     tokenizer = read_tokenizer(language_model)
     llama = load_strictly(LlamaForCausalLM, language_model, dtype=dtype, attn_implementation=attn)
     tower = load_tower(vision_tower, dtype, attn)

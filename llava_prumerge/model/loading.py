@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LlavaProcessor
 
+from llava_prumerge.methods.resolve import Described
 from llava_prumerge.model.adapters import load_on_cpu
-from llava_prumerge.model.assembling import parse_dtype
+from llava_prumerge.model.assembling import AUTO, check_attention, parse_dtype
+from llava_prumerge.model.configuration import check_reduction
+from llava_prumerge.model.devices import choose_device
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 
 def load_model(
     path: str | Path,
-    reduction: dict[str, Any] | None = None,
-    dtype: str | torch.dtype = "float32",
+    reduction: Described = None,
+    dtype: str | torch.dtype = AUTO,
     device: str | torch.device | None = None,
     attn: str | None = None,
 ) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
@@ -24,14 +26,22 @@ def load_model(
 
     Args:
         path: a folder, or a name on the Hub.
-        reduction: None takes what the checkpoint says; a block replaces it; {} switches it off.
-        dtype: of the weights.
-        device: where to; a CUDA device if there is one.
+        reduction: None takes what the checkpoint says; "prumerge_plus", "fastv:layer=3", a file or a block (see
+            `methods.resolve`) replaces it; {} switches it off.
+        dtype: of the weights, by name or as torch's; "auto" is bfloat16 on a GPU (float16 on one that has no bfloat16) and
+            float32 on a CPU.
+        device: where to, such as "cuda:1" or "cpu"; None takes a GPU if there is one.
         attn: attention implementation; transformers chooses for None.
 
     Raises:
         LoadingError: the folder holds no such model, or keys are missing or unexpected.
+        DeviceError: the device is none of this host's.
     """
-    model, processor = load_on_cpu(path, reduction, parse_dtype(dtype), attn)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(None if device is None else str(device))
+    model, processor = load_on_cpu(
+        path,
+        None if reduction is None else check_reduction(reduction) or {},
+        parse_dtype(dtype, device),
+        check_attention(attn),
+    )
     return model.to(device).eval(), processor

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.public import PRIVATE
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.text.hub_files import folder_of
 from llava_prumerge.text.sentencepiece_model import OWN, build, frame, mend, prefix_of, read_sentencepiece
@@ -27,8 +28,7 @@ LOGGER = logging.getLogger(__name__)
 FAST_FILE, MODEL_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 BESIDE = ("special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE)
-PRIVATE = ("is_local", "local_files_only", "name_or_path", "_name_or_path", "auto_map")
-"""What transformers notes about the machine it runs on; it is of no use to anybody else."""
+DROPPED = (*PRIVATE, "auto_map", "backend", "sp_model_kwargs")
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -119,7 +119,7 @@ def _of_llamas_kind(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, A
         return None
     defaults: dict[str, Any] = {key: token for key, token in ends.items() if token in vocabulary}
     defaults |= {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
-    given = {key: value for key, value in settings.items() if key not in (*PRIVATE, "tokenizer_class", "backend")}
+    given = {key: value for key, value in settings.items() if key not in (*DROPPED, "tokenizer_class")}
     known = {token["content"] for token in values["added_tokens"]}
     if "added_tokens_decoder" in given:  # those of tokenizer.json are right
         given["added_tokens_decoder"] = {
@@ -159,7 +159,7 @@ def make_portable(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Bring the files that transformers has written of a tokenizer into the form of `save_tokenizer`."""
     file = folder / SETTINGS_FILE
     values = read_json_object(file)
-    for key in (*PRIVATE, "backend", "sp_model_kwargs", "added_tokens_decoder"):
+    for key in (*DROPPED, "added_tokens_decoder"):
         values.pop(key, None)
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import heapq
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_prumerge.data.image_digest import digest_images
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.records import open_records
 from llava_prumerge.ground.errors import FileError
@@ -24,8 +22,6 @@ from llava_prumerge.train.preflight import FREE_KEYS, MADE_FROM_FILE, PATH_KEYS,
 logger = logging.getLogger(__name__)
 
 BASE_KEYS = ("model", "language_model", "vision_tower", "projector")
-IMAGES_READ = 2048
-_READ_AT_ONCE = 1 << 20
 _VERSION = 1
 
 
@@ -59,34 +55,6 @@ def settings_that_decide(arguments: TrainArguments) -> dict[str, Any]:
     left_out = {*FREE_KEYS, *PATH_KEYS, "reduction"}
     values = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in left_out}
     return values | {"deepspeed": read_json(str(arguments.deepspeed_file)) if arguments.deepspeed else None}
-
-
-def digest_images(folder: Path, names: Iterator[str]) -> dict[str, Any]:
-    """A hash over names and content of images, of 2048 of them where there are more.
-
-    Args:
-        folder: what the names are relative to.
-        names: of all images, in the order of the records; some may be missing, which the hash tells as well.
-    """
-    digest, distinct = hashlib.sha256(), set()
-    for name in names:
-        digest.update(f"{name}\0".encode())
-        distinct.add(name)
-    read = heapq.nsmallest(IMAGES_READ, distinct, key=lambda name: hashlib.sha256(name.encode()).digest())
-    for name in read:
-        digest.update(_image_digest(folder, name))
-    return {"sha256": digest.hexdigest(), "count": len(distinct), "read": len(read)}
-
-
-def _image_digest(folder: Path, name: str) -> bytes:
-    digest = hashlib.sha256()
-    try:
-        with open(os.path.join(folder, name), "rb") as file:
-            while piece := file.read(_READ_AT_ONCE):
-                digest.update(piece)
-    except (OSError, ValueError):  # no image there, or no name for one: the records' check deals with it
-        return b"missing"
-    return digest.digest()
 
 
 def read_origin(folder: Path) -> dict[str, Any] | None:

@@ -240,22 +240,19 @@ def serve(words: list[str]) -> DemoServer:
     parser.add_argument("--methods", type=Path, nargs="+", default=[], metavar="FILE|DIR", help="more method files")
     add_plugin_option(parser)
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
-    parser.add_argument("--dtype", help="of the weights (default: float16 on a GPU, float32 without)")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: bfloat16 on a GPU, float32 without)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
     given = parser.parse_args(words)
 
-    from llava_prumerge.model.devices import choose_device
     from llava_prumerge.model.loading import load_model
 
-    device = choose_device(given.device)
-    dtype = given.dtype or ("float16" if device.startswith("cuda") else "float32")
     file = Path(given.method) if given.method and Path(given.method).is_file() else None
     places = [*([file] if file else []), *given.methods]
     listed = MethodList(None, places).read()  # what is wrong is said before the model is loaded
     described = {}
     if given.method and not file and given.method not in (*listed, OWN):
         described = {given.method: resolve(given.method) or {}}
-    model = DemoModel(*load_model(given.model, dtype=dtype, device=device))
+    model = DemoModel(*load_model(given.model, dtype=given.dtype, device=given.device))
     methods = MethodList(model.own_block, places, described)
     first = OWN if model.own_block else "none"
     chosen = first if given.method is None else (file.stem if file else given.method)

@@ -1,4 +1,4 @@
-"""The whole family in the pocket world: every method at four budgets against the full model, on one table per budget.
+"""The method comparison in the pocket world: every method at four budgets against the full model, on one table per budget.
 
     python playground/pocket/reproduce_methods.py [--list] [--only WORD] [--lanes N] [--scale S] [--trial]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,9 +24,12 @@ from llava_prumerge.evaluation.answers import (
     part_path,
     pending,
     read_header,
+    read_notes,
 )
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.locks import LockedError
 
 QUESTIONS = [Question(number // 2, f"prompt {number}", "text") for number in range(8)]  # ids are shared by two each
 
@@ -49,14 +55,6 @@ def test_a_cut_off_line_is_answered_again(path: Path) -> None:
     write_answers(path, QUESTIONS[2:])
     assert [record["prompt"] for record in merge(path, QUESTIONS)] == [question.prompt for question in QUESTIONS]
     assert len(path.read_text().splitlines()) == 8
-
-
-def test_a_broken_line_inside_a_file_is_an_error(path: Path) -> None:
-    write_answers(path, QUESTIONS[:3])
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text(lines[0] + lines[1][:-10] + "\n" + lines[2])
-    with pytest.raises(EvaluationError, match="line 2: not a JSON object"):
-        pending(path, QUESTIONS)
 
 
 KILLED = """
@@ -89,8 +87,60 @@ def test_kill_loses_and_doubles_nothing(path: Path) -> None:
 
 
 def test_two_processes_cannot_write_one_file(path: Path) -> None:
-    with AnswerWriter(path), pytest.raises(EvaluationError, match="another process is writing"), AnswerWriter(path):
+    with (
+        AnswerWriter(path),
+        pytest.raises(LockedError, match="pop.*: this process is at work there already"),
+        AnswerWriter(path),
+    ):
         pass
+    with AnswerWriter(path, 0, 2), AnswerWriter(path, 1, 2):
+        with pytest.raises(LockedError), AnswerWriter(path):
+            pass
+        with pytest.raises(LockedError), AnswerWriter(path, 1, 2):
+            pass
+
+
+def test_a_file_system_without_locks_is_one_for_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `LD_PRELOAD` of a library whose flock and fcntl refuse."""
+
+    def refuse(*words: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    write_answers(path, QUESTIONS[:3])
+    with AnswerWriter(path), pytest.raises(LockedError), AnswerWriter(path):
+        pass
+    assert pending(path, QUESTIONS) == QUESTIONS[3:]
+    assert [file.name for file in path.parent.iterdir()] == ["pope.jsonl"]
+
+
+@pytest.mark.parametrize("torn", [b"{", b"\xff\xfe", b"[1]", b"7", b"", b"[" * 5000])
+def test_a_torn_line_is_passed_over_and_asked_again(path: Path, caplog: pytest.LogCaptureFixture, torn: bytes) -> None:
+    write_answers(path, QUESTIONS[:3])
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], torn, lines[2], b""]))
+    assert pending(path, QUESTIONS) == [QUESTIONS[1], *QUESTIONS[3:]]
+    assert "1 line that is no answers, passed over" in caplog.text
+    write_answers(path, [QUESTIONS[1], *QUESTIONS[3:]])
+    assert len(merge(path, QUESTIONS)) == len(QUESTIONS) == len(path.read_bytes().splitlines())
+
+
+def test_a_full_disk_leaves_whole_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_answers(path, QUESTIONS[:2])
+    before = path.read_bytes()
+
+    def refuse(*words: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with (
+            pytest.raises(FileError, match="pope.jsonl: cannot be written: the disk is full"),
+            AnswerWriter(path) as writer,
+        ):
+            writer.append([answer_record(QUESTIONS[2], "yes", "m", {})])
+    assert path.read_bytes() == before
 
 
 def test_parts_of_any_number_of_ranks_become_one_file(path: Path) -> None:
@@ -140,11 +190,40 @@ def test_a_file_belongs_to_what_made_it(path: Path) -> None:
     with pytest.raises(EvaluationError, match="reduction is .*prumerge.* not {}"):
         claim(path, header | {"reduction": {}}, {})
     header_path(path).unlink()
-    with pytest.raises(EvaluationError, match="has answers but no pope.jsonl.meta.json"):
+    with pytest.raises(
+        EvaluationError,
+        match="has answers but pope.jsonl.meta.json does not say .* .it is missing.*accept_changes=header",
+    ):
         claim(path, header, {})
     header_path(path).write_text("[]")
-    with pytest.raises(EvaluationError, match="not a header"):
+    with pytest.raises(EvaluationError, match="must hold a JSON object"):
         claim(path, header, {})
+    claim(path, header, {}, ["header"])
+    assert read_header(path) == header
+
+
+def test_a_change_of_what_made_a_file_can_be_accepted_by_name(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    header = {"model": "abc", "template": "vicuna_v1"}
+    claim(path, header, {})
+    write_answers(path, QUESTIONS[:1])
+    other = {"model": "xyz", "template": "plain"}
+    with pytest.raises(EvaluationError, match=r"template is .*accept_changes=model,template$"):
+        claim(path, other, {}, ["model"])
+    with pytest.raises(EvaluationError, match="accept_changes=weights: must be any of model, template, header"):
+        claim(path, other, {}, ["weights"])
+    claim(path, other, {}, ["model", "template"])
+    assert read_header(path) == other and read_notes(path)["accepted"] == ["model", "template"]
+    assert "accepted changes of model, template" in caplog.text
+    claim(path, other | {"image_files": "0"}, {})  # a field that an earlier version did not have
+    assert read_header(path)["image_files"] == "0"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"header": 3, "notes": {}}'])
+def test_a_torn_header_without_answers_binds_nothing(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header_path(path).write_bytes(content)
+    claim(path, {"model": "abc"}, {})
+    assert read_header(path) == {"model": "abc"}
 
 
 def test_the_question_hash_sees_every_part_of_a_question() -> None:

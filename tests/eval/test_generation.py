@@ -96,7 +96,7 @@ def test_an_answer_file_is_not_continued_under_other_settings(command, tmp_path:
         error = command("run", "pope", "label=row", setting, status=2)["error"]
         assert "belongs to another run" in error and f"{field} is" in error
     header = json.loads(header_path(tmp_path / "results" / "tiny-row" / "answers" / "pope.jsonl").read_text())["header"]
-    assert len(header["model"]) == len(header["questions"]) == 64 and header["decoding"] == "greedy"
+    assert header["model"].startswith("2:") and len(header["questions"]) == 64 and header["decoding"] == "greedy"
 
 
 def test_limit_asks_and_scores_the_first_questions(command) -> None:
@@ -230,3 +230,25 @@ def test_two_processes_under_torchrun(checkpoint: Path, data: Path, tmp_path: Pa
         outputs.append(json.loads(done.stdout.splitlines()[-1]))
     answers = [Path(output.pop("answers")).read_bytes() for output in outputs]
     assert answers[0] == answers[1] and outputs[0] == outputs[1]
+
+
+def test_settings_of_a_checkpoint_that_change_greedy_answers_are_named_and_left_out() -> None:
+    """The header says greedy: a repetition penalty in generation_config.json would make that a lie."""
+    from transformers import GenerationConfig
+
+    from llava_prumerge.evaluation.generate import decode_plainly
+
+    class Model:
+        generation_config = GenerationConfig(
+            eos_token_id=[2, 7],
+            temperature=0.2,
+            do_sample=True,
+            max_length=4096,
+            repetition_penalty=1.3,
+            no_repeat_ngram_size=2,
+        )
+
+    model = Model()
+    assert decode_plainly(model) == "repetition_penalty=1.3, no_repeat_ngram_size=2"
+    assert model.generation_config.to_diff_dict().keys() <= {"eos_token_id", "transformers_version"}
+    assert model.generation_config.eos_token_id == [2, 7] and decode_plainly(model) == ""

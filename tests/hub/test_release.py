@@ -116,6 +116,28 @@ def test_copied_weights_are_the_evaluated_bytes_and_a_second_call_leaves_them(ru
 
 
 @pytest.mark.usefixtures("here")
+def test_a_run_of_an_earlier_version_is_released_with_todays_files(runs: Path, tmp_path: Path) -> None:
+    """Such runs have transformers 5's own files, no chat template, and the folders that training read in their settings."""
+    run = runs / "full"
+    _, processor = load_model(run, device="cpu")
+    for name in ("preprocessor_config.json", "chat_template.jinja", "chat_template.json"):
+        (run / name).unlink()
+    processor.chat_template = processor.tokenizer.chat_template = None
+    processor.save_pretrained(run)
+    notes = {"is_local": True, "local_files_only": False, "_name_or_path": str(tmp_path)}
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((run / name).read_text())
+        values.get("text_config", {}).update(notes)
+        (run / name).write_text(json.dumps(values | notes))
+    assert dry_run(run, tmp_path / "release") == 0
+    settings = json.loads((tmp_path / "release" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and settings["padding_side"] == "left"
+    assert "ASSISTANT:" in (tmp_path / "release" / "chat_template.jinja").read_text()
+    for file in (tmp_path / "release").glob("*.json"):
+        assert not any(word in file.read_text() for word in (*notes, str(tmp_path))), file
+
+
+@pytest.mark.usefixtures("here")
 def test_weights_can_be_stored_in_another_dtype(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(runs / "lora", tmp_path / "release", "--merge", "--dtype", "bfloat16") == 0
     assert "loaded back as PruMergeLlavaForConditionalGeneration (bfloat16)" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,9 @@ from peft import PeftModel
 from published_layouts import WORDS, Published, inputs
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from llava_prumerge.model.adapters import Base, load_adapter, save_adapter
+from llava_prumerge.model.adapters import Base, load_adapter, save_adapter, save_complete
 from llava_prumerge.model.assembling import load_projector
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.weight_files import LoadingError
@@ -97,6 +98,44 @@ def test_adapters_of_ours_go_out_and_come_in_again(ours: Path, convert: Convert,
     assert (logits(merged) - logits(reference)).abs().max() < 0.02  # the base is float16: rounded once more
 
 
+def test_adapters_name_the_rows_of_their_base(sources: Path, convert: Convert, tmp_path: Path) -> None:
+    """LLaVA gives the base so many rows as config.json says; where its own are more, they would start uninitialised."""
+    wide = LlamaForCausalLM.from_pretrained(sources / "vicuna", dtype="float32")
+    wide.resize_token_embeddings(layouts.WORDS + 20)
+    shutil.copytree(sources / "vicuna", tmp_path / "vicuna", ignore=shutil.ignore_patterns("*.bin*"))
+    wide.save_pretrained(tmp_path / "vicuna")
+    places = ["--language-model", tmp_path / "vicuna", "--vision-tower", sources / "clip"]
+    convert(sources / "lora", tmp_path / "ours", *places)
+    convert(tmp_path / "ours", tmp_path / "back", "--to", "original")
+    values = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert values["vocab_size"] == layouts.WORDS + 20
+    config = LlamaConfig(**{key: values[key] for key in layouts.TEXT}, dtype="float32")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "vicuna", config=config)
+    assert torch.equal(loaded.lm_head.weight, wide.lm_head.weight)
+
+
+def test_no_path_of_this_machine_is_written(sources: Path, ours: Path, convert: Convert, tmp_path: Path) -> None:
+    """base.json alone has paths, as adapters have to be put on something; a release names repositories there."""
+    convert(sources / "lora", tmp_path / "adapters", *base_of(sources))
+    convert(sources / "lora", tmp_path / "merged", *base_of(sources), "--merge")
+    convert(tmp_path / "adapters", tmp_path / "back", "--to", "original")
+    convert(ours, tmp_path / "hf", "--to", "llava-hf")
+    convert(ours, tmp_path / "original", "--to", "original")
+    model, processor = load_model(ours, device="cpu")
+    save_complete(model, tmp_path / "trained", None, processor)
+    projector = {name: p for name, p in model.named_parameters() if "multi_modal_projector" in name}
+    save_adapter(model, tmp_path / "stage1", projector, Base(model=str(ours)), processor)
+    places = "|".join(re.escape(str(path)) for path in (tmp_path, sources, ours.parent))
+    found = {
+        f"{file.parent.name}/{file.name}": sorted(set(match))
+        for folder in (*tmp_path.iterdir(), ours)
+        for file in folder.glob("*.json*")
+        if file.name != "base.json"
+        and (match := re.findall(rf"is_local|local_files_only|\"_?name_or_path|{places}", file.read_text()))
+    }
+    assert not found
+
+
 @pytest.mark.parametrize("to", ["ours", "original", "llava-hf"])
 def test_merging_writes_a_whole_model_in_each_layout(
     sources: Path, model: Published, convert: Convert, tmp_path: Path, to: str
@@ -134,7 +173,7 @@ def test_what_a_release_lacks_is_named_and_taken_from_another(
     assert f"{missing} from {sources / 'lora'}" in said[0]
     assert f"release has no {missing}" in caplog.text and f"taken from {sources / 'lora'}" in caplog.text
     record = json.loads((tmp_path / "ours" / "conversion.json").read_text())
-    assert record["taken"][missing] == str(sources / "lora")
+    assert record["taken"][missing] == "lora"
     loaded, _ = load_model(tmp_path / "ours", {}, device="cpu")
     torch.testing.assert_close(logits(loaded), logits(model.stock(layouts.adapters())), atol=2e-5, rtol=1e-5)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["reduction"] == {"vision": {"name": "prumerge"}}
@@ -144,7 +183,7 @@ def test_without_any_config_the_base_says_what_the_model_is(sources: Path, conve
     shutil.copytree(sources / "lora", tmp_path / "release")
     (tmp_path / "release" / "config.json").unlink()
     said = convert(tmp_path / "release", tmp_path / "ours", *base_of(sources))
-    assert f"config.json from {sources / 'vicuna'}, with LLaVA-1.5's settings" in said[0]
+    assert f"config.json (with LLaVA-1.5's settings) from {sources / 'vicuna'}" in said[0]
     assert load_model(tmp_path / "ours", device="cpu")[0].config.vision_feature_layer == -2
 
 

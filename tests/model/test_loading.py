@@ -38,10 +38,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.settings import Settings
-from llava_prumerge.model.assembling import assemble, load_projector
+from llava_prumerge.model.assembling import assemble, load_projector, parse_dtype
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.weight_files import LoadingError
@@ -328,3 +329,31 @@ def test_what_cannot_be_loaded_is_named(stock_folder: Path, tmp_path: Path) -> N
     save_file({k: v for k, v in weights.items() if k != gone}, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(LoadingError, match="lacks weights: .*layers.2.mlp.up_proj"):
         load_model(broken, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "supported", "expected"),
+    [("cpu", True, torch.float32), ("cuda:0", True, torch.bfloat16), ("cuda", False, torch.float16)],
+)
+def test_weights_are_in_what_the_device_computes_in(
+    device: str, supported: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported)
+    assert parse_dtype("auto", device) == expected
+    assert parse_dtype("float16", device) == parse_dtype(torch.float16, device) == torch.float16
+    with pytest.raises(LoadingError, match="dtype 'bfloat' is not known; did you mean 'bfloat16'"):
+        parse_dtype("bfloat", device)
+
+
+def test_what_cannot_be_computed_on_or_with_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    for given, told in (
+        ({"attn": "nope"}, "attention implementation 'nope' is not known; there are: eager, "),
+        ({"attn": "flash_attention_2"}, "flash_attention_2 needs a GPU and flash-attn"),
+        ({"dtype": "half"}, "dtype 'half' is not known"),
+        ({"device": "cuda:7"}, "device=cuda:7: torch sees no GPUs here"),
+    ):
+        if "GPU" in told and torch.cuda.is_available():
+            continue
+        write_processor(tmp_path / "m")
+        with pytest.raises(InputError, match=told):
+            load_model(tmp_path / "m", **given)

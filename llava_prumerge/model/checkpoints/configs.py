@@ -12,6 +12,7 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.public import without_private
 from llava_prumerge.model.checkpoints.weights import read_json
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.parts import assembled_config
@@ -182,7 +183,7 @@ def original_config(
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
     }
-    kept = {key: value for key, value in (remembered or {}).items() if key not in values}
+    kept = {key: value for key, value in without_private(remembered or {}).items() if key not in values}
     result = defaults | kept | values
     if config.reduction:
         result["reduction"] = config.reduction

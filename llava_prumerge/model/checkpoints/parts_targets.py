@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from llava_prumerge.ground.files import whole_folder, write_json
-from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, write_base
+from llava_prumerge.ground.hub_names import is_hub_name
+from llava_prumerge.ground.public import make_public, public_name
+from llava_prumerge.model.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METHOD_FILE, Base, write_base
 from llava_prumerge.model.assembling import PROJECTOR_FILE
 from llava_prumerge.model.checkpoints import layouts
-from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours
+from llava_prumerge.model.checkpoints.configs import original_config, rows_without_ours, text_config
 from llava_prumerge.model.checkpoints.plan import Entry
 from llava_prumerge.model.checkpoints.request import RECORD_FILE, Parts, Request, Whole
 from llava_prumerge.model.checkpoints.targets import tower_name
 from llava_prumerge.model.checkpoints.trained_parts import NON_LORA, PEFT
-from llava_prumerge.model.checkpoints.weights import Reader
+from llava_prumerge.model.checkpoints.weights import Reader, read_json
 from llava_prumerge.model.checkpoints.whole import PROJECTOR_BIN
 from llava_prumerge.model.checkpoints.writing import write_tensors
 from llava_prumerge.model.processors import make_processor, save_processor
@@ -69,7 +71,7 @@ def write_parts(parts: Parts, request: Request) -> None:
         if request.to == "ours":
             _write_our_sides(parts, folder)
         elif parts.whole is not None:
-            write_json(folder / "config.json", _original_sides(parts.whole, request))
+            write_json(folder / "config.json", _original_sides(parts.whole, parts.base, request))
 
 
 def adapter_config(parts: Parts, request: Request) -> dict[str, Any]:
@@ -81,9 +83,11 @@ def adapter_config(parts: Parts, request: Request) -> dict[str, Any]:
     targets: Any = sorted({module.rpartition(".")[2] for module in modules})
     if request.to == "ours":
         targets = rf"model\.language_model\.layers\.\d+\.({'|'.join(module.replace('.', chr(92) + '.') for module in modules)})"
-    base = parts.base
+    named = parts.settings.get("base_model_name_or_path")
     return {
-        "base_model_name_or_path": base.model or base.language_model,
+        "base_model_name_or_path": named
+        if named and is_hub_name(named)
+        else public_name(parts.base.model or parts.base.language_model),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -98,16 +102,22 @@ def adapter_config(parts: Parts, request: Request) -> dict[str, Any]:
 
 
 def _write_our_sides(parts: Parts, folder: Path) -> None:
-    write_json(folder / RECORD_FILE, dataclasses.asdict(parts.record))
+    write_json(folder / RECORD_FILE, parts.record.public())
     if parts.whole is None:
         return
     whole = parts.whole
     whole.config.architectures = ["PruMergeLlavaForConditionalGeneration"]
     whole.config.save_pretrained(folder)
+    make_public(folder / "config.json")
     save_processor(make_processor(whole.tokenizer, whole.image_processor, whole.config), folder)
     write_base(parts.base, folder)
 
 
-def _original_sides(whole: Whole, request: Request) -> dict[str, Any]:
-    rows = rows_without_ours(whole.config, whole.tokenizer)
-    return original_config(whole.config, rows, tower_name(whole, request), whole.record.original_config)
+def _original_sides(whole: Whole, base: Base, request: Request) -> dict[str, Any]:
+    """LLaVA's code gives the base so many rows as this config.json says: others than its own would start uninitialised."""
+    if base.language_model is not None:
+        file = Path(base.language_model) / "config.json"
+        rows = text_config(read_json(file), file).vocab_size
+    else:
+        rows = rows_without_ours(whole.config, whole.tokenizer)
+    return original_config(whole.config, rows, tower_name(whole, request, base), whole.record.original_config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llava_prumerge.ground.public import public_name, without_private
 from llava_prumerge.model.adapters import Base
 from llava_prumerge.model.checkpoints.plan import Entry, Named
 from llava_prumerge.model.checkpoints.weights import Stored
@@ -70,6 +72,12 @@ class Record:
     taken: dict[str, str] = field(default_factory=dict)
     original_config: dict[str, Any] | None = None
     original_tokenizer: dict[str, Any] | None = None
+
+    def public(self) -> dict[str, Any]:
+        """What is written: the folders by their names, as their paths mean nothing elsewhere."""
+        values = without_private(dataclasses.asdict(self))
+        taken = {what: public_name(where) for what, where in self.taken.items()}
+        return values | {"source": public_name(self.source), "taken": taken}
 
 
 @dataclass

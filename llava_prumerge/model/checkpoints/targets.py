@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 from transformers import GenerationConfig, LlavaConfig
 
 from llava_prumerge.ground.files import whole_folder, write_json
-from llava_prumerge.model.adapters import METHOD_PREFIXES
+from llava_prumerge.ground.public import make_public
+from llava_prumerge.model.adapters import METHOD_PREFIXES, Base
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.configs import (
     CLIP_NAME,
@@ -74,6 +74,7 @@ def write_our_sides(whole: Whole, request: Request, folder: Path) -> None:
     else:
         config.architectures = ["PruMergeLlavaForConditionalGeneration"]
     config.save_pretrained(folder)
+    make_public(folder / "config.json")
     processor = make_processor(whole.tokenizer, whole.image_processor, whole.config)
     save_processor(processor, folder, class_by_model=request.to == "llava-hf")
     ids = {key: getattr(whole.tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -82,7 +83,7 @@ def write_our_sides(whole: Whole, request: Request, folder: Path) -> None:
     if plain.is_file():  # unused here; LLaVA's own code wants it after the way back
         shutil.copyfile(plain, folder / plain.name)
     if request.to == "ours":
-        write_json(folder / RECORD_FILE, dataclasses.asdict(whole.record))
+        write_json(folder / RECORD_FILE, whole.record.public())
 
 
 def write_original_sides(whole: Whole, request: Request, folder: Path) -> None:
@@ -107,8 +108,11 @@ def original_rows(whole: Whole, request: Request) -> int:
     )
 
 
-def tower_name(whole: Whole, request: Request) -> str:
+def tower_name(whole: Whole, request: Request, base: Base | None = None) -> str:
     """What LLaVA's code should load as the vision tower, which its layout does not hold.
+
+    Args:
+        base: of trained parts; its tower's folder is named where no name is known.
 
     Raises:
         LoadingError: nobody said, and it is not the shape of LLaVA-1.5's.
@@ -120,4 +124,6 @@ def tower_name(whole: Whole, request: Request) -> str:
     vision = whole.config.vision_config
     if (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 336, 14):
         return CLIP_NAME
+    if base is not None and base.vision_tower is not None:
+        return base.vision_tower
     raise LoadingError(f"{request.source} does not say which CLIP it has: --vision-tower names it")

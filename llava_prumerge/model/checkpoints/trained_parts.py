@@ -98,7 +98,7 @@ def read_lora(request: Request) -> Parts:
     base = language_folder(request, settings.get("base_model_name_or_path"))
     values, file = {}, places.find("config.json")
     if file is None:
-        record.taken["config.json"] = f"{base}, with LLaVA-1.5's settings"
+        record.taken["config.json (with LLaVA-1.5's settings)"] = str(base)
         LOGGER.warning("%s has no config.json; taken from %s, with LLaVA-1.5's settings", request.source, base)
     else:
         values = read_json(file)
@@ -127,7 +127,7 @@ def base_of_parts(
     tensors = list_model(base) if needed or has_weights(base) else planned_llama(text, base / "config.json")
     layout = layouts.recognise(tensors, ("llama",))
     tower, folders = _tower(request, values), [*tokenizers, base]
-    record.original_config, record.vision_tower = values or None, values.get("mm_vision_tower") or str(tower)
+    record.original_config, record.vision_tower = values or None, values.get("mm_vision_tower")
     return put_together(request, text, tensors, layout, tower, folders, values, record, given, needed)
 
 

@@ -60,7 +60,7 @@ def read_original(request: Request, values: dict[str, Any]) -> Whole:
             raise LoadingError(f"{file} says original layout, but {tensors[0]} is of the {layout} layout")
     else:
         tensors = planned_llama(text, file) + planned_projector(text, read_tower_config(tower), file)
-    record = Record(str(source), "original", values.get("mm_vision_tower") or str(tower), original_config=values)
+    record = Record(str(source), "original", values.get("mm_vision_tower"), original_config=values)
     settings = source / "tokenizer_config.json"
     if (source / "tokenizer.model").is_file() and settings.is_file():
         record.original_tokenizer = read_json(settings)

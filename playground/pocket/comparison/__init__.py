@@ -1,1 +1,1 @@
-"""The whole family of methods on one table per budget: `make reproduce-methods` (see `playground/pocket/reproduce_methods.py`)."""
+"""The method comparison, one table per budget: `make reproduce-methods` (see `playground/pocket/reproduce_methods.py`)."""

@@ -1,4 +1,4 @@
-"""The comparison as a picture: score against equivalent tokens, a line per method."""
+"""The method comparison as a picture: score against equivalent tokens, a line per method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison as Markdown: one table per budget, the blank rows with their reasons, and what ATP-LLaVA kept."""
+"""The method comparison as Markdown: one table per budget, the blank rows with their reasons, and what ATP-LLaVA kept."""
 
 from __future__ import annotations
 

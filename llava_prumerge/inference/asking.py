@@ -1,0 +1,250 @@
+"""One question about one image or several: the answer, the tokens kept of each image, and the time of each part of the model."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.images import ImagePreprocessor, read_image
+from llava_prumerge.inference.watching import STAGES, Watched, watching
+from llava_prumerge.model.attach import attach, plain
+from llava_prumerge.model.configuration import check_reduction
+from llava_prumerge.model.whole import WithReduction
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = Image | str | os.PathLike[str]
+
+TEMPLATE = "vicuna_v1"
+NEW_TOKENS = 64
+QUESTION = "What is in this picture?"
+"""What images are inspected with where nobody asks."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What a method leaves of one image.
+
+    Attributes:
+        full: visual tokens of the image without a method.
+        kept: visual tokens that reach the decoder.
+        layers: visual tokens that each decoder layer sees.
+        grid: (rows, columns) of the patches at the size the method saw.
+        indices: the patch that each kept token stands for, in raster order of the grid's rows; -1 for a token that stands
+            for several patches.
+        pruned: the same after each layer before which a pruner acted, by layer.
+        attention: [rows, columns] the attention that each patch receives from the class token (from all patches where the
+            tower has none), as the method reads it; None where it was not asked for.
+    """
+
+    full: int
+    kept: int
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+    indices: tuple[int, ...] = field(repr=False)
+    pruned: dict[int, tuple[int, ...]] = field(repr=False)
+    attention: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def equivalent(self) -> float:
+        """Visual tokens averaged over the decoder's layers."""
+        return sum(self.layers) / len(self.layers)
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """The patches that tokens stand for, each once, in raster order."""
+        return tuple(sorted({index for index in self.indices if index >= 0}))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it took.
+
+    Attributes:
+        text: the answer.
+        images: what was kept of each image, in the order they were given.
+        seconds: by part: pixels (decoding and preprocessing of the images), tower, reducer, projector, prefill (up to the
+            first token), decode (all further tokens).
+        prompt_tokens: of the prompt as the caller passes it in, with every placeholder.
+        new_tokens: of the answer.
+    """
+
+    text: str
+    images: tuple[ImageTokens, ...]
+    seconds: dict[str, float]
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def kept(self) -> int:
+        """Visual tokens of all images that reach the decoder."""
+        return sum(image.kept for image in self.images)
+
+    @property
+    def total_seconds(self) -> float:
+        """From the images to the text."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@torch.inference_mode()
+def ask(
+    model: Any,
+    processor: Any,
+    question: str,
+    images: Picture | Sequence[Picture] = (),
+    *,
+    reduction: Any = None,
+    max_new_tokens: int = NEW_TOKENS,
+    template: str = TEMPLATE,
+    attention: bool = False,
+    **generation: Any,
+) -> Answer:
+    """Ask one question about one image, several, or none.
+
+        model, processor = llava_prumerge.load_model("llava-hf/llava-1.5-7b-hf", reduction="prumerge_plus")
+        answer = llava_prumerge.ask(model, processor, "What is on the table?", "photo.jpg")
+        print(answer.text, answer.images[0].kept, answer.seconds)
+
+    Args:
+        model, processor: of `load_model`, or a stock model of a served family with its processor.
+        question: the user's turn, without image marks; the images come first, in their order.
+        images: paths or PIL images.
+        reduction: another method for this question alone, in any form that `load_model` takes; {} for none; None is the
+            model's own.
+        max_new_tokens: the longest answer.
+        template: conversation template of LLaVA-1.5 and its kin; other families bring their own.
+        attention: also note the attention that patches receive.
+        **generation: for `model.generate`; greedy without any.
+
+    Raises:
+        InputError: an image cannot be read, or a word means nothing here.
+        ReductionError: the method cannot do what its settings say.
+    """
+    inputs, pixel_seconds = prepare(model, processor, question, images, template)
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    with method_of(model, reduction), watching(plain(model), attention) as watched:
+        sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or greedy))[0]
+    length = inputs["input_ids"].shape[1]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return Answer(
+        text=tokenizer.decode(sequence[length:], skip_special_tokens=True).strip(),
+        images=_image_tokens(plain(model), watched),
+        seconds={"pixels": pixel_seconds} | {stage: watched.seconds[stage] for stage in STAGES},
+        prompt_tokens=length,
+        new_tokens=len(sequence) - length,
+    )
+
+
+@torch.inference_mode()
+def inspect_image(
+    model: Any,
+    processor: Any,
+    image: Picture,
+    question: str = QUESTION,
+    *,
+    reduction: Any = None,
+    template: str = TEMPLATE,
+    attention: bool = True,
+) -> ImageTokens:
+    """What a method keeps of one image, without an answer: one pass over the prompt. See `ask` for the arguments.
+
+    The question decides too, with methods that read it, and with pruners.
+    """
+    inputs, _ = prepare(model, processor, question, image, template)
+    with method_of(model, reduction), watching(plain(model), attention) as watched:
+        model(**inputs, use_cache=False)
+    return _image_tokens(plain(model), watched)[0]
+
+
+def prepare(
+    model: Any, processor: Any, question: str, images: Picture | Sequence[Picture], template: str = TEMPLATE
+) -> tuple[dict[str, Any], float]:
+    """A question as the model takes it, on its device. -> input_ids [1, L], attention_mask, pixels; seconds for the pixels
+
+    A LLaVA-1.5 gets the ids and pixels of training and evaluation; models of other families what their processor makes of
+    the question with their own chat template.
+    """
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
+        images = [images]
+    config, begun = model.config, time.perf_counter()
+    pictures = [read_image(image) if isinstance(image, str | os.PathLike) else image.convert("RGB") for image in images]
+    if getattr(config, "image_seq_length", None) and type(processor).__name__ == "LlavaProcessor":
+        pixels = ImagePreprocessor(processor.image_processor)(pictures) if pictures else None
+        seconds = time.perf_counter() - begun
+        text = prompt(template, question, images=len(pictures))
+        ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs |= {} if pixels is None else {"pixel_values": pixels}
+    else:
+        parts = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
+        made = processor.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        inputs, seconds = dict(made), time.perf_counter() - begun
+    dtype = model.dtype
+    moved = {
+        name: value.to(model.device, dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in moved.items()}, seconds
+
+
+@contextmanager
+def method_of(model: Any, reduction: Any) -> Iterator[None]:
+    """The model with another method while the block runs; with its own for None. What its own has learnt stays its own.
+
+    One question at a time: the methods belong to the model.
+    """
+    inner = plain(model)
+    if not isinstance(inner, WithReduction):
+        attach(model)
+    host, block = inner.model, inner.config.reduction
+    if reduction is None or check_reduction(reduction) == block:
+        yield
+        return
+    before = host.reducer, host.decoder.pruner, host.statistics, inner.full_length_logits
+    try:
+        attach(model, reduction)
+        yield
+    finally:
+        host.reducer, host.decoder.pruner, host.statistics, inner.full_length_logits = before
+        inner.config.reduction = block
+
+
+def _image_tokens(model: Any, watched: Watched) -> tuple[ImageTokens, ...]:
+    depth, found = model.config.get_text_config().num_hidden_layers, []
+    full = getattr(model.config, "image_seq_length", None)
+    for at, kept in enumerate(watched.kept):
+        pruned = {layer: tuple(images[at]) for layer, images in watched.pruned.items() if at < len(images)}
+        layers, count = [], len(kept)
+        for layer in range(depth):
+            count = len(pruned[layer]) if layer in pruned else count
+            layers.append(count)
+        found.append(
+            ImageTokens(
+                full=full or len(kept),
+                kept=len(kept),
+                layers=tuple(layers),
+                grid=watched.grid,
+                indices=tuple(kept),
+                pruned=pruned,
+                attention=watched.attention[at] if at < len(watched.attention) else None,
+            )
+        )
+    return tuple(found)
