@@ -19,6 +19,7 @@ from llava_prumerge.hub.card import Card
 from llava_prumerge.hub.check import QUESTION, check_release
 from llava_prumerge.hub.evaluations import RESULTS, find_evaluations
 from llava_prumerge.hub.export import check_out, export, stored_dtype
+from llava_prumerge.hub.scan import check_clean
 from llava_prumerge.hub.source import BASE_KEYS, ReleaseError, Source, find_source
 from llava_prumerge.hub.upload import check_login, upload
 
@@ -118,6 +119,7 @@ def release(given: argparse.Namespace) -> str:
     numbers = ", ".join(item.result["task"] for item in card.evaluations) or "none"
     logger.info("evaluation results in the card: %s", numbers)
     export(source, card, out)
+    check_clean(out)
     seen = check_release(source, out, given.image, given.question)
     print(
         f"loaded back as {seen['class']} ({seen['dtype']}); {seen['kept']:g} of {seen['visual_tokens']} visual tokens, "

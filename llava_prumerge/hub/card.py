@@ -270,4 +270,6 @@ def show_word(word: str) -> str:
     for place, name in ((Path.cwd(), ""), (Path.home(), "~/")):
         if path.startswith(f"{place}/"):
             return word[: len(word) - len(path)] + name + path.removeprefix(f"{place}/")
+    if path.startswith("/") and path.count("/") > 1:  # of this machine alone
+        return word[: len(word) - len(path)] + f".../{Path(path).name}"
     return word

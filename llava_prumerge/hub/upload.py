@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from llava_prumerge.hub.export import MANIFEST, MODEL_FILES, PROCESSOR_FILES
+from llava_prumerge.hub.scan import check_clean
 from llava_prumerge.hub.source import BASE_FILE, ReleaseError
 
 logger = logging.getLogger("llava_prumerge.hub")
@@ -31,10 +32,11 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         private: whether a new repository is visible to its owners alone.
 
     Raises:
-        ReleaseError: in one line, what the Hub answered; the folder stays as it is.
+        ReleaseError: in one line, what the Hub answered, or what must not be published; the folder stays as it is.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    check_clean(folder)
     api = HfApi()
     names = sorted(path.name for path in folder.iterdir())
     try:
