@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero lint bench demo clean clean-runs
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat lint bench demo clean clean-runs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -35,6 +35,9 @@ test: $(READY)  ## all tests but the long ones
 
 test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 	$(PY) -m pytest -m zero
+
+test-compat: $(READY)  ## what is written, read by other releases of transformers in environments of their own
+	$(PY) -m pytest -m compat
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .
