@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "architecture.md"
 TOOL = ROOT / "scripts" / "architecture_tables.py"
 LONGEST = 370
 
@@ -21,3 +25,18 @@ def test_files_stay_readable() -> None:
     lines = {path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines()) for path in files}
     long = {path: count for path, count in lines.items() if count > LONGEST}
     assert len(lines) > 200 and not long, f"files of more than {LONGEST} lines: {long}"
+
+
+MOST = {"image": 26, "setting": 15, "record": 16, "checkpoint": 14}
+"""Files on each way through the code, which docs/architecture.md draws; fewer are welcome, more are not."""
+
+
+@pytest.mark.parametrize("thing", MOST)
+def test_the_ways_through_the_code_exist(thing: str) -> None:
+    page = DOCUMENT.read_text("utf-8").split("## Four ways through the code")[1].split("\n## ")[0]
+    way = next(part for part in page.split("\n### ")[1:] if thing in part.splitlines()[0])
+    rows = re.findall(r"^\| (\d+) \| `(.+?)` \| .+ \|$", way, flags=re.MULTILINE)
+    names = [name for _, name in rows]
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1)) and len(set(names)) == len(names)
+    assert not [name for name in names if not (ROOT / "llava_prumerge" / name).is_file()]
+    assert 10 < len(names) <= MOST[thing]
