@@ -3,7 +3,7 @@
     python -m llava_prumerge.efficiency roofline                       # the paper's cost table, cell by cell
     python -m llava_prumerge.efficiency roofline --preset honest       # the same question with the prompt held fixed
     python -m llava_prumerge.efficiency roofline --preset both         # the table's rows by both
-    python -m llava_prumerge.efficiency roofline --preset honest --hardware H100 A100-80 --method fastv --tokens 171
+    python -m llava_prumerge.efficiency roofline --preset honest --hardware H100 A100-80 --method METHOD --tokens 171
 
 time = sum over operations of count / min(peak, count / bytes * bandwidth): each is bound by arithmetic or by memory,
 none overlaps another, launching costs nothing. It is a floor to compare with; measured times lie above it.

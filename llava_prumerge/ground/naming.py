@@ -24,10 +24,10 @@ def _plain(name: str) -> str:
 
 
 def not_known(kind: str, given: object, known: Iterable[str]) -> str:
-    """One line for a name that is not known: method 'fastvv' is not known; did you mean 'fastv'? There are: dart, fastv
+    """One line for a name that is not known: method 'grif' is not known; did you mean 'grid'? There are: dart, grid
 
     Args:
-        kind: what is named, in the singular: "method", "setting of fastv".
+        kind: what is named, in the singular: "method", "setting of grid".
         given: the name, or several of them.
         known: what there is, in the order to list it.
     """

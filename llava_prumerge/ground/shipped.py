@@ -42,7 +42,7 @@ def find(kind: str, word: str | os.PathLike[str]) -> Path | None:
 
     Args:
         kind: of KINDS.
-        word: `prumerge_plus`, `pocket/finetune`, `finetune.yaml`, `configs/deepspeed/zero3.json`, `/home/me/own.yaml`.
+        word: `pocket/finetune`, `finetune.yaml`, `configs/deepspeed/zero3.json`, `/home/me/own.yaml`.
     """
     path, ending = Path(word), KINDS[kind]
     if path.is_file():

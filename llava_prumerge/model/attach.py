@@ -1,6 +1,6 @@
 """A reduction on a live stock model, off again, and the class of a family's models that have one from the start.
 
-    attach(model, {"vision": {"name": "prumerge_plus"}})    model is the same object, its parameters are untouched
+    attach(model, {"vision": {"name": NAME}})             model is the same object, its parameters are untouched
     detach(model)                                            and it is the stock model again
 
 A stock class is left as it is: classes made from it go in front, on the whole model, the model without head and its language
