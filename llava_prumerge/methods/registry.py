@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from llava_prumerge.ground.naming import not_known
 from llava_prumerge.methods import decoder, vision
@@ -139,11 +139,19 @@ def _build(site: str, block: Mapping[str, Any] | None, *positional: object) -> A
     return cls(cls.settings_class.read(settings, cls.name), *positional)
 
 
+@overload
+def build_reducer(block: None) -> None: ...
+@overload
+def build_reducer(block: Mapping[str, Any]) -> VisionReducer: ...
 def build_reducer(block: Mapping[str, Any] | None) -> VisionReducer | None:
     """A reducer from its block, `{name: NAME, budget: 40}`; None for None."""
     return _build("vision", block)
 
 
+@overload
+def build_pruner(block: None, shape: DecoderShape) -> None: ...
+@overload
+def build_pruner(block: Mapping[str, Any], shape: DecoderShape) -> DecoderPruner: ...
 def build_pruner(block: Mapping[str, Any] | None, shape: DecoderShape) -> DecoderPruner | None:
     """A pruner from its block, `{name: NAME, budget: 171}`; None for None."""
     return _build("decoder", block, shape)

@@ -146,7 +146,7 @@ def train(arguments: TrainArguments) -> int:
         logger.info(describe_start(device))
     with hold_run(arguments), StopOnSignal() as stop:
         binding = bind(arguments) if is_main_rank() else None
-        trainer = build_trainer(arguments, callbacks=[stop], origin=binding and binding.now)
+        trainer = build_trainer(arguments, callbacks=[stop], origin=None if binding is None else binding.now)
         resume = agree_on_resume_point(arguments)
         if binding is not None:  # only now: a run that could not be built leaves no mark on its folder
             accepted = binding.check(resume)
