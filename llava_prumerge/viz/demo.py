@@ -1,8 +1,9 @@
 """A local page to ask a model about an image, with any method, and to see what the method keeps.
 
-    python -m llava_prumerge.viz.demo MODEL [--method NAME|FILE] [--methods FILE|DIR ...] [--port N]
+    python -m llava_prumerge.viz.demo MODEL [--method NAME|FILE] [--methods FILE|DIR ...] [--port N] [--allow-host NAME]
 
-Serves this machine alone (127.0.0.1). Methods are the shipped method files, those of --methods (as the searches write
+Serves this machine alone (127.0.0.1) unless --host says otherwise; a tunnel that ends at localhost needs no setting, a proxy
+with a name of its own --allow-host. Methods are the shipped method files, those of --methods (as the searches write
 them), and the checkpoint's own.
 """
 
@@ -13,10 +14,10 @@ import io
 import json
 import logging
 import secrets
-import socketserver
 import sys
+import traceback
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -28,12 +29,12 @@ from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.viz.demo_model import Answer, DemoModel
+from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
 
 logger = logging.getLogger("llava_prumerge.viz.demo")
 
 PAGE = Path(__file__).with_name("demo.html")
-HOST = "127.0.0.1"
 MAX_BYTES = 20 * 1024 * 1024
 DISCARDED = 4 * MAX_BYTES
 MAX_QUESTION = 2000  # characters
@@ -50,31 +51,35 @@ class RequestError(ValueError):
         self.status = status
 
 
-class DemoServer(ThreadingHTTPServer):
-    """The page and its one action, on loopback.
+class DemoServer(GuardedServer):
+    """The page and its one action.
 
     Args:
         port: 0 takes a free one.
         model: answers.
         methods: what can be chosen.
         chosen: the name the page begins with.
+        host: the address to serve; others than this machine can ask at any but a loopback one.
+        allowed: names of tunnels and proxies that lead here.
     """
 
-    daemon_threads = True
-
-    def __init__(self, port: int, model: DemoModel, methods: MethodList, chosen: str) -> None:
-        self.model, self.methods, self.chosen = model, methods, chosen
-        super().__init__((HOST, port), DemoHandler)
-
-    def server_bind(self) -> None:
-        """Without the base class's look-up of this host's name, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = HOST, self.server_address[1]
+    def __init__(
+        self,
+        port: int,
+        model: DemoModel,
+        methods: MethodList,
+        chosen: str,
+        host: str = LOOPBACK,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        self.model, self.methods, self.chosen, self.doors = model, methods, chosen, Doors(host, allowed)
+        super().__init__((host, port), DemoHandler)
 
     @property
-    def hosts(self) -> tuple[str, ...]:
-        """What a browser that means this page calls it."""
-        return tuple(f"{name}:{self.server_port}" for name in (HOST, "localhost"))
+    def address(self) -> str:
+        """Where a browser finds it."""
+        name = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
+        return f"http://{name}:{self.server_port}"
 
 
 class DemoHandler(BaseHTTPRequestHandler):
@@ -108,18 +113,14 @@ class DemoHandler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError) as error:
             logger.info("the client went away: %s", error)
         except Exception:  # the page must say that something broke, and the console what
-            logger.exception("%s failed", self.path)
+            logger.error("%s failed\n%s", self.told_path(), self.without_question(traceback.format_exc()))
             self.send_json({"error": "this failed; the console shows why"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def check_origin(self) -> None:
         """Refuse requests that other sites make a browser send: a name of theirs that leads here, or a form of theirs."""
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host not in self.server.hosts:
-            raise RequestError(
-                HTTPStatus.FORBIDDEN, f"host {host[:80]!r} is not this page; open http://{self.server.hosts[0]}"
-            )
-        if origin is not None and origin not in [f"http://{name}" for name in self.server.hosts]:
-            raise RequestError(HTTPStatus.FORBIDDEN, f"requests from {origin[:80]!r} are not answered")
+        refused = self.server.doors.refusal(self.headers.get("Host", ""), self.headers.get("Origin"))
+        if refused is not None:
+            raise RequestError(HTTPStatus.FORBIDDEN, f"{refused}; open {self.server.address}")
 
     def page(self) -> None:
         """The page; its own script and style may run, nothing else."""
@@ -137,7 +138,9 @@ class DemoHandler(BaseHTTPRequestHandler):
     def ask(self) -> None:
         """Answer a question about the image in the body."""
         asked = self.read_fields()
-        image = decode_image(io.BytesIO(self.read_image_bytes()), "the uploaded file")
+        body = self.read_image_bytes()
+        self.server.has_read()
+        image = decode_image(io.BytesIO(body), "the uploaded file")
         block = self.server.methods.find(asked["method"])
         if asked["budget"]:
             block = with_budget(
@@ -199,7 +202,18 @@ class DemoHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """To our logger; questions stand in addresses and stay out of it."""
-        logger.debug("%s %s", self.command, urlsplit(self.path).path[:80])
+        logger.debug("%s %s", getattr(self, "command", None), self.told_path())
+
+    def told_path(self) -> str:
+        """The path of the address, without what is asked; of what is no request, nothing."""
+        return getattr(self, "path", "").partition("?")[0][:80]
+
+    def without_question(self, text: str) -> str:
+        """A text in which the question, if it occurs, is left out."""
+        asked = parse_qs(getattr(self, "path", "").partition("?")[2]).get("question", [])
+        for question in filter(None, (part.strip() for part in asked)):
+            text = text.replace(question, "[the question]").replace(repr(question)[1:-1], "[the question]")
+        return text
 
 
 def whole_number(name: str, text: str, most: int) -> int:
@@ -239,6 +253,10 @@ def serve(words: list[str]) -> DemoServer:
     )
     parser.add_argument("--methods", type=Path, nargs="+", default=[], metavar="FILE|DIR", help="more method files")
     add_plugin_option(parser)
+    parser.add_argument("--host", default=LOOPBACK, help=f"address to serve (default {LOOPBACK}: this machine alone)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a tunnel's or proxy's name that leads here"
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: bfloat16 on a GPU, float32 without)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
@@ -257,7 +275,7 @@ def serve(words: list[str]) -> DemoServer:
     first = OWN if model.own_block else "none"
     chosen = first if given.method is None else (file.stem if file else given.method)
     methods.find(chosen)
-    return DemoServer(given.port, model, methods, chosen)
+    return DemoServer(given.port, model, methods, chosen, given.host, tuple(given.allow_host))
 
 
 @command()
@@ -265,7 +283,9 @@ def main(words: list[str]) -> None:
     """Run the page until it is interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     server = serve(words)
-    sys.stdout.write(f"open http://{server.hosts[0]} (Ctrl-C ends it)\n")
+    if server.doors.is_open:
+        logger.warning("whoever reaches %s can ask this model; nothing asks for a password", server.address)
+    sys.stdout.write(f"open {server.address} (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:
         server.serve_forever()

@@ -24,8 +24,9 @@ from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.resolve import read_method_file
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.search.method_file import write_method
-from llava_prumerge.viz.demo import HOST, MAX_BYTES, DemoServer, main, serve
+from llava_prumerge.viz.demo import MAX_BYTES, DemoServer, main, serve
 from llava_prumerge.viz.demo_model import DemoModel
+from llava_prumerge.viz.doors import LOOPBACK
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
 from llava_prumerge.viz.overlay import OUTLINE
 
@@ -86,7 +87,7 @@ def request(
     server: DemoServer, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """One request with exactly these headers (underscores stand for dashes), Host and Content-Length apart."""
-    connection = http.client.HTTPConnection(HOST, server.server_port, timeout=120)
+    connection = http.client.HTTPConnection(LOOPBACK, server.server_port, timeout=120)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     content = response.read()
@@ -219,7 +220,11 @@ BAD: dict[str, tuple[dict, int, str]] = {
         "'http://evil.example' are not answered",
     ),
     "a name that leads here": ({"headers": {"Host": "evil.example"}}, 403, "host 'evil.example' is not this page"),
-    "the right name, another port": ({"headers": {"Host": "127.0.0.1:1"}}, 403, "is not this page"),
+    "a page of this machine's on another port": (
+        {"headers": {"Origin": "http://127.0.0.1:1"}},
+        403,
+        "are not answered",
+    ),
 }
 
 
@@ -235,6 +240,12 @@ def test_the_page_is_refused_to_other_names_too(server: DemoServer) -> None:
     for path in ("/", "/methods"):
         assert request(server, "GET", path, Host=f"attacker.example:{server.server_port}")[0] == 403
         assert request(server, "GET", path, Host=f"localhost:{server.server_port}")[0] == 200
+        assert request(server, "GET", path, Host="localhost:8000")[0] == 200, "as through ssh -L 8000:localhost:7860"
+
+
+def test_a_question_through_a_tunnel_is_answered(server: DemoServer) -> None:
+    headers = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
+    assert ask(server, headers=headers)[0] == 200
 
 
 def test_uploads_are_bounded_before_they_are_read(server: DemoServer) -> None:
@@ -268,12 +279,13 @@ def test_a_failure_inside_is_no_traceback_for_the_page(
     server: DemoServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("out of memory at 0x7f")
+        raise RuntimeError("out of memory at 0x7f with w3 w4 w5")
 
     monkeypatch.setattr(PruMergeLlavaForConditionalGeneration, "generate", broken)
     status, result = ask(server, method="none")
     assert status == 500 and result == {"error": "this failed; the console shows why"}
-    assert "out of memory at 0x7f" in caplog.text
+    assert "out of memory at 0x7f with [the question]" in caplog.text and "/ask failed" in caplog.text
+    assert "w3 w4 w5" not in caplog.text and "w3+w4" not in caplog.text
     monkeypatch.undo()
     assert ask(server)[1]["tokens"]["kept"] == 5, "the checkpoint's own method is back"
 
