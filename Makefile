@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat lint bench demo clean clean-runs
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -43,6 +43,9 @@ lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY)  ## the documentation as a static site, in site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(READY)  ## latency, evaluation and training speed, cost of reducers and pruners, on CPU, into docs/results
 	bash scripts/bench_cpu.sh

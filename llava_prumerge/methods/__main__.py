@@ -12,7 +12,6 @@ import sys
 
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.listing import as_text, describe, find_method, list_methods
-from llava_prumerge.methods.plugins import add_plugin_option
 
 
 @command()
@@ -20,7 +19,6 @@ def main(words: list[str]) -> None:
     """Print the list, or one method."""
     parser = Parser("llava_prumerge.methods", __doc__)
     parser.add_argument("name", nargs="?", help="a method")
-    add_plugin_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     if given.name is not None:

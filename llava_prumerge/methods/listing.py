@@ -59,14 +59,7 @@ class MethodInfo:
             name: {"accepted": one.accepted, "default": one.default, "meaning": one.meaning}
             for name, one in self.settings.items()
         }
-        return {
-            "name": self.name,
-            "site": self.site,
-            "summary": self.summary,
-            "paper": self.cls.paper,
-            "settings": told,
-            "files": self.files,
-        }
+        return {"name": self.name, "site": self.site, "summary": self.summary, "settings": told, "files": self.files}
 
 
 def _methods_in(file: str) -> list[str]:

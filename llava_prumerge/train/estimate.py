@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.efficiency.memory import Training, training
@@ -41,7 +42,8 @@ def kept_tokens(arguments: TrainArguments, config: PruMergeLlavaConfig, shape: M
     Beside it stands the longest text the recipe admits.
     """
     text = max(arguments.max_length - shape.vision.patches, 1)
-    return reduction_counts(shape, config.reduction or {}, text, training=True)
+    block: Any = config.reduction or {}
+    return reduction_counts(shape, block, text, training=True)
 
 
 def read_backend(arguments: TrainArguments) -> str:
