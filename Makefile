@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat test-trainers lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -38,6 +38,10 @@ test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 
 test-compat: $(READY)  ## what is written, read by other releases of transformers in environments of their own
 	$(PY) -m pytest -m compat
+
+test-trainers: $(READY)  ## trainers of transformers, accelerate and TRL on our models; TRL goes into .venv-trl
+	bash scripts/trl_env.sh $(PY) .venv-trl
+	.venv-trl/bin/python -m pytest -m trainers tests/trainers
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

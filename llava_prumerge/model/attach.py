@@ -106,13 +106,13 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def attach(model: Any, reduction: dict[str, Any] | None = None, full_length_logits: bool = False) -> Any:
+def attach(model: Any, reduction: dict[str, Any] | None = None, full_length: bool = False) -> Any:
     """Give a live model a reduction, or another one than it has; None and {} leave it without a method, ready to count.
 
     Args:
         model: a stock `...ForConditionalGeneration` of a served family, also inside PEFT's wrapper.
         reduction: block as in config.json: {"vision": {"name": ..., settings}, "decoder": {...}}.
-        full_length_logits: see `WithReduction`.
+        full_length: see `WithReduction`.
 
     Returns:
         The same object. Saved, it is a checkpoint of type `prumerge_<stock type>` that knows its method.
@@ -128,7 +128,7 @@ def attach(model: Any, reduction: dict[str, Any] | None = None, full_length_logi
         _become(inner, own)
         inner.config.__class__ = own.config_class
     put_on(inner, block)
-    inner.full_length_logits = full_length_logits
+    inner.full_length = full_length
     return model
 
 
@@ -145,9 +145,14 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     _become(inner, in_front_of(family.host, _stock_of(inner)))
     _become(decoder, in_front_of(PrunesLayers, _stock_of(decoder)))
     model.config.reduction = block
+    if (
+        getattr(model.config, "quantization_config", None) is not None
+    ):  # methods stay as they are: they are small, and score
+        parts = ("model.reducer", f"model.{family.host.decoder_name}.pruner")
+        model._keep_in_fp32_modules = {*(model._keep_in_fp32_modules or ()), *parts}
     inner.reducer = _placed(build_reducer(blocks.get("vision")), inner)
     decoder.pruner = _placed(build_pruner(blocks.get("decoder"), decoder_shape(model.config)), decoder)
-    inner.statistics, inner._asked = ReductionStatistics(), None
+    inner.statistics, inner.full_length, inner._asked = ReductionStatistics(), False, None
 
 
 def detach(model: Any) -> Any:
@@ -156,11 +161,14 @@ def detach(model: Any) -> Any:
     if not isinstance(inner, WithReduction):
         return model
     host = inner.model
-    for module, names in ((host.decoder, ("pruner",)), (host, ("reducer", "statistics", "_asked")), (inner, ())):
+    for module, names in (
+        (host.decoder, ("pruner",)),
+        (host, ("reducer", "statistics", "full_length", "_asked")),
+        (inner, ()),
+    ):
         for name in names:
             delattr(module, name)
         _become(module, _stock_of(module))
-    vars(inner).pop("full_length_logits", None)
     config = inner.config
     vars(config).pop("reduction", None)
     config.__class__ = stock_config_class(type(config))

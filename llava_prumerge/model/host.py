@@ -23,7 +23,7 @@ from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.placement import Placed, Places, Tiles, place
 from llava_prumerge.model.statistics import ReductionStatistics
-from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
@@ -81,6 +81,7 @@ class Host(InitialisesMethods):
     Attributes:
         reducer: the `VisionReducer`, or None.
         statistics: what was reduced since the last reading.
+        full_length: states come back at the caller's length, see `model.whole.WithReduction`.
         decoder_name: where the language model is.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
         stacked: the stock code wants the features of all images in one tensor [N, P, D], not in a list.
@@ -88,6 +89,7 @@ class Host(InitialisesMethods):
 
     reducer: VisionReducer | None
     statistics: ReductionStatistics
+    full_length: bool
     _asked: Asked | None
     decoder_name = "language_model"
     own_arguments: tuple[str, ...] = ()
@@ -149,6 +151,9 @@ class Host(InitialisesMethods):
         if told.kept is not None and counts:
             self._count(told, kwargs.get("attention_mask"))
         if not isinstance(output, tuple):
+            if self.full_length and told.reduces and told.layout.columns is not None:
+                given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+                output.last_hidden_state = scatter_back(output.last_hidden_state, told.layout, given.shape[1])
             output.layout, output.visual = told.layout, told.visual
         return output
 

@@ -19,7 +19,7 @@ from llava_prumerge.model.cache import SERVED, ReducedCache, reducing_cache
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.strict_loading import StrictLoading
-from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
 
 @functools.cache
@@ -44,27 +44,17 @@ def moved_labels(layout: TokenLayout) -> Tensor | None:
     return torch.cat([targets.new_full((len(targets), 1), IGNORE_INDEX), targets[:, :-1]], dim=1)
 
 
-def scatter_back(logits: Tensor, layout: TokenLayout, length: int) -> Tensor:
-    """Logits at the places their tokens had in what the caller passed in; zero where a token is gone. -> [B, length, V]"""
-    place = layout.columns.masked_fill(~layout.key_mask, length)  # padding goes to a place that is cut off
-    full = logits.new_zeros(logits.shape[0], length + 1, logits.shape[2])
-    return full.scatter(1, place[..., None].expand_as(logits), logits)[:, :length]
-
-
 class WithReduction(StrictLoading, InitialisesMethods):
     """Goes in front of a stock `...ForConditionalGeneration`.
 
-    `forward` takes what the stock class takes. With a method the logits are [B, L', V], the rows padded on the left; the output
-    also has `labels` (moved with their tokens) and `layout`.
+    `forward` takes what the stock class takes. With a method the logits are [B, L', V], the rows padded on the left; the
+    output also has `labels` (moved with their tokens, so that they go with the logits) and `layout`.
 
     Attributes:
-        full_length_logits: logits come back at the caller's length [B, L, V], zero where a token was dropped: for trainers
-            that compute a loss from logits and labels themselves.
         stock_class: the stock class it stands in front of.
         more_arguments: what `forward` takes beyond the stock arguments.
     """
 
-    full_length_logits: bool = False
     stock_class: ClassVar[type]
     more_arguments: ClassVar[tuple[str, ...]] = ()
 
@@ -100,21 +90,37 @@ class WithReduction(StrictLoading, InitialisesMethods):
             told.layout = told.begin(
                 torch.ones(output.logits.shape[:2], dtype=torch.bool, device=output.logits.device), 0
             )
-        values = dict(output) | {"layout": told.layout, "labels": moved_labels(told.layout)}
+        moved = labels if self.full_length else moved_labels(told.layout)
+        values = dict(output) | {"layout": told.layout, "labels": moved}
         if labels is not None:
             values["loss"] = self.loss_function(
                 logits=output.logits,
                 labels=None,
                 vocab_size=self.config.get_text_config().vocab_size,
-                shift_labels=told.layout.shift_labels.contiguous(),
+                shift_labels=self._targets(told, labels).contiguous(),
                 num_items_in_batch=count,
             )
-        if self.full_length_logits and told.layout.columns is not None:
-            given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-            if output.logits.shape[1] == told.layout.key_mask.shape[1]:  # not a part of them, as in `generate`
-                values["logits"] = scatter_back(output.logits, told.layout, given.shape[1])
         result = output_class(type(output))(**values)
         return result.to_tuple() if as_dict is False else result
+
+    def _targets(self, told: ForwardPass, labels: Tensor) -> Tensor:
+        """What the logits are to predict."""
+        layout = told.layout
+        if not self.full_length or told.layout.columns is None:
+            return layout.shift_labels
+        return scatter_back(layout.shift_labels[..., None], layout, labels.shape[1], IGNORE_INDEX)[..., 0]
+
+    @property
+    def full_length(self) -> bool:
+        """Whether states and logits come back at the caller's length, [B, L, D] and [B, L, V], zero where a token is gone.
+
+        For trainers that compute a loss from logits and labels themselves. The model's own loss is the same either way.
+        """
+        return self.model.full_length
+
+    @full_length.setter
+    def full_length(self, wanted: bool) -> None:
+        self.model.full_length = wanted
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

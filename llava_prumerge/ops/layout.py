@@ -138,3 +138,20 @@ def rows_of(mask: Tensor) -> tuple[Tensor, Tensor]:
     most = int(mask.sum(dim=1).amax())
     rows = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # [B, R], what is marked first
     return rows, mask.gather(1, rows).float()
+
+
+def scatter_back(states: Tensor, layout: TokenLayout, length: int, blank: float = 0.0) -> Tensor:
+    """States at the places their tokens had in what the caller passed in, and `blank` where a token is gone.
+
+    Args:
+        states: [B, L', ...].
+        layout: of these, with columns.
+        length: L, of what was passed in.
+        blank: see above.
+
+    Returns:
+        [B, L, ...].
+    """
+    place = layout.columns.masked_fill(~layout.key_mask, length)  # padding goes to a place that is cut off
+    full = states.new_full((len(states), length + 1, *states.shape[2:]), blank)
+    return full.scatter(1, place.view(*place.shape, *[1] * (states.dim() - 2)).expand_as(states), states)[:, :length]
