@@ -10,12 +10,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.cache import ReducedCache, holds_stock_keys
@@ -23,56 +22,11 @@ from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.placement import Placed, Places, Tiles, place
 from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.visual_tokens import Asked, ReducedFeatures, VisualTokens
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
-
-
-@dataclass(frozen=True)
-class VisualTokens:
-    """What a family tells of features that it returns.
-
-    Attributes:
-        lengths: placeholders of each image.
-        origin: [P] the unit within its tile that each place stands for, -1 for none; all images' places in a row.
-        source: [P] the place, from the image's first, that a token stands for, -1 for an empty one; None: all are there.
-        kept: [N] tokens of each image.
-        tiles: parts that the tower saw.
-    """
-
-    lengths: list[int]
-    origin: Tensor
-    source: Tensor | None
-    kept: Tensor
-    tiles: int
-
-    def select(self, index: Sequence[int]) -> VisualTokens:
-        """The same for images taken from these, some of them several times."""
-        parts = {name: getattr(self, name) for name in ("origin", "source")}
-        taken = {
-            name: None if part is None else torch.cat([part.split(self.lengths)[at] for at in index])
-            for name, part in parts.items()
-        }
-        tiles = round(self.tiles * len(index) / len(self.lengths))
-        return VisualTokens([self.lengths[at] for at in index], **taken, kept=self.kept[list(index)], tiles=tiles)
-
-
-@dataclass
-class ReducedFeatures(BaseModelOutputWithPooling):
-    """The stock output of `get_image_features`, and what its features are; a field, so that wrappers carry it along."""
-
-    deepstack_features: list[list[Tensor]] | None = None
-    visual_tokens: VisualTokens | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The text that images are about, for methods that read the prompt: [B, L] each."""
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    labels: Tensor | None
 
 
 class Host(InitialisesMethods):
