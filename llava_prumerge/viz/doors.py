@@ -86,7 +86,8 @@ class GuardedServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Without the base class's look-up of this host's name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the client, if there is room."""
