@@ -18,12 +18,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from llava_prumerge.ground.errors import CannotGoOn, FileError
+from llava_prumerge.ground.errors import CannotGoOn, FileError, naming
 from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.ground.reading import file_digest, read_text
 
@@ -31,6 +31,8 @@ ATTEMPTS = 6
 TIMEOUT = 60.0
 _PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _BLOCK = 1 << 20
+LEAST_RATE, RATE_SECONDS = 4096, 60.0  # bytes a second, over so many seconds
+LARGEST = 200 * 10**9  # bytes of a file; no public set has one half as large
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 
@@ -47,6 +49,10 @@ class Unreachable(FetchError):
 
 class _Interrupted(Exception):
     """A transfer that broke off and may be continued."""
+
+
+class _TooSlow(_Interrupted):
+    """A transfer that goes on, and would for days."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -166,7 +172,7 @@ def _fetch(url: str, target: Path, sha256: str | None, report: Report) -> str:
             if isinstance(error, Unreachable) and not answered:
                 raise  # there is no network, or no such host: waiting does not help
             answered = True
-            failures = 1 if part.size > before else failures + 1
+            failures = 1 if part.size > before and not isinstance(error, _TooSlow) else failures + 1
             if failures >= ATTEMPTS:
                 kept = f"; {part.size:,} bytes are kept, the same command goes on from there" if part.size else ""
                 raise FetchError(f"{url}: {error} ({failures} times in a row){kept}") from None
@@ -231,6 +237,8 @@ class Part:
             if answer.headers.get_content_type() == "text/html":
                 raise FetchError(f"{url}: the server sends a web page instead of the file")
             start, total = self._check_start(answer, start)
+            if (total or start) > LARGEST:
+                raise FetchError(f"{url} has {total or start:,} bytes; at most {LARGEST:,} are fetched")
             if start == 0:
                 self.discard()
                 self._note(url, answer.headers)
@@ -255,27 +263,55 @@ class Part:
 
     def _receive(self, answer: Any, start: int, total: int | None, report: Report) -> None:
         done = start
-        with self.path.open("ab") as file:
-            while True:
-                try:
-                    block = answer.read(_BLOCK)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _Interrupted(f"the connection broke after {done:,} bytes ({error})") from None
-                if not block:
-                    break
+        with naming(self.path, "cannot be written"), self.path.open("ab") as file:
+            for block in read_steadily(answer):
                 file.write(block)
                 done += len(block)
                 report(done, total)
+                if done > LARGEST:
+                    raise FetchError(f"{answer.url} does not end: {done:,} bytes came, at most {LARGEST:,} are fetched")
             file.flush()
             os.fsync(file.fileno())
         if total is not None and done < total:
             raise _Interrupted(f"the connection closed after {done:,} of {total:,} bytes")
 
 
+def read_steadily(answer: Any) -> Iterator[bytes]:
+    """What a server sends, as it comes, if no minute passes with fewer than 4096 bytes a second.
+
+    Raises:
+        _Interrupted: the connection broke; _TooSlow: less came.
+    """
+    began, came = time.monotonic(), 0
+    while True:
+        try:
+            block = answer.read1(_BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            raise _Interrupted(f"the connection broke ({error})") from None
+        if not block:
+            return
+        yield block
+        came += len(block)
+        passed = time.monotonic() - began
+        if passed >= RATE_SECONDS:
+            if came < LEAST_RATE * passed:
+                raise _TooSlow(f"the server sends {came / passed:,.0f} bytes a second, fewer than {LEAST_RATE:,}")
+            began, came = time.monotonic(), 0
+
+
 def _check_space(folder: Path, url: str, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise FetchError(f"{url} needs {needed:,} more bytes, {folder} has {free:,} free")
+
+
+def _read_up_to(answer: Any, limit: int) -> bytes:
+    content = bytearray()
+    for block in read_steadily(answer):
+        content += block
+        if len(content) > limit:
+            break
+    return bytes(content)
 
 
 def read_address(url: str, limit: int) -> bytes:
@@ -291,11 +327,11 @@ def read_address(url: str, limit: int) -> bytes:
             time.sleep(min(_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
         try:
             with open_address(url, {}) as answer:
-                content = answer.read(limit + 1)
+                content = _read_up_to(answer, limit)
                 length = answer.headers.get("Content-Length")
             if len(content) > limit:
                 raise FetchError(f"{url}: longer than {limit:,} bytes")
-            if length is None or len(content) == int(length):
+            if length is None or not length.isdecimal() or len(content) == int(length):
                 return content
             reason = f"the connection closed after {len(content):,} of {int(length):,} bytes"
         except (_Interrupted, OSError, http.client.HTTPException) as error:

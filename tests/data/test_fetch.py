@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from filelock import FileLock
 
 from llava_prumerge.data import fetch as fetching
 from llava_prumerge.data.fetch import FetchError, Unreachable, fetch, read_address
+from llava_prumerge.ground.errors import FileError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -201,3 +206,72 @@ def test_kill_9_loses_no_more_than_what_was_under_way(server: FileServer, tmp_pa
     assert kept == 2_000_000
     assert fetch(server.url("/a.zip"), tmp_path / "a.zip") == DIGEST
     assert server.asked[-1] == ("/a.zip", f"bytes={kept}-")
+
+
+@contextlib.contextmanager
+def endless(head: bytes, block: bytes, pause: float) -> Iterator[str]:
+    """A server that never ends its answer. -> its address"""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.05)
+        over = threading.Event()
+
+        def drip(client: socket.socket) -> None:
+            with client, contextlib.suppress(OSError):
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n" + head + b"\r\n")
+                while not over.wait(pause):
+                    client.sendall(block)
+
+        def accept() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    threading.Thread(target=drip, args=(listening.accept()[0],), daemon=True).start()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/a.zip"
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_a_server_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt gets a little further: that is no reason to go on for days."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in (("_PAUSE", 0.001), ("RATE_SECONDS", 0.1), ("ATTEMPTS", 3)):
+        monkeypatch.setattr(fetching, name, value)
+    with endless(b'Content-Length: 9000000\r\nETag: "x"\r\n', b"x" * 10, 0.02) as url:
+        with pytest.raises(
+            FetchError, match=r"the server sends [\d,]+ bytes a second, fewer than 4,096 \(3 times in a row\)"
+        ):
+            fetch(url, tmp_path / "a.zip")
+        with pytest.raises(FetchError, match=r"bytes a second, fewer than 4,096 \(3 times\)"):
+            read_address(url, 10_000_000)
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_a_file_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetching, "LARGEST", 2_000_000)
+    with endless(b"", b"x" * 100_000, 0.0) as url:
+        with pytest.raises(FetchError, match=r"a\.zip does not end: [\d,]+ bytes came, at most 2,000,000 are fetched"):
+            fetch(url, tmp_path / "a.zip")
+        with pytest.raises(FetchError, match="longer than 500,000 bytes"):
+            read_address(url, 500_000)
+    with (
+        endless(b"Content-Length: 2000001\r\n", b"x", 0.01) as url,
+        pytest.raises(FetchError, match="has 2,000,001 bytes; at most"),
+    ):
+        fetch(url, tmp_path / "b.zip")
+
+
+def test_a_full_disk_is_one_line(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(fetching.os, "fsync", refuse)
+        with pytest.raises(FileError, match=r"a\.zip\.part.*: cannot be written: the disk is full"):
+            fetch(server.url("/a.zip"), tmp_path / "a.zip")
+    assert fetch(server.url("/a.zip"), tmp_path / "a.zip") == DIGEST
