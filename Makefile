@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods test test-zero test-compat test-trainers lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods test test-wheel test-zero test-compat test-trainers lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -32,6 +32,9 @@ reproduce-methods: $(READY)  ## pocket world: every method at four budgets again
 
 test: $(READY)  ## all tests but the long ones
 	$(PY) -m pytest -n 2
+
+test-wheel: $(READY)  ## the wheel alone: built, installed into a fresh environment, used from another folder (part of `test`)
+	$(PY) -m pytest -m wheel
 
 test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 	$(PY) -m pytest -m zero

@@ -66,7 +66,10 @@ def test_every_command_refuses_an_unknown_option_in_one_line(
         (["efficiency", "flop"], "command 'flop' is not known; did you mean 'flops'?"),
         (["methods", "prumrge+"], "method 'prumrge+' is not known; did you mean 'prumerge_plus'?"),
         (["evaluate", "--taks", "pope"], "option '--taks' is not known; did you mean '--task'?"),
-        (["evaluate", "batchsize=3"], "setting 'batchsize' is not known; did you mean 'batch_size'?"),
+        (
+            ["evaluate", "task=pope", "model=.", "batchsize=3"],
+            "setting 'batchsize' is not known; did you mean 'batch_size'?",
+        ),
         (["train", "fintune_lora"], "recipe or method 'fintune_lora' is not known; did you mean 'finetune_lora'?"),
         (["train", "finetune", "learning_rat=1"], "'learning_rat' is not known; did you mean 'learning_rate'?"),
         (["train"], "name a recipe"),

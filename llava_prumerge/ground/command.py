@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from llava_prumerge.ground.errors import CannotGoOn, InputError, reason_of
-from llava_prumerge.ground.naming import not_known
+from llava_prumerge.ground.naming import nearest, not_known
 
 WRONG, FAILED, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LLAVA_PRUMERGE_TRACEBACK"
@@ -267,7 +267,8 @@ class Parser(argparse.ArgumentParser):
         """
         known = self.setting_names is None or name in self.setting_names or ("." in name and self._takes_settings)
         ends = not equals and (at == len(words) or words[at].startswith("--"))
-        if not known or ends:
+        mistyped = self.setting_names is None and nearest(f"--{name}", self._option_strings()) is not None
+        if not known or ends or mistyped:
             listed = [*self._option_strings(), *(f"--{one.replace('_', '-')}" for one in self.setting_names or ())]
             dashed = f"--{name.replace('_', '-')}"
             if known and self.setting_names is not None:

@@ -87,6 +87,12 @@ def test_a_mistake_names_what_was_meant(words: list[str], told: str) -> None:
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_mistyped_option_is_no_setting_where_any_name_is_one() -> None:
+    with pytest.raises(InputError, match="option '--methds' is not known; did you mean '--methods'"):
+        make_parser(None).parse_args(["--methds", "x"])
+    assert make_parser(None).parse_args(["--rows", "3"]).settings == ["rows=3"]
+
+
 def test_a_command_without_settings_takes_none() -> None:
     given = make_parser(()).parse_args(["out=x"])
     assert given.out == Path("x") and not hasattr(given, "settings")
