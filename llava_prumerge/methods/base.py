@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llava_prumerge.methods.contract import check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, Course, Expected, TokensLeft
 from llava_prumerge.methods.settings import Settings, at_least, setting
-from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.scores import BlockProjections
 
@@ -89,9 +89,12 @@ class VisionTokens:
 
     def matched(self, space: str) -> tuple[Tensor, Tensor, Tensor]:
         """Patches, prompt and its mask in one space: "llm" (the features at site "projected") or "clip"."""
-        if space == "clip" and self.clip is None:
+        if space != "clip":
+            given = self.features, self.text, self.text_mask
+        elif self.clip is None:
             raise ReductionError("space 'clip' needs a tower with its text side, and this one has none; take space llm")
-        given = self.clip() if space == "clip" else (self.features, self.text, self.text_mask)
+        else:
+            given = self.clip()
         if given[1].shape[1] == 0:
             raise ReductionError("this method needs a prompt, and the prompt is empty")
         return given
@@ -223,6 +226,10 @@ class AttentionRows(Protocol):
         """Softmax attention of query rows [B, R] of `layer` (this one or the one before). -> [B, H, R, L]"""
 
 
+def _not_given(*_: object) -> Tensor:
+    raise ReductionError("this method needs projections of decoder layers, and the model gave none")
+
+
 @dataclass
 class DecoderTokens:
     """What a decoder pruner sees just before a layer; what it asks for is computed from a layer's own projections.
@@ -241,10 +248,10 @@ class DecoderTokens:
     hidden: Tensor
     layout: TokenLayout
     attention: AttentionRows
-    queries: Callable[[int], Tensor] | None = None
-    keys: Callable[[int], Tensor] | None = None
-    mean_query: Callable[[int, Tensor], Tensor] | None = None
-    normed: Callable[[], Tensor] | None = None
+    queries: Callable[[int], Tensor] = _not_given
+    keys: Callable[[int], Tensor] = _not_given
+    mean_query: Callable[[int, Tensor], Tensor] = _not_given
+    normed: Callable[[], Tensor] = _not_given
 
 
 @dataclass(frozen=True)

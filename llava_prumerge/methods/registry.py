@@ -135,7 +135,7 @@ def _build(site: str, block: Mapping[str, Any] | None, *positional: object) -> A
     if block is None:
         return None
     settings = dict(block)
-    cls = find_at(site, settings.pop("name", None))
+    cls: Any = find_at(site, settings.pop("name", None))
     return cls(cls.settings_class.read(settings, cls.name), *positional)
 
 

@@ -108,7 +108,7 @@ class Settings:
     """The settings of a method; this one has none."""
 
     def __post_init__(self) -> None:
-        for item, hint in _typed_fields(type(self)):
+        for item, hint in _typed_fields(type(self)):  # type: ignore[arg-type]  # frozen ones have a hash
             object.__setattr__(self, item.name, _read(item, hint, getattr(self, item.name)))
         self.check()
 
@@ -119,7 +119,7 @@ class Settings:
     def infos(cls) -> dict[str, SettingInfo]:
         """All settings by name, in order of name."""
         found = {}
-        for item, hint in _typed_fields(cls):
+        for item, hint in _typed_fields(cls):  # type: ignore[arg-type]
             told = {key: item.metadata.get(key, "") for key in ("meaning", "source", "formerly")}
             found[item.name] = SettingInfo(item.name, _accepted(item, hint), item.default, **told)
         return dict(sorted(found.items()))

@@ -205,8 +205,10 @@ class AtpLlava(DecoderPruner):
             ((spatial - sparsest) * self.settings.temperature).sigmoid(),
         )
         gate = torch.where(layout.is_image, soft, 1.0)
+        if self._passed is None or self._stays is None:
+            raise ReductionError(f"{self.name}: training was switched on between two layers of one pass")
         self._passed, self._stays = self._passed * gate, self._stays & passes
-        self._counts[layer] = self._counted(layout.is_image)
+        self._counts[layer] = self._counted(layout.is_image, self._passed, self._stays)
         return gate
 
     def _begin(self, tokens: DecoderTokens) -> None:
@@ -274,12 +276,12 @@ class AtpLlava(DecoderPruner):
         number = blank.scatter_add(1, place, real).clamp(min=1)
         return torch.cat([blank.scatter_add(1, place, score * real) / number for score in scores], dim=1)
 
-    def _counted(self, is_image: Tensor) -> Tensor:
+    def _counted(self, is_image: Tensor, passed: Tensor, stays: Tensor) -> Tensor:
         """N: visual tokens per image that are left, averaged over the batch."""
-        soft = (self._passed * is_image).sum() / self._images
+        soft = (passed * is_image).sum() / self._images
         if self.settings.count == "soft":
             return soft
-        return soft + (self._stays.sum() / self._images - soft).detach()
+        return soft + (stays.sum() / self._images - soft).detach()
 
     def mean_count(self) -> Tensor | None:
         """Visual tokens per image of the last training batch, averaged as `average` says."""
@@ -287,7 +289,7 @@ class AtpLlava(DecoderPruner):
             return None
         counts = [self._counts[layer] for layer in self.layers]
         if self.settings.average == "modules":
-            return sum(counts) / len(counts)
+            return torch.stack(counts).sum() / len(counts)
         runs = [end - start for start, end in zip(self.layers, [*self.layers[1:], self.depth], strict=True)]
         later = sum(run * count for run, count in zip(runs, counts, strict=True))
         return (self.layers[0] * self._begun + later) / self.depth

@@ -137,6 +137,7 @@ class RankSchedule(PromptRankedPruner):
         if not 1 <= first < shape.layers:
             raise ReductionError(f"{self.name}: first {first!r} is not one of the layers 1 to {shape.layers - 1}")
         layers = range(first, shape.layers)
+        curve: Curve
         if rates is not None:
             checked = self._checked(rates, first, shape)
             curve, free, bounds = partial(raised, rates=checked), 0.5, (0.0, 1.0)

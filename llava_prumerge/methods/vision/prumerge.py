@@ -14,7 +14,7 @@ outliers) PruMerge+ uses the nearest stride that exists. Where everything is kep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class PruMerge(OutlierReducer):
 
     paper = "LLaVA-PruMerge, Shang et al., ICCV 2025 (arXiv 2403.15388)"
     expected = Expected(0.055, "the paper's mean; it differs from image to image")  # 5.5%: 32 of 576
-    benchmarks = (Benchmark.REDUCTION, Benchmark.LATENCY, Benchmark.TRAINING)
+    benchmarks: ClassVar[tuple[Benchmark, ...]] = (Benchmark.REDUCTION, Benchmark.LATENCY, Benchmark.TRAINING)
     settings: PruMergeSettings
 
     @property
@@ -129,9 +129,9 @@ class PruMerge(OutlierReducer):
         features, valid, origin = reduced
         return features[:, :patches], valid[:, :patches], origin[:, :patches]
 
-    def width(self, image: VisionTokens, counts: Tensor) -> int:
+    def width(self, image: VisionTokens, counts: Tensor, *others: Tensor) -> int:
         """Without the extra token, which no count includes."""
-        size = super().width(image, counts)
+        size = super().width(image, counts, *others)
         if torch.compiler.is_compiling() and self.budget is not None and self.budget < image.features.shape[1]:
             size -= self.settings.extra
         return size

@@ -64,7 +64,8 @@ class VisionZip(BlockReducer):
         kept = pick(image.features, dominant, number)
         if token is not None:
             first = (token, torch.ones_like(dominant[:, :1]), torch.full_like(kept[2][:, :1], -1))
-            kept = tuple(torch.cat(pair, dim=1) for pair in zip(first, kept, strict=True))
+            features, valid, origin = (torch.cat(pair, dim=1) for pair in zip(first, kept, strict=True))
+            kept = features, valid, origin
         if not contextual:
             return kept
         rest, _ = pack(~dominant, raster_priority(dominant), patches - number)  # [N, M] in raster order
