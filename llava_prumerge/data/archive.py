@@ -8,6 +8,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
@@ -80,8 +81,9 @@ def place_members(archive: Path, members: list[zipfile.ZipInfo], folder: str) ->
     common = os.path.commonprefix([split[:-1] for split in parts])
     depth = common.index(folder) + 1 if folder in common else 0
     names = ["/".join(split[depth:]) for split in parts]
-    if len(set(names)) < len(names):
-        raise ArchiveError(f"{archive} holds {next(name for name in names if names.count(name) > 1)!r} twice")
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise ArchiveError(f"{archive} holds {name!r} twice")
     return names
 
 

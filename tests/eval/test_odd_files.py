@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import gzip
+import io
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from llava_prumerge.evaluation.answers import pending
 from llava_prumerge.evaluation.benchmark import Files, Question, find, read_questions
 from llava_prumerge.evaluation.mmbench import write_workbook
 from llava_prumerge.evaluation.records import EvaluationError, read_json, read_placed, read_table, read_workbook
+from llava_prumerge.evaluation.run import main
 from llava_prumerge.ground.unpacking import VARIABLE
 
 Write = Callable[[str, Any], Path]
@@ -114,6 +120,35 @@ def test_tables_that_are_none(tmp_path: Path, content: bytes, message: str) -> N
     (tmp_path / "a.tsv").write_bytes(content)
     with pytest.raises(EvaluationError, match=message):
         read_table(tmp_path / "a.tsv")
+
+
+def test_a_tables_images_are_read_as_files_are(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base64 in lines and 16 bits are answered; what is broken is named by file and row, and <image> needs no traceback."""
+    picture = np.random.default_rng(0).integers(0, 65536, (30, 40)).astype(np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    deep, lines = base64.b64encode(file.getvalue()).decode(), base64.encodebytes(file.getvalue()).decode()
+    table = tmp_path / "mmbench" / "mmbench_dev_20230712.tsv"
+    table.parent.mkdir()
+
+    def run(*pictures: str, question: str = "Is there?") -> int:
+        with table.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened, delimiter="\t")
+            writer.writerow(["index", "question", "hint", "A", "B", "C", "D", "answer", "image"])
+            for at, one in enumerate(pictures):
+                writer.writerow([at, question, "", "cat", "dog", "", "", "A", one])
+        words = ["run", "--task", "mmbench", "--model", str(checkpoint), "--data", str(tmp_path)]
+        return main([*words, "--out", str(tmp_path / f"out{len(list(tmp_path.iterdir()))}"), "max_new_tokens=2"])
+
+    assert run(deep, lines, f"data:image/png;base64,{deep}") == 0
+    answers = json.loads(capsys.readouterr().out.splitlines()[-1])["answers"]
+    assert len({json.loads(line)["text"] for line in Path(answers).read_text().splitlines()}) == 1
+    assert run(deep, deep, question="<image>\nIs there?") == 0
+    capsys.readouterr()
+    assert run(deep, base64.b64encode(b"no image " * 20).decode()) == 2
+    assert f"error: {table}, row 2 (index '1'): not an image: its image" in capsys.readouterr().err
 
 
 def test_repeated_questions_are_found_in_one_pass(tmp_path: Path) -> None:
