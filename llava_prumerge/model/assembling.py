@@ -9,24 +9,28 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    AutoProcessor,
     GenerationConfig,
     LlamaForCausalLM,
-    LlavaConfig,
     LlavaProcessor,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from llava_prumerge.ground.naming import not_known
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.attach import own_class, stock_class_of
+from llava_prumerge.model.configuration import with_reduction
+from llava_prumerge.model.families import family_of, family_types, stock_type
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, load_image_processor, load_tower
-from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
+from llava_prumerge.model.processors import make_processor, read_tokenizer
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
 PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
 AUTO = "auto"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
+PROCESSOR_FILES += ("tokenizer.model", "vocab.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,20 +68,31 @@ def check_attention(attn: str | None) -> str | None:
 def load_whole(
     path: str | Path, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
 ) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
-    """A model whose folder, or repository on the Hub, holds all of it. Arguments and errors as `loading.load_model`."""
+    """A model whose folder, or repository on the Hub, holds all of it. Arguments and errors as `loading.load_model`.
+
+    The processor is None where the folder has none of its files.
+    """
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise LoadingError(f"{path} holds no readable config.json: {error}") from error
-    if not isinstance(config, LlavaConfig):
-        raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; llava and llava_prumerge can be loaded")
+    kind = stock_type(config.model_type)
+    if kind not in family_types():
+        known = ", ".join(family_types())
+        raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; types that can be loaded: {known}")
     current = getattr(config, "reduction", None)
-    config = PruMergeLlavaConfig.from_llava(config, current if reduction is None else reduction)
+    config = with_reduction(config, current if reduction is None else reduction)
     with in_one_line(path):
-        model = PruMergeLlavaForConditionalGeneration.from_pretrained(
+        model = own_class(stock_class_of(config)).from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attn
         )
-    return model, load_processor(path, config)
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
+        return model, None
+    own = family_of(kind).processor
+    if own is not None:
+        return model, own(path, config)
+    with in_one_line(path):
+        return model, AutoProcessor.from_pretrained(path)
 
 
 def assemble(

@@ -31,11 +31,13 @@ class Family:
         host: class that goes in front of the stock model without head (`model.host.Host`).
         refusal: gives for a configuration the one-line reason why no reducer can act on its models, or None.
         places: placeholders of one image where all images have the same number, from the configuration; else None.
+        processor: reads the processor of a checkpoint, folder and configuration given; None: as transformers does.
     """
 
     host: type
     refusal: Callable[[Any], str | None] = lambda config: None
     places: Callable[[Any], int | None] = lambda config: None
+    processor: Callable[[Any, Any], Any] | None = None
 
 
 def family_types() -> list[str]:

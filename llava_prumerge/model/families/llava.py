@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.packed_tower import encode_packed
 from llava_prumerge.model.placement import Places, Tiles
-from llava_prumerge.model.vision_tower import TOWERS, encode, image_ids, patch_grid, resize
+from llava_prumerge.model.processors import load_processor
+from llava_prumerge.model.vision_tower import TOWERS, depth_of, encode, image_ids, patch_grid, resize
 
 
 class LlavaHost(Host):
@@ -49,6 +52,8 @@ class LlavaHost(Host):
             if image_index is not None:
                 output.pooler_output = [output.pooler_output[at] for at in image_index.tolist()]
             return output
+        if self.vision_tower.config.model_type == "pixtral":
+            return self._packed(pixel_values, image_sizes, vision_feature_layer)
         layers = () if vision_feature_layer is None else (vision_feature_layer,)
         tiles = self.encode_images(pixel_values, *layers)
         tiles = tiles if image_index is None else tiles.select(image_index)
@@ -57,6 +62,30 @@ class LlavaHost(Host):
         places = Places.whole(len(tiles.features), rows * columns, tiles.features.shape[1], ahead=rest.shape[1])
         special = self.project(rest).flatten(0, 1) if rest.shape[1] else None
         return self.reduce([tiles], places, self.project, lambda _: image_ids(pixel_values, image_index), special)
+
+    def _packed(self, pixel_values: Tensor, image_sizes: Tensor | None, feature_layer: int | None) -> Any:
+        """Of a tower that sees all images as one sequence; line breaks between their rows are tokens of the text."""
+        tower, layer = self.vision_tower, self.config.vision_feature_layer if feature_layer is None else feature_layer
+        sizes = [pixel_values.shape[-2:]] * len(pixel_values) if image_sizes is None else image_sizes.tolist()
+        grids = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
+        depth = depth_of(tower, layer)
+        packed = encode_packed(
+            tower,
+            lambda: tower(pixel_values, image_sizes=image_sizes, output_hidden_states=True, return_dict=True),
+            lambda output: output.hidden_states[depth][0],
+            grids,
+            depth,
+        )
+        ids = packed.ids(lambda at: pixel_values[at, :, : sizes[at][0], : sizes[at][1]])
+        return self.reduce(packed.tiles, packed.places, self.project, ids)
+
+    def blank(self) -> dict[str, dict[str, Any]]:
+        """A tower of any size is told the size."""
+        given = super().blank()
+        if self.vision_tower.config.model_type == "pixtral":
+            pixels = given["image"]["pixel_values"]
+            given["image"]["image_sizes"] = torch.tensor([pixels.shape[-2:]], device=pixels.device)
+        return given
 
     @property
     def _strategy(self) -> str:
@@ -86,4 +115,5 @@ FAMILY = Family(
     host=LlavaHost,
     refusal=_refusal,
     places=lambda config: config.image_seq_length,
+    processor=load_processor,
 )

@@ -1,0 +1,59 @@
+"""InternVL 2.5, 3 and 3.5 in the -hf layout: tiles, whose units are the blocks that the pixel shuffle makes of patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.model.families import Family
+from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.placement import Places
+from llava_prumerge.model.vision_tower import TowerSpec, encode, image_ids, patch_grid, register_tower
+
+register_tower("internvl_vision", TowerSpec("encoder.layer", "layernorm_before", "attention", lambda config: 1, True))
+
+
+class InternVLHost(Host):
+    """Each tile is an image to the stock code, and is counted as one."""
+
+    stacked = True
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock features, or what the reducer leaves of them. [N, 3, h, w]"""
+        if self.reducer is None:
+            return super().get_image_features(
+                pixel_values=pixel_values,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                **kwargs,
+            )
+        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        rows, columns = patch_grid(self.vision_tower, pixel_values)
+        numbers = torch.arange(rows * columns).view(1, rows, columns, 1)
+        units = self.pixel_shuffle(numbers, self.config.downsample_ratio).flatten(1, 2)[0]  # [U, 4]
+        tiles = encode(
+            self.vision_tower, pixel_values.to(self.dtype), layer, units.to(pixel_values.device), last=layer == -1
+        )
+
+        def project(features: Tensor) -> Tensor:
+            return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
+
+        places = Places.whole(len(pixel_values), len(units), len(units))
+        return self.reduce([tiles], places, project, lambda _: image_ids(pixel_values))
+
+
+def _refusal(config: Any) -> str | None:
+    if config.vision_feature_select_strategy != "default":
+        return "vision_feature_select_strategy must be 'default': the class token is no part of a square of patches"
+    return None if isinstance(config.vision_feature_layer, int) else "vision_feature_layer must be one layer"
+
+
+FAMILY = Family(host=InternVLHost, refusal=_refusal)

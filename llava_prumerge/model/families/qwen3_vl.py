@@ -1,0 +1,12 @@
+"""Qwen3-VL: as Qwen2-VL; features of earlier tower blocks, added after the first decoder layers, follow their tokens."""
+
+from __future__ import annotations
+
+from llava_prumerge.model.families import Family
+from llava_prumerge.model.native import NativeHost
+from llava_prumerge.model.vision_tower import TowerSpec, register_tower
+
+for _name in ("qwen3_vl", "qwen3_vl_vision"):
+    register_tower(_name, TowerSpec("blocks", "norm1", "attn", heads="num_heads"))
+
+FAMILY = Family(host=NativeHost)

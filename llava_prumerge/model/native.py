@@ -1,0 +1,73 @@
+"""Families that see images and videos at their own size: a packed tower, whose merger makes a token of several patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.packed_tower import encode_packed
+
+
+class NativeHost(Host):
+    """Positions have three parts and stay those of the patches; features for later layers follow the patches too."""
+
+    def blank(self) -> dict[str, dict[str, Any]]:
+        """One unit."""
+        vision, side = self.config.vision_config, self.visual.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.zeros(side * side, width, dtype=self.dtype, device=self.device)
+        grid = torch.tensor([[1, side, side]], device=self.device)
+        return {"image": {"pixel_values": pixels, "image_grid_thw": grid}}
+
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor | None = None, **kwargs: Any) -> Any:
+        """Stock features, or what the reducer leaves of them."""
+        if self.reducer is None:
+            return super().get_image_features(pixel_values, image_grid_thw, **kwargs)
+        return self._native(pixel_values, image_grid_thw, "image")
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, video_grid_thw: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """As of images; all frames of a video are one tile."""
+        if self.reducer is None:
+            return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
+        return self._native(pixel_values_videos, video_grid_thw, "video")
+
+    def unit_order(self, grid_thw: Tensor) -> Tensor | None:
+        """Where each unit stands in the tower's sequence; None: as they come."""
+        return None
+
+    def _native(self, pixels: Tensor, grid_thw: Tensor, modality: str) -> Any:
+        tower, side = self.visual, self.visual.spatial_merge_size
+        sizes = grid_thw.tolist()
+        packed = encode_packed(
+            tower,
+            lambda: tower(pixels.type(tower.dtype), grid_thw=grid_thw, return_dict=True),
+            lambda output: output.last_hidden_state,
+            [(frames * height // side, width // side) for frames, height, width in sizes],
+            fold=side * side,
+            order=self.unit_order(grid_thw),
+        )
+
+        def project(features: Tensor) -> Tensor:
+            patches = features.reshape(-1, features.shape[-1] // side**2)
+            return tower.merger(in_dtype_of(tower.merger, patches)).view(*features.shape[:-1], -1)
+
+        parts = pixels.split([frames * height * width for frames, height, width in sizes])
+        output = self.reduce(packed.tiles, packed.places, project, packed.ids(lambda at: parts[at]), modality=modality)
+        levels = getattr(packed.output, "deepstack_features", None)
+        if levels:
+            output.deepstack_features = [self._follow(level, output) for level in levels]
+        return output
+
+    def _follow(self, level: Tensor, output: Any) -> list[Tensor]:
+        """Rows of a level [U, D] at the places of the units that tokens stand for; zero for those that stand for none."""
+        visual, begin, found = output.visual_tokens, 0, []
+        for origin in visual.origin.split(visual.lengths):
+            rows = level[begin + origin.clamp(min=0)]
+            found.append(rows * (origin >= 0)[:, None])
+            begin += len(origin)
+        return found
