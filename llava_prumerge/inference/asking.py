@@ -218,12 +218,12 @@ def method_of(model: Any, reduction: Any) -> Iterator[None]:
     if reduction is None or check_reduction(reduction) == block:
         yield
         return
-    before = host.reducer, host.decoder.pruner, host.statistics, inner.full_length_logits
+    before = host.reducer, host.decoder.pruner, host.statistics
     try:
-        attach(model, reduction)
+        attach(model, reduction, inner.full_length)
         yield
     finally:
-        host.reducer, host.decoder.pruner, host.statistics, inner.full_length_logits = before
+        host.reducer, host.decoder.pruner, host.statistics = before
         inner.config.reduction = block
 
 
