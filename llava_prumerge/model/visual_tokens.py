@@ -30,13 +30,14 @@ class VisualTokens:
 
     def select(self, index: Sequence[int]) -> VisualTokens:
         """The same for images taken from these, some of them several times."""
-        parts = {name: getattr(self, name) for name in ("origin", "source")}
-        taken = {
-            name: None if part is None else torch.cat([part.split(self.lengths)[at] for at in index])
-            for name, part in parts.items()
-        }
+
+        def take(part: Tensor) -> Tensor:
+            of_images = part.split(self.lengths)
+            return torch.cat([of_images[at] for at in index])
+
+        origin, source = take(self.origin), None if self.source is None else take(self.source)
         tiles = round(self.tiles * len(index) / len(self.lengths))
-        return VisualTokens([self.lengths[at] for at in index], **taken, kept=self.kept[list(index)], tiles=tiles)
+        return VisualTokens([self.lengths[at] for at in index], origin, source, self.kept[list(index)], tiles)
 
 
 @dataclass
