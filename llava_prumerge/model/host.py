@@ -38,7 +38,7 @@ class Host(InitialisesMethods):
         full_length: states come back at the caller's length, see `model.whole.WithReduction`.
         decoder_name: where the language model is.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
-        stacked: the stock code wants the features of all images in one tensor [N, P, D], not in a list.
+        stacked: modalities whose features the stock code wants in one tensor [N, P, D], not in a list.
     """
 
     reducer: VisionReducer | None
@@ -47,7 +47,7 @@ class Host(InitialisesMethods):
     _asked: Asked | None
     decoder_name = "language_model"
     own_arguments: tuple[str, ...] = ()
-    stacked = False
+    stacked: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ what a family may say
 
@@ -295,7 +295,7 @@ class Host(InitialisesMethods):
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
         placed = place(reduced, places, special)
         features = placed.features.split(places.lengths)
-        pooled = torch.stack(features) if self.stacked else list(features)
+        pooled = torch.stack(features) if modality in self.stacked else list(features)
         return ReducedFeatures(pooler_output=pooled, visual_tokens=self._reduced(placed, places))
 
     def _reduced(self, placed: Placed, places: Places) -> VisualTokens:

@@ -18,7 +18,7 @@ register_tower("internvl_vision", TowerSpec("encoder.layer", "layernorm_before",
 class InternVLHost(Host):
     """Each tile is an image to the stock code, and is counted as one."""
 
-    stacked = True
+    stacked = ("image",)
 
     def get_image_features(
         self,

@@ -1,0 +1,58 @@
+"""LLaVA-NeXT-Video: images as LLaVA-NeXT's; the frames of a video are pooled to fewer tokens each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from llava_prumerge.model.families import Family
+from llava_prumerge.model.tiled import TiledHost, frames_places, pooled, tower_refusal
+from llava_prumerge.model.vision_tower import image_ids
+
+
+class LlavaNextVideoHost(TiledHost):
+    """Each frame is a tile."""
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock features, or what the reducer leaves of them."""
+        if self.reducer is None:
+            return super().get_image_features(
+                pixel_values,
+                image_sizes,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                **kwargs,
+            )
+        return self.reduce_tiled(pixel_values, image_sizes, self.tile_counts(image_sizes), vision_feature_layer)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of images. [videos, frames, 3, h, w]"""
+        if self.reducer is None:
+            return super().get_video_features(
+                pixel_values_videos,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                **kwargs,
+            )
+        videos, frames = pixel_values_videos.shape[:2]
+        pixels = pixel_values_videos.flatten(0, 1)
+        tiles = pooled(self.encode_tiles(pixels, vision_feature_layer), self.vision_resampler)
+        places = frames_places(videos, frames, tiles.features.shape[1])
+        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixels), modality="video")
+
+
+FAMILY = Family(host=LlavaNextVideoHost, refusal=tower_refusal)

@@ -1,0 +1,66 @@
+"""Video-LLaVA: a tower for images and one for videos; each frame brings its class token along, which always stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from llava_prumerge.model.families import Family
+from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.placement import Places
+from llava_prumerge.model.tiled import tower_refusal
+from llava_prumerge.model.vision_tower import encode, image_ids
+
+
+class VideoLlavaHost(Host):
+    """Frames are images to the stock code, and are counted as such; ranks must touch both towers."""
+
+    stacked = ("image", "video")
+
+    def blank(self) -> dict[str, dict[str, Any]]:
+        """An image and a frame."""
+        given = super().blank()
+        return given | {"video": {"pixel_values_videos": given["image"]["pixel_values"][None]}}
+
+    def project(self, features: Tensor) -> Tensor:
+        """[N, K, C] -> [N, K, D]"""
+        return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock features, or what the reducer leaves of them. [N, 3, h, w]"""
+        if self.reducer is None:
+            return super().get_image_features(
+                pixel_values=pixel_values,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                **kwargs,
+            )
+        return self._reduced_frames(self.image_tower, pixel_values, vision_feature_layer, "image", ahead=0)
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs: Any
+    ) -> Any:
+        """As of images. [videos, frames, 3, h, w]"""
+        if self.reducer is None:
+            given = dict(pixel_values_videos=pixel_values_videos, vision_feature_layer=vision_feature_layer)
+            return super().get_video_features(**given, **kwargs)
+        return self._reduced_frames(
+            self.video_tower, pixel_values_videos.flatten(0, 1), vision_feature_layer, "video", ahead=1
+        )
+
+    def _reduced_frames(self, tower: Any, pixels: Tensor, layer: int | None, modality: str, ahead: int) -> Any:
+        tiles = encode(tower, pixels, self.config.vision_feature_layer if layer is None else layer)
+        units = tiles.features.shape[1]
+        places = Places.whole(len(pixels), units, units, ahead)
+        special = self.project(tiles.prefix).flatten(0, 1) if ahead else None
+        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixels), special, modality)
+
+
+FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal)

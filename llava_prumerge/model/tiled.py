@@ -1,0 +1,112 @@
+"""Families that cut an image into tiles and lay their patches out as one map: the family's own packing, run on unit numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from llava_prumerge.model.host import Host, in_dtype_of
+from llava_prumerge.model.placement import Places, Tiles
+from llava_prumerge.model.vision_tower import encode, image_ids
+
+NEWLINE = -1.0  # what stands for a line break among the numbers of units
+
+
+class TiledHost(Host):
+    """A base tile first, then a map of tiles, cut to the image's shape, with a token for the end of each row."""
+
+    def packing(self) -> dict[str, Any]:
+        """What the family's `pack_image_features` takes beside features, sizes and the line break."""
+        return {"vision_feature_select_strategy": self.config.vision_feature_select_strategy}
+
+    def pack(self, features: list[Tensor], image_sizes: Tensor, newline: Tensor) -> list[Tensor]:
+        """The family's own packing. Of each image [tiles, U, C] -> [P, C]"""
+        packed, _ = self.pack_image_features(features, image_sizes, **self.packing(), image_newline=newline)
+        return packed
+
+    def project(self, features: Tensor) -> Tensor:
+        """[N, K, C] -> [N, K, D]"""
+        return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
+
+    def tile_counts(self, image_sizes: Tensor) -> list[int]:
+        """Tiles of each image, the base one included."""
+        size, shapes = self.config.vision_config.image_size, self.config.image_grid_pinpoints
+        return [image_size_to_num_patches(one, shapes, size) for one in image_sizes]
+
+    def blank(self) -> dict[str, dict[str, Any]]:
+        """An image of one tile's size."""
+        pixels = super().blank()["image"]["pixel_values"]
+        sizes = torch.tensor([pixels.shape[-2:]], device=pixels.device)
+        (count,) = self.tile_counts(sizes)
+        return {"image": {"pixel_values": pixels.expand(count, -1, -1, -1)[None], "image_sizes": sizes}}
+
+    def encode_tiles(self, pixels: Tensor, layer: int | None) -> Tiles:
+        """[N, 3, h, w] -> the tiles"""
+        return encode(self.vision_tower, pixels, self.config.vision_feature_layer if layer is None else layer)
+
+    def reduce_tiled(self, pixel_values: Tensor, image_sizes: Tensor, counts: list[int], layer: int | None) -> Any:
+        """Reduce tiles; kept tokens and line breaks stand in the order of the family's packing."""
+        if pixel_values.dim() == 5:
+            pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
+        tiles = self.encode_tiles(pixel_values, layer)
+        units = tiles.features.shape[1]
+        numbers = torch.arange(len(pixel_values) * units, dtype=torch.double).view(-1, units, 1)
+        newline = torch.full((1,), NEWLINE, dtype=torch.double)
+        held = [one[:, 0] for one in self.pack(list(numbers.split(counts)), image_sizes, newline)]
+        if not all(bool((one == one.round()).all()) for one in held):
+            return self.reduce_shrunk(tiles, pixel_values, image_sizes, counts)
+        places = Places.of_numbers([one.long() for one in held], [(len(pixel_values), units)])
+        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixel_values), self.lines(places))
+
+    def reduce_shrunk(self, tiles: Tiles, pixels: Tensor, image_sizes: Tensor, counts: list[int]) -> Any:
+        """For families that shrink large maps."""
+        raise ValueError("the family's packing mixes patches, and nothing says how")
+
+    def lines(self, places: Places) -> Tensor:
+        """The line break's feature for each place that holds one. [M, D]"""
+        return self.image_newline.expand(len(places.special), -1)
+
+
+def pooled(tiles: Tiles, pool: Callable[[Tensor], Tensor]) -> Tiles:
+    """Units pooled to fewer [N, U, C] -> [N, U', C], and queries and keys alike; a class token's row stays."""
+    units, features = tiles.features.shape[1], pool(tiles.features)
+
+    def each(states: Tensor) -> Tensor:
+        ahead = states.shape[1] - units
+        return states if ahead < 0 else torch.cat([states[:, :ahead], pool(states[:, ahead:])], dim=1)
+
+    def projections(own: bool = False) -> tuple[Tensor, Tensor]:
+        queries, keys = tiles.projections(own)
+        return each(queries), each(keys)
+
+    side = int(features.shape[1] ** 0.5)
+    return replace(tiles, features=features, grid=(side, features.shape[1] // side), projections=projections)
+
+
+def frames_places(videos: int, frames: int, units: int, newlines: int = 0) -> Places:
+    """Videos whose frames follow each other, with so many tokens that are no units at the end of each."""
+    length = frames * units + newlines
+    first = torch.arange(videos)[:, None] * length
+    where = (first + torch.arange(frames) * units).flatten()[:, None] + torch.arange(units)  # [videos * frames, U]
+    special = (first + frames * units + torch.arange(newlines)).flatten()
+    return Places([length] * videos, [where], [where[:, -1]], special)
+
+
+def tower_refusal(config: Any) -> str | None:
+    """Why no reducer can act behind this tower."""
+    from llava_prumerge.model.vision_tower import TOWERS
+
+    kind = config.vision_config.model_type
+    if kind not in TOWERS:
+        return f"vision towers of type {kind!r} are not served; there are: {', '.join(sorted(TOWERS))}"
+    if not isinstance(config.vision_feature_layer, int):
+        return f"vision_feature_layer {config.vision_feature_layer!r} must be one layer"
+    ahead = TOWERS[kind].prefix(config.vision_config)
+    if (config.vision_feature_select_strategy == "default") != (ahead == 1):
+        return "vision_feature_select_strategy must be 'default' for a tower with a class token, 'full' for one without"
+    return None
