@@ -41,6 +41,11 @@ def down(share: float) -> int:
     return math.floor(share + SLACK * max(1.0, share))
 
 
+def nearest_up(share: float) -> int:
+    """To the nearest, halves up."""
+    return math.floor(share + 0.5 + SLACK * max(1.0, share))
+
+
 def nearest(share: float | Fraction) -> int:
     """int(round()) of the released codes: to the nearest, halves to the even number."""
     return round(share)

@@ -153,6 +153,10 @@ class AtpLlava(DecoderPruner):
         )
         if self.layers[0] < 1:
             raise ReductionError(f"{self.name}: layer 0 has no layer before it to score by; take 1 or more")
+        if shape.patches is None:
+            raise ReductionError(
+                f"{self.name}: its modules need one number of visual tokens for all images, and this model has none"
+            )
         self.side = math.isqrt(shape.patches)
         if self.side**2 != shape.patches:
             raise ReductionError(f"{self.name}: {shape.patches} visual tokens are no square grid")

@@ -3,7 +3,7 @@
 An Image is Worth 1/2 Tokens After Layer 2, Chen et al., ECCV 2024 (arXiv 2403.06764). The text ranks by attention received from all
 later tokens, the authors' code by the last token's row, averaged over heads; ours is the code's rule. In training,
 which the authors do not do, the last instruction tokens of all turns rank. The row is computed from the previous layer's own
-projections, so any attention backend serves. Shares are rounded to the nearest, as in the port that its authors made
+projections, so any attention backend serves. Shares are rounded to the nearest, halves up, as in the port that its authors made
 for transformers; their first code takes a number of tokens, lmms-eval's rounds down.
 """
 
@@ -15,7 +15,7 @@ from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
-from llava_prumerge.ops.token_schedule import constant, nearest
+from llava_prumerge.ops.token_schedule import constant, nearest_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,5 @@ class FastV(PromptRankedPruner):
         super().__init__(settings, shape, (settings.layer,), constant, settings.keep_ratio)
 
     def rounding(self, share: float) -> int:
-        """To the nearest."""
-        return nearest(share)
+        """To the nearest, halves up."""
+        return nearest_up(share)
