@@ -22,8 +22,6 @@ Importing this package is cheap: torch and transformers are loaded when a name i
 import importlib
 from typing import Any
 
-from llava_prumerge import lazy_imports
-
 __version__ = "0.1.0"
 __url__ = "https://github.com/llava-prumerge/llava-prumerge"
 
@@ -41,8 +39,6 @@ _WHERE = {  # name: the module it comes from; __init__.pyi says the same to type
     "load_model": "model.loading",
 }
 __all__ = [*_WHERE, "register"]
-
-lazy_imports.install()
 
 
 def register() -> None:

@@ -9,4 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import llava_prumerge  # noqa: E402, F401  (before transformers: it makes torchvision importable beside a CPU torch)
+from playground.pocket.torchvision_mend import declare_operators  # noqa: E402
+
+declare_operators()  # where it is there and not torch's own, so that what compares with open_clip can run

@@ -57,7 +57,7 @@ SOURCES = sources()
 def floor(module: str) -> str:
     """The floor a module stands on."""
     inside = module.removeprefix("llava_prumerge").removeprefix(".")
-    if inside in ("", "__main__", "lazy_imports"):
+    if inside in ("", "__main__"):
         return "root"
     if inside.startswith(("methods.vision.", "methods.decoder.")):
         return "methods"

@@ -54,7 +54,7 @@ def test_importing_the_package_reaches_into_nothing() -> None:
         "import sys, importlib; before, meta, hooks = set(sys.modules), list(sys.meta_path), list(sys.path_hooks)\n"
         "import llava_prumerge\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
-        "print(*new, sys.path_hooks == hooks, len(llava_prumerge.__all__) > 8)"
+        "print(*new, sys.meta_path == meta and sys.path_hooks == hooks, len(llava_prumerge.__all__) > 8)"
     )
     assert run(code).split() == ["llava_prumerge", "True", "True"]
 

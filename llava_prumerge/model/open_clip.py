@@ -5,6 +5,7 @@ open_clip itself is needed only to look up a named architecture; a JSON model co
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.naming import not_known
 from llava_prumerge.model.weight_files import (
     SAFETENSORS,
     LoadingError,
@@ -146,6 +148,26 @@ def read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:
     return weights
 
 
+def named_architecture(name: str) -> dict[str, Any]:
+    """The model configuration of an architecture that open_clip ships, such as ViT-L-14-336.
+
+    It is read from open_clip's files: importing open_clip would need a torchvision that fits this torch.
+
+    Raises:
+        LoadingError: open_clip is not installed, or ships no such architecture.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise LoadingError(
+            f"the architecture {name!r} is looked up in open_clip, which is not installed: pip install open_clip_torch, or "
+            "give a JSON file with its model configuration"
+        )
+    files = {path.stem: path for path in Path(spec.origin).parent.joinpath("model_configs").glob("*.json")}
+    if name not in files:
+        raise LoadingError(not_known("open_clip model", name, sorted(files)))
+    return json.loads(files[name].read_text(encoding="utf-8"))
+
+
 def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
     """Loads an open_clip checkpoint's image tower.
 
@@ -156,11 +178,7 @@ def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisio
     if str(model).endswith(".json"):
         settings = json.loads(Path(model).read_text())
     else:
-        import open_clip
-
-        settings = open_clip.get_model_config(str(model))
-        if settings is None:
-            raise InputError(f"open_clip has no model {str(model)!r}; see open_clip.list_models()")
+        settings = named_architecture(str(model))
     weights = read_checkpoint(checkpoint)
     config, converted = convert_open_clip(
         weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")

@@ -86,6 +86,9 @@ def build_data(out: Path, values: dict[str, Any]) -> None:
 
 def build_clip(work: Path, values: dict[str, Any]) -> None:
     """Trains, exports and measures the vision tower."""
+    from playground.pocket.torchvision_mend import declare_operators
+
+    declare_operators()  # before transformers, which imports torchvision where it is there
     import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from playground.pocket.scenes import CELL, COLOURS, GRID, SHAPES, SIZE, WORDS, Scene, caption, render, scenes, split_of
+from playground.pocket.torchvision_mend import declare_operators
 
 logger = logging.getLogger("pocket.clip")
 CONFIG = Path(__file__).with_name("pocket_clip.json")
@@ -194,6 +195,7 @@ def batches(
 
 def build_model(seed: int) -> nn.Module:
     """The open_clip model of `pocket_clip.json`."""
+    declare_operators()
     import open_clip
 
     open_clip.factory.add_model_config(CONFIG)
@@ -264,6 +266,7 @@ def retrieval(
 
 def train(settings: ClipSettings, tokenizer: PreTrainedTokenizerFast, work: Path) -> Path:
     """Trains or resumes; returns the path of the finished open_clip checkpoint under `work`."""
+    declare_operators()
     from open_clip import ClipLoss
 
     work.mkdir(parents=True, exist_ok=True)

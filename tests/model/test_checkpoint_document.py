@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip_reference as reference
 import published_layouts as layouts
 import pytest
 import torch
@@ -28,7 +29,6 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTA
 @pytest.fixture
 def world(sources: Path, ours: Path, model: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with everything the document takes for granted."""
-    open_clip = pytest.importorskip("open_clip")
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name, real in {
@@ -49,11 +49,9 @@ def world(sources: Path, ours: Path, model: Published, tmp_path: Path, monkeypat
     layouts.write_json(stage1 / "config.json", layouts.original_config())
     layouts.write_llava_hf(folder / "llava-1.5-7b-hf", model, ours, layouts.OLDER)
     (folder / "open_clip-vit").mkdir()
-    vision = dict(image_size=28, layers=2, width=32, head_width=8, patch_size=7)
-    text = dict(context_length=8, vocab_size=50, width=16, heads=2, layers=1)
-    settings = dict(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    settings = reference.SETTINGS["small"]
     layouts.write_json(folder / "open_clip-vit" / "open_clip_config.json", {"model_cfg": settings})
-    torch.save(open_clip.CLIP(**settings).state_dict(), folder / "open_clip-vit" / "open_clip_pytorch_model.bin")
+    torch.save(reference.weights("small"), folder / "open_clip-vit" / "open_clip_pytorch_model.bin")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip_reference as reference
 import pytest
 import torch
-from published_layouts import inputs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, CLIPVisionModel
@@ -16,45 +16,20 @@ from transformers import AutoImageProcessor, CLIPVisionModel
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.weight_files import LoadingError
 
-open_clip = pytest.importorskip("open_clip")
 Convert = Callable[..., list[str]]
-SETTINGS = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 28, "layers": 3, "width": 32, "head_width": 8, "patch_size": 7},
-    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
-}
+SETTINGS = reference.SETTINGS["small"]
 MEAN = [0.4, 0.5, 0.6]
 
 
 @pytest.fixture(scope="module")
-def clip() -> torch.nn.Module:
-    torch.manual_seed(4)
-    model = open_clip.CLIP(**SETTINGS).eval()
-    with torch.no_grad():
-        for parameter in model.visual.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-@pytest.fixture(scope="module")
-def hidden(clip: torch.nn.Module) -> list[Tensor]:
+def hidden() -> list[Tensor]:
     """What open_clip's own blocks give, from the input of the first to the output of the last."""
-    seen: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _, given, out: seen.extend([given[0], out]))
-        for block in clip.visual.transformer.resblocks
-    ]
-    with torch.no_grad():
-        clip.encode_image(inputs()["pixel_values"])
-    for hook in hooks:
-        hook.remove()
-    return [seen[0], *seen[1::2]]
+    return reference.states("small")
 
 
-def write(root: Path, clip: torch.nn.Module, kind: str) -> tuple[Path, list[object]]:
+def write(root: Path, kind: str) -> tuple[Path, list[object]]:
     """open_clip's Hub layout in both formats, and a training checkpoint. -> the source and its options"""
-    state = {key: value.contiguous() for key, value in clip.state_dict().items()}
+    state = reference.weights("small")
     if kind == "checkpoint":
         (root / "model.json").write_text(json.dumps(SETTINGS))
         torch.save(
@@ -73,17 +48,15 @@ def write(root: Path, clip: torch.nn.Module, kind: str) -> tuple[Path, list[obje
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "checkpoint"])
-def test_every_hidden_state_is_open_clips(
-    clip: torch.nn.Module, hidden: list[Tensor], convert: Convert, tmp_path: Path, kind: str
-) -> None:
-    source, options = write(tmp_path, clip, kind)
+def test_every_hidden_state_is_open_clips(hidden: list[Tensor], convert: Convert, tmp_path: Path, kind: str) -> None:
+    source, options = write(tmp_path, kind)
     assert len(convert(source, "--dry-run", *options)) == 3 * 16 + 7
     convert(source, tmp_path / "clip", *options)
     assert all(key.startswith("vision_model.") for key in load_file(tmp_path / "clip" / "model.safetensors"))
     tower, report = CLIPVisionModel.from_pretrained(tmp_path / "clip", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():
-        got = tower.eval()(inputs()["pixel_values"], output_hidden_states=True).hidden_states
+        got = tower.eval()(reference.pixels("small"), output_hidden_states=True).hidden_states
     assert len(got) == len(hidden) == 4
     for mine, theirs in zip(got, hidden, strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=1e-5)
@@ -91,22 +64,20 @@ def test_every_hidden_state_is_open_clips(
     assert list(pixels.image_mean) == (MEAN if kind != "checkpoint" else [0.48145466, 0.4578275, 0.40821073])
 
 
-def test_the_result_is_a_vision_tower(
-    clip: torch.nn.Module, hidden: list[Tensor], sources: Path, convert: Convert, tmp_path: Path
-) -> None:
-    source, _ = write(tmp_path, clip, "safetensors")
+def test_the_result_is_a_vision_tower(hidden: list[Tensor], sources: Path, convert: Convert, tmp_path: Path) -> None:
+    source, _ = write(tmp_path, "safetensors")
     with pytest.raises(LoadingError, match="is open_clip's; convert it first"):
         convert(sources / "original", tmp_path / "llava", "--vision-tower", source)
     convert(source, tmp_path / "clip")
     convert(sources / "original", tmp_path / "llava", "--vision-tower", tmp_path / "clip")
     model, _ = load_model(tmp_path / "llava", device="cpu")
     with torch.no_grad():
-        features = model.model.encode_images(inputs()["pixel_values"]).features
+        features = model.model.encode_images(reference.pixels("small")).features
     torch.testing.assert_close(features, hidden[-2][:, 1:], atol=2e-6, rtol=1e-5)
 
 
-def test_towers_that_cannot_be_converted_are_refused(clip: torch.nn.Module, convert: Convert, tmp_path: Path) -> None:
-    file, options = write(tmp_path, clip, "checkpoint")
+def test_towers_that_cannot_be_converted_are_refused(convert: Convert, tmp_path: Path) -> None:
+    file, options = write(tmp_path, "checkpoint")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(LoadingError, match="--open-clip-model names its architecture"):
         convert(file, tmp_path / "t")

@@ -112,8 +112,8 @@ def test_one_line_is_enough_for_the_auto_class(tmp_path: Path) -> None:
     """In a process of its own, and with transformers imported in an unlucky order."""
     tiny_model(REDUCTIONS["prumerge_plus"]).save_pretrained(tmp_path)
     script = (
-        "import llava_prumerge\n"
         "from transformers import LlamaModel, AutoModelForImageTextToText\n"
+        "import llava_prumerge\n"
         "llava_prumerge.register()\n"
         f"print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)\n"
     )

@@ -15,8 +15,6 @@ BACKBONES = Path(__file__).resolve().parents[2] / "playground" / "pocket" / "bac
 def language() -> tuple:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import llava_prumerge  # noqa: F401
-
     folder = BACKBONES / "lm"
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
@@ -76,7 +74,6 @@ def test_tokenizer_follows_llama(language: tuple) -> None:
 def test_vision_tower_and_processor_load() -> None:
     from transformers import AutoImageProcessor, CLIPVisionModel
 
-    import llava_prumerge  # noqa: F401
     from playground.pocket.scenes import render, scenes
     from playground.pocket.train_clip import pixels
 

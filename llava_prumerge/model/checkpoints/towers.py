@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from llava_prumerge.ground.files import whole_folder
 from llava_prumerge.model.checkpoints.request import Request
-from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, read_checkpoint
+from llava_prumerge.model.open_clip import OpenClipFolder, convert_open_clip, named_architecture, read_checkpoint
 from llava_prumerge.model.weight_files import LoadingError
 
 KEY_PREFIX = "vision_model."  # of every transformers release; version 5 takes it off when it loads
@@ -89,12 +89,7 @@ def architecture(request: Request) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise LoadingError(f"--open-clip-model {name} cannot be read: {error}") from error
         return settings.get("model_cfg", settings)
-    import open_clip
-
-    settings = open_clip.get_model_config(name)
-    if settings is None:
-        raise LoadingError(f"open_clip has no model {name!r}; --open-clip-model takes: {open_clip.list_models()}")
-    return settings
+    return named_architecture(name)
 
 
 def plan_tower(weights: dict[str, Tensor]) -> list[str]:
