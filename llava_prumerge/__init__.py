@@ -2,7 +2,7 @@
 
     import llava_prumerge
 
-    model, processor = llava_prumerge.load_model("llava-hf/llava-1.5-7b-hf", reduction="prumerge_plus")
+    model, processor = llava_prumerge.load_model("llava-hf/llava-1.5-7b-hf", reduction="visionzip")
     answer = llava_prumerge.ask(model, processor, "What is on the table?", "photo.jpg")
     print(answer.text, answer.images[0].kept, "of", answer.images[0].full, answer.seconds)
 

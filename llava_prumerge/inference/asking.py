@@ -113,7 +113,7 @@ def ask(
 ) -> Answer:
     """Ask one question about one image, several, or none.
 
-        model, processor = llava_prumerge.load_model("llava-hf/llava-1.5-7b-hf", reduction="prumerge_plus")
+        model, processor = llava_prumerge.load_model("llava-hf/llava-1.5-7b-hf", reduction="visionzip")
         answer = llava_prumerge.ask(model, processor, "What is on the table?", "photo.jpg")
         print(answer.text, answer.images[0].kept, answer.seconds)
 

@@ -26,7 +26,7 @@ def load_model(
 
     Args:
         path: a folder, or a name on the Hub.
-        reduction: None takes what the checkpoint says; "prumerge_plus", "fastv:layer=3", a file or a block (see
+        reduction: None takes what the checkpoint says; "visionzip", "dart:layer=3", a file or a block (see
             `methods.resolve`) replaces it; {} switches it off.
         dtype: of the weights, by name or as torch's; "auto" is bfloat16 on a GPU (float16 on one that has no bfloat16) and
             float32 on a CPU.

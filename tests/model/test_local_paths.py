@@ -10,7 +10,7 @@ import torch
 import transformers.utils.hub
 from transformers import LlamaForCausalLM
 
-from llava_prumerge.model.loading import assemble, load_model
+from llava_prumerge import assemble, load_model
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import load_image_processor, load_tower, read_tower_config
 from llava_prumerge.model.strict_loading import load_strictly

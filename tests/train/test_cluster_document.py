@@ -94,8 +94,8 @@ def cell(recipe: str, method: str, backend: str, gpus: int, settings: list[str])
     config = published_config(arguments)
     shape = shape_of(config)
     kept = kept_tokens(arguments, config, shape)
-    full = constant_counts(shape, None, kept.counts.text)
-    reduced, whole = (gigabytes(arguments, shape, counts, backend, gpus) for counts in (kept.counts, full))
+    full = constant_counts(shape, None, kept.text)
+    reduced, whole = (gigabytes(arguments, shape, counts, backend, gpus) for counts in (kept, full))
     return f"{reduced:.1f}" if method == "none" else f"{reduced:.1f} ({whole:.1f})"
 
 

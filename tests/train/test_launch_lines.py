@@ -301,7 +301,7 @@ def test_relative_paths_are_the_callers(host) -> None:
     (host.home / "methods" / "mine.yaml").write_text("vision: {name: none}\n")
     result = host.run("finetune.sh", "data=my.json", RECIPE="own.yaml", METHOD="methods/mine.yaml")
     line = started(result)
-    assert line.split()[-3:] == ["own.yaml", "methods/mine.yaml", "data=my.json"]
+    assert line.split()[-3:] == ["own.yaml", "method=methods/mine.yaml", "data=my.json"]
     assert f"path={host.checkout} safe=1" in result.stdout
     line = started(host.run("eval/pope.sh", "my/model", "--out", "results"))
     assert line.split()[-6:] == ["--task", "pope", "--model", "my/model", "--out", "results"]
@@ -325,7 +325,7 @@ def test_recipes_by_name(host, script, recipe, file) -> None:
     told = {} if recipe is None else {"RECIPE": recipe}
     words = started(host.run(f"{script}.sh", METHOD="random", **told)).split()
     found = shipped.find("train", words[-2])
-    assert words[-1] == "random" and found is not None and found == shipped.folder("train") / f"{file}.yaml"
+    assert words[-1] == "method=random" and found is not None and found == shipped.folder("train") / f"{file}.yaml"
 
 
 def test_a_folder_of_ones_own_holds_a_recipe_per_script(host) -> None:
@@ -340,9 +340,9 @@ def test_a_folder_of_ones_own_holds_a_recipe_per_script(host) -> None:
 @pytest.mark.parametrize(
     ("job", "arguments", "module", "end"),
     [
-        ("pretrain", ["seed=1"], "llava_prumerge.train.run", ["pretrain", "none", "seed=1"]),
-        ("finetune", ["seed=1"], "llava_prumerge.train.run", ["finetune", "prumerge_plus", "seed=1"]),
-        ("finetune_lora", ["seed=1"], "llava_prumerge.train.run", ["finetune_lora", "prumerge_plus", "seed=1"]),
+        ("pretrain", ["seed=1"], "llava_prumerge.train.run", ["pretrain", "method=none", "seed=1"]),
+        ("finetune", ["seed=1"], "llava_prumerge.train.run", ["finetune", "method=prumerge_plus", "seed=1"]),
+        ("finetune_lora", ["seed=1"], "llava_prumerge.train.run", ["finetune_lora", "method=prumerge_plus", "seed=1"]),
         (
             "evaluate",
             ["runs/m", "limit=5"],
