@@ -9,6 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from playground.pocket.torchvision_mend import declare_operators  # noqa: E402
+import contextlib  # noqa: E402
 
-declare_operators()  # where it is there and not torch's own, so that what compares with open_clip can run
+with contextlib.suppress(ModuleNotFoundError):  # a copy of the tree need not hold the pocket world
+    from playground.pocket.torchvision_mend import declare_operators
+
+    declare_operators()  # where it is there and not torch's own, so that what compares with open_clip can run
