@@ -234,9 +234,7 @@ def test_boards_are_known_by_the_drivers_names_alone() -> None:
         ]
 
 
-BLOCKED = (
-    "deepspeed peft datasets open_clip accelerate torchvision wandb tensorboard matplotlib pandas scipy sentencepiece"
-)
+BLOCKED = "deepspeed peft datasets open_clip accelerate torchvision wandb tensorboard matplotlib pandas scipy"
 
 
 def test_the_gpu_script_runs_through_and_needs_only_torch_and_transformers(config: str, tmp_path: Path) -> None:
