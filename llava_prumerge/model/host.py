@@ -22,6 +22,7 @@ from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.placement import Placed, Places, Tiles, place
 from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.vision_tower import image_ids
 from llava_prumerge.model.visual_tokens import Asked, ReducedFeatures, VisualTokens
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
@@ -38,7 +39,6 @@ class Host(InitialisesMethods):
         full_length: states come back at the caller's length, see `model.whole.WithReduction`.
         decoder_name: where the language model is.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
-        stacked: modalities whose features the stock code wants in one tensor [N, P, D], not in a list.
     """
 
     reducer: VisionReducer | None
@@ -47,7 +47,6 @@ class Host(InitialisesMethods):
     _asked: Asked | None
     decoder_name = "language_model"
     own_arguments: tuple[str, ...] = ()
-    stacked: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ what a family may say
 
@@ -60,11 +59,35 @@ class Host(InitialisesMethods):
             "image": {"pixel_values": torch.zeros(1, channels, height, width, dtype=self.dtype, device=self.device)}
         }
 
-    def whole(self, output: Any, **given: Any) -> VisualTokens:
-        """What stock features stand for, where no reducer acts."""
+    def whole(self, output: Any) -> VisualTokens:
+        """What stock features stand for, where no reducer acts and nobody has told: each image is one tile."""
         lengths = [len(image) for image in output.pooler_output]
         origin = torch.cat([torch.arange(length) for length in lengths])
-        return self._unreduced(lengths, origin.to(output.pooler_output[0].device), len(lengths))
+        device = output.pooler_output[0].device
+        return VisualTokens(lengths, origin.to(device), None, torch.tensor(lengths, device=device), len(lengths))
+
+    def tell(self, output: Any, places: Callable[[], Places]) -> Any:
+        """Stock features [P, D] of each image, and what they stand for. -> the same output"""
+        if not torch.compiler.is_compiling():  # nobody counts in compiled code
+            laid, device = places(), output.pooler_output[0].device
+            lengths = torch.tensor(laid.lengths, device=device)
+            output.visual_tokens = VisualTokens(laid.lengths, laid.origins().to(device), None, lengths, laid.tiles)
+        return output
+
+    def runs(self, modality: str, total: int) -> list[int] | None:
+        """Placeholders of each run of them in the sequences asked about; None where they are not `total` in all.
+
+        For families whose stock code knows tiles alone: what stands between two images tells them apart.
+        """
+        if self._asked is None:
+            return None
+        spots = self._asked.input_ids == getattr(self.config, f"{modality}_token_id")
+        before = torch.nn.functional.pad(spots[:, :-1], (1, 0))
+        begins = (spots & ~before)[spots]  # in the order of placeholders, whether a run begins
+        if len(begins) != total:
+            return None
+        at = begins.nonzero()[:, 0].tolist()
+        return [end - begin for begin, end in zip(at, [*at[1:], total], strict=True)]
 
     # ------------------------------------------------------------------ the forward pass
 
@@ -257,9 +280,10 @@ class Host(InitialisesMethods):
         tiles: Sequence[Tiles],
         places: Places,
         project: Callable[[Tensor], Tensor],
-        ids: Callable[[int], Tensor],
+        pixels: Callable[[int], Tensor],
         special: Tensor | None = None,
         modality: str = "image",
+        stacked: int | None = None,
     ) -> Any:
         """Reduce groups of tiles, project what is left, and put it at its places. -> `ReducedFeatures`
 
@@ -269,9 +293,10 @@ class Host(InitialisesMethods):
             tiles: of each size a group.
             places: of their units.
             project: [..., C] -> [..., D].
-            ids: number of a group -> a number for each of its tiles, made from its pixels.
+            pixels: number of a group -> what each of its tiles was made of [N, ...].
             special: [M, D] features at the places that hold no unit.
             modality: of the placeholders.
+            stacked: the stock code wants features [tiles, so many, D]; None: those of each image.
         """
         early = self.reducer.site == "projected"
         if early:
@@ -285,7 +310,7 @@ class Host(InitialisesMethods):
                 group.projections,
                 group.heads,
                 lambda number=number: self.prompts(owners[number], places.lengths, modality),
-                ids(number) if self.reducer.needs_ids else None,
+                image_ids(pixels(number)) if self.reducer.needs_ids else None,
                 class_token=None if early else group.class_token,
             )
             alone = len(tiles) == 1 or any(True for _ in self.reducer.parameters())
@@ -294,16 +319,14 @@ class Host(InitialisesMethods):
             features = _together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
         placed = place(reduced, places, special)
-        features = placed.features.split(places.lengths)
-        pooled = torch.stack(features) if modality in self.stacked else list(features)
+        if stacked is None:
+            pooled = list(placed.features.split(places.lengths))
+        else:
+            pooled = placed.features.unflatten(0, (-1, stacked))
         return ReducedFeatures(pooler_output=pooled, visual_tokens=self._reduced(placed, places))
 
     def _reduced(self, placed: Placed, places: Places) -> VisualTokens:
-        tiles = sum(len(group) for group in places.units)
-        return VisualTokens(places.lengths, placed.origin, placed.source, placed.kept, tiles)
-
-    def _unreduced(self, lengths: list[int], origin: Tensor, tiles: int) -> VisualTokens:
-        return VisualTokens(lengths, origin, None, torch.tensor(lengths, device=origin.device), tiles)
+        return VisualTokens(places.lengths, placed.origin, placed.source, placed.kept, places.tiles)
 
 
 def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_prumerge.model.placement import Places, Tiles
-from llava_prumerge.model.vision_tower import blocks_of, caught_inputs, image_ids, make_projections, tower_spec
+from llava_prumerge.model.vision_tower import blocks_of, caught_inputs, make_projections, tower_spec
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class PackedImages:
     places: Places
     output: Any
 
-    def ids(self, pixels: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-        """For `Host.reduce`: the numbers of a group's images, from the pixels of each."""
-        return lambda group: torch.cat([image_ids(pixels(at)[None]) for at in self.members[group]])
+    def pixels(self, of: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        """For `Host.reduce`: the pixels of a group's images, from those of each."""
+        return lambda group: torch.stack([of(at) for at in self.members[group]])
 
 
 def encode_packed(

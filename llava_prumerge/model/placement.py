@@ -102,6 +102,11 @@ class Places:
         special = (~held).nonzero()[:, 0]
         return cls([len(image) for image in numbers], groups, [group.amax(dim=1) for group in groups], special)
 
+    @property
+    def tiles(self) -> int:
+        """How many there are."""
+        return sum(len(group) for group in self.units)
+
     def owners(self) -> list[Tensor]:
         """For each group the image each of its tiles belongs to. [N]"""
         ends = torch.tensor(self.lengths).cumsum(0)

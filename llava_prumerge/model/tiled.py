@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places, Tiles
-from llava_prumerge.model.vision_tower import encode, image_ids
+from llava_prumerge.model.vision_tower import encode
 
 NEWLINE = -1.0  # what stands for a line break among the numbers of units
 
@@ -54,16 +54,37 @@ class TiledHost(Host):
         if pixel_values.dim() == 5:
             pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
         tiles = self.encode_tiles(pixel_values, layer)
-        units = tiles.features.shape[1]
-        numbers = torch.arange(len(pixel_values) * units, dtype=torch.double).view(-1, units, 1)
+        places = self.image_places(tiles.features.shape[1], image_sizes, counts)
+        if len(places.units) > 1:
+            return self.reduce_shrunk(tiles, pixel_values, places, image_sizes, counts)
+        return self.reduce([tiles], places, self.project, lambda _: pixel_values, self.lines(places))
+
+    def image_places(self, units: int, image_sizes: Tensor, counts: list[int]) -> Places:
+        """Where the units of each image's tiles stand, that have so many each."""
+        numbers = torch.arange(sum(counts) * units, dtype=torch.double).view(-1, units, 1)
         newline = torch.full((1,), NEWLINE, dtype=torch.double)
         held = [one[:, 0] for one in self.pack(list(numbers.split(counts)), image_sizes, newline)]
         if not all(bool((one == one.round()).all()) for one in held):
-            return self.reduce_shrunk(tiles, pixel_values, image_sizes, counts)
-        places = Places.of_numbers([one.long() for one in held], [(len(pixel_values), units)])
-        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixel_values), self.lines(places))
+            return self.shrunk_places(units, image_sizes, counts)
+        return Places.of_numbers([one.long() for one in held], [(sum(counts), units)])
 
-    def reduce_shrunk(self, tiles: Tiles, pixels: Tensor, image_sizes: Tensor, counts: list[int]) -> Any:
+    def tell_tiled(self, output: Any, image_sizes: Tensor, counts: list[int]) -> Any:
+        """Stock features, and what they stand for."""
+        units = (self.config.vision_config.image_size // self.config.vision_config.patch_size) ** 2
+        return self.tell(output, lambda: self.image_places(units, image_sizes, counts))
+
+    def tell_frames(self, output: Any, frames: int, newlines: int = 0) -> Any:
+        """The same of videos [videos, P, D] whose frames are tiles."""
+        videos, length = output.pooler_output.shape[:2]
+        return self.tell(output, lambda: frames_places(videos, frames, (length - newlines) // frames, newlines))
+
+    def shrunk_places(self, units: int, image_sizes: Tensor, counts: list[int]) -> Places:
+        """For families that shrink large maps: those of a base tile and a map for each image."""
+        raise ValueError("the family's packing mixes patches, and nothing says how")
+
+    def reduce_shrunk(
+        self, tiles: Tiles, pixels: Tensor, places: Places, image_sizes: Tensor, counts: list[int]
+    ) -> Any:
         """For families that shrink large maps."""
         raise ValueError("the family's packing mixes patches, and nothing says how")
 

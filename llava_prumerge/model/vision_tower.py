@@ -93,17 +93,13 @@ def resize(pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pixel_values.float(), size=size, mode="bicubic", antialias=True).to(pixel_values.dtype)
 
 
-def image_ids(pixel_values: Tensor, index: Tensor | None = None) -> Tensor:
-    """A number for each image made from its pixels: the same in every batch and on every rank. [N, ...] -> [N] int64
-
-    With an index [N'] those of the images it takes from these.
-    """
+def image_ids(pixel_values: Tensor) -> Tensor:
+    """A number for each image made from its pixels: the same in every batch and on every rank. [N, ...] -> [N] int64"""
     levels = (
         (pixel_values.float() * 64).round().long().flatten(1)
     )  # coarse: the same under any floating-point precision
     weights = torch.arange(1, levels.shape[1] + 1, device=levels.device) * 2654435761 % 2147483647
-    ids = (levels * weights).sum(dim=1)
-    return ids if index is None else ids[index]
+    return (levels * weights).sum(dim=1)
 
 
 def depth_of(tower: nn.Module, feature_layer: int) -> int:

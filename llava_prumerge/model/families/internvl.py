@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,15 +11,13 @@ from torch import Tensor
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places
-from llava_prumerge.model.vision_tower import TowerSpec, encode, image_ids, patch_grid, register_tower
+from llava_prumerge.model.vision_tower import TowerSpec, encode, patch_grid, register_tower
 
 register_tower("internvl_vision", TowerSpec("encoder.layer", "layernorm_before", "attention", lambda config: 1, True))
 
 
 class InternVLHost(Host):
-    """Each tile is an image to the stock code, and is counted as one."""
-
-    stacked = ("image",)
+    """Each tile is an image to the stock code; which of them are one image is read off the prompt."""
 
     def get_image_features(
         self,
@@ -29,12 +28,13 @@ class InternVLHost(Host):
     ) -> Any:
         """Stock features, or what the reducer leaves of them. [N, 3, h, w]"""
         if self.reducer is None:
-            return super().get_image_features(
+            output = super().get_image_features(
                 pixel_values=pixel_values,
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
                 **kwargs,
             )
+            return self.tell(output, lambda: self._places(*output.pooler_output.shape[:2]))
         layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         rows, columns = patch_grid(self.vision_tower, pixel_values)
         numbers = torch.arange(rows * columns).view(1, rows, columns, 1)
@@ -46,8 +46,12 @@ class InternVLHost(Host):
         def project(features: Tensor) -> Tensor:
             return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
 
-        places = Places.whole(len(pixel_values), len(units), len(units))
-        return self.reduce([tiles], places, project, lambda _: image_ids(pixel_values))
+        places = self._places(len(pixel_values), len(units))
+        return self.reduce([tiles], places, project, lambda _: pixel_values, stacked=len(units))
+
+    def _places(self, tiles: int, units: int) -> Places:
+        places = Places.whole(tiles, units, units)
+        return replace(places, lengths=self.runs("image", tiles * units) or places.lengths)
 
 
 def _refusal(config: Any) -> str | None:

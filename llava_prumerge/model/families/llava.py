@@ -12,7 +12,7 @@ from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.packed_tower import encode_packed
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.processors import load_processor
-from llava_prumerge.model.vision_tower import TOWERS, depth_of, encode, image_ids, patch_grid, resize
+from llava_prumerge.model.vision_tower import TOWERS, depth_of, encode, patch_grid, resize
 
 
 class LlavaHost(Host):
@@ -61,7 +61,8 @@ class LlavaHost(Host):
         rows, columns = patch_grid(self.vision_tower, pixel_values)
         places = Places.whole(len(tiles.features), rows * columns, tiles.features.shape[1], ahead=rest.shape[1])
         special = self.project(rest).flatten(0, 1) if rest.shape[1] else None
-        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixel_values, image_index), special)
+        pixels = lambda _: pixel_values if image_index is None else pixel_values[image_index]  # noqa: E731
+        return self.reduce([tiles], places, self.project, pixels, special)
 
     def _packed(self, pixel_values: Tensor, image_sizes: Tensor | None, feature_layer: int | None) -> Any:
         """Of a tower that sees all images as one sequence; line breaks between their rows are tokens of the text."""
@@ -76,8 +77,8 @@ class LlavaHost(Host):
             grids,
             depth,
         )
-        ids = packed.ids(lambda at: pixel_values[at, :, : sizes[at][0], : sizes[at][1]])
-        return self.reduce(packed.tiles, packed.places, self.project, ids)
+        pixels = packed.pixels(lambda at: pixel_values[at, :, : sizes[at][0], : sizes[at][1]])
+        return self.reduce(packed.tiles, packed.places, self.project, pixels)
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """A tower of any size is told the size."""

@@ -23,13 +23,14 @@ class LlavaNextHost(TiledHost):
     ) -> Any:
         """Stock features, or what the reducer leaves of them."""
         if self.reducer is None:
-            return super().get_image_features(
+            output = super().get_image_features(
                 pixel_values,
                 image_sizes,
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
                 **kwargs,
             )
+            return self.tell_tiled(output, image_sizes, self.tile_counts(image_sizes))
         return self.reduce_tiled(pixel_values, image_sizes, self.tile_counts(image_sizes), vision_feature_layer)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.tiled import TiledHost, frames_places, pooled, tower_refusal
-from llava_prumerge.model.vision_tower import image_ids
 
 
 class LlavaNextVideoHost(TiledHost):
@@ -24,13 +23,14 @@ class LlavaNextVideoHost(TiledHost):
     ) -> Any:
         """Stock features, or what the reducer leaves of them."""
         if self.reducer is None:
-            return super().get_image_features(
+            output = super().get_image_features(
                 pixel_values,
                 image_sizes,
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
                 **kwargs,
             )
+            return self.tell_tiled(output, image_sizes, self.tile_counts(image_sizes))
         return self.reduce_tiled(pixel_values, image_sizes, self.tile_counts(image_sizes), vision_feature_layer)
 
     def get_video_features(
@@ -42,17 +42,18 @@ class LlavaNextVideoHost(TiledHost):
     ) -> Any:
         """As of images. [videos, frames, 3, h, w]"""
         if self.reducer is None:
-            return super().get_video_features(
+            output = super().get_video_features(
                 pixel_values_videos,
                 vision_feature_layer=vision_feature_layer,
                 vision_feature_select_strategy=vision_feature_select_strategy,
                 **kwargs,
             )
+            return self.tell_frames(output, pixel_values_videos.shape[1])
         videos, frames = pixel_values_videos.shape[:2]
         pixels = pixel_values_videos.flatten(0, 1)
         tiles = pooled(self.encode_tiles(pixels, vision_feature_layer), self.vision_resampler)
         places = frames_places(videos, frames, tiles.features.shape[1])
-        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixels), modality="video")
+        return self.reduce([tiles], places, self.project, lambda _: pixels, modality="video")
 
 
 FAMILY = Family(host=LlavaNextVideoHost, refusal=tower_refusal)

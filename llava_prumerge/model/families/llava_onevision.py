@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.tiled import NEWLINE, TiledHost, frames_places, pooled, tower_refusal
-from llava_prumerge.model.vision_tower import image_ids
 
 
 class LlavaOnevisionHost(TiledHost):
     """Everything is projected ahead of the reducer: maps are shrunk, and frames pooled, behind the projector."""
-
-    stacked = ("video",)
 
     def packing(self) -> dict[str, Any]:
         """See `TiledHost`."""
@@ -43,8 +40,12 @@ class LlavaOnevisionHost(TiledHost):
         **kwargs: Any,
     ) -> Any:
         """Stock features, or what the reducer leaves of them; images of which a sample has several are not cut."""
+        counts = self.tile_counts(image_sizes)
+        if batch_num_images is not None:
+            cut = [number == 1 for number in batch_num_images.tolist() for _ in range(number)]
+            counts = [count if one else 1 for count, one in zip(counts, cut, strict=True)]
         if self.reducer is None:
-            return super().get_image_features(
+            output = super().get_image_features(
                 pixel_values,
                 image_sizes,
                 vision_feature_layer=vision_feature_layer,
@@ -53,60 +54,62 @@ class LlavaOnevisionHost(TiledHost):
                 batch_num_images=batch_num_images,
                 **kwargs,
             )
-        counts = self.tile_counts(image_sizes)
-        if batch_num_images is not None:
-            cut = [number == 1 for number in batch_num_images.tolist() for _ in range(number)]
-            counts = [count if one else 1 for count, one in zip(counts, cut, strict=True)]
+            return self.tell_tiled(output, image_sizes, counts)
         return self.reduce_tiled(pixel_values, image_sizes, counts, vision_feature_layer)
 
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """As of images. [videos, frames, 3, h, w]"""
         if self.reducer is None:
-            return super().get_video_features(pixel_values_videos, **kwargs)
+            output = super().get_video_features(pixel_values_videos, **kwargs)
+            return self.tell_frames(output, pixel_values_videos.shape[1], newlines=1)
         videos, frames = pixel_values_videos.shape[:2]
         pixels = pixel_values_videos.flatten(0, 1)
         tiles = pooled(self.encode_tiles(pixels, kwargs.get("vision_feature_layer")), self.apply_pooling)
         places = frames_places(videos, frames, tiles.features.shape[1], newlines=1)
-        ids = lambda _: image_ids(pixels)  # noqa: E731
-        return self.reduce([tiles], places, self.project, ids, self.lines(places), modality="video")
+        lines, stacked = self.lines(places), places.lengths[0]
+        return self.reduce([tiles], places, self.project, lambda _: pixels, lines, modality="video", stacked=stacked)
 
-    def reduce_shrunk(self, tiles: Tiles, pixels: Tensor, image_sizes: Tensor, counts: list[int]) -> Any:
-        """A base tile and a map for each image; the stock code packs and shrinks features, queries and keys of a map alike."""
-        base, groups, numbers, sizes, begin = tiles.features.shape[1], [], [], [], 0
-        parts = list(zip(tiles.features.split(counts), image_sizes, counts, strict=True))
-        first, ids, pixel_ids = 0, [], image_ids(pixels)
-        for features, size, count in parts:
-            index = torch.arange(first, first + count, device=features.device)
-            lone = tiles.select(index[:1])
-            marks = self._marks(features, size)
-            inner = int((~marks).sum()) - base
-            groups.append(lone)
-            sizes.append((1, base))
-            ids.append(pixel_ids[index[:1]])
+    def shrunk_places(self, units: int, image_sizes: Tensor, counts: list[int]) -> Places:
+        """A base tile and a map for each image, the map a group of its own."""
+        numbers, sizes, begin = [], [], 0
+        for size, count in zip(image_sizes, counts, strict=True):
+            marks = self._marks(units, count, size)
+            held, inner = torch.full((len(marks),), -1), int((~marks).sum())
+            held[~marks] = begin + torch.arange(inner)
+            numbers.append(held)
+            sizes += [(1, units), (1, inner - units)] if inner > units else [(1, units)]
+            begin += inner
+        return Places.of_numbers(numbers, sizes)
+
+    def reduce_shrunk(
+        self, tiles: Tiles, pixels: Tensor, places: Places, image_sizes: Tensor, counts: list[int]
+    ) -> Any:
+        """The stock code packs and shrinks features, queries and keys of a map alike."""
+        units, groups, seen, first = tiles.features.shape[1], [], [], 0
+        for size, count in zip(image_sizes, counts, strict=True):
+            index = torch.arange(first, first + count, device=tiles.features.device)
+            groups.append(tiles.select(index[:1]))
+            seen.append(pixels[first : first + 1])
+            marks = self._marks(units, count, size)
+            inner, rows = int((~marks).sum()) - units, int(marks.sum())
             if inner:
-                rows = int(marks.sum())
                 whole = tiles.select(index)
                 cut = lambda states, size=size, marks=marks: self._map(states, size, marks)  # noqa: E731
                 ask = lambda own=False, whole=whole, cut=cut: tuple(cut(part) for part in whole.projections(own))  # noqa: E731
-                groups.append(Tiles(cut(features), (rows, inner // rows), ask, tiles.heads))
-                sizes.append((1, inner))
-                ids.append(pixel_ids[index].sum(dim=0, keepdim=True))
-            held = torch.full((len(marks),), -1)
-            held[~marks.cpu()] = begin + torch.arange(base + inner)
-            numbers.append(held)
-            begin, first = begin + base + inner, first + count
-        places = Places.of_numbers(numbers, sizes)
-        return self.reduce(groups, places, nn.Identity(), lambda group: ids[group], self.lines(places))
+                groups.append(Tiles(cut(whole.features), (rows, inner // rows), ask, tiles.heads))
+                seen.append(pixels[first : first + count].flatten(0, 1)[None])
+            first += count
+        return self.reduce(groups, places, nn.Identity(), lambda group: seen[group], self.lines(places))
 
-    def _marks(self, features: Tensor, size: Tensor) -> Tensor:
-        """Which places of an image hold a line break. [P] bool"""
-        blank = features.new_zeros(*features.shape[:2], 1)
+    def _marks(self, units: int, tiles: int, size: Tensor) -> Tensor:
+        """Which places of an image hold a line break. [P] bool, on CPU"""
+        blank = torch.zeros(tiles, units, 1)
         return self.pack([blank], size[None], blank.new_full((1,), NEWLINE))[0][:, 0] < NEWLINE / 2
 
     def _map(self, states: Tensor, size: Tensor, marks: Tensor) -> Tensor:
         """States of an image's tiles [tiles, U, C] as those of its shrunk map. -> [1, U', C]"""
         packed = self.pack([states], size[None], states.new_zeros(states.shape[2]))[0]
-        return packed[~marks][None, states.shape[1] :]
+        return packed[~marks.to(packed.device)][None, states.shape[1] :]
 
 
 FAMILY = Family(host=LlavaOnevisionHost, refusal=tower_refusal)

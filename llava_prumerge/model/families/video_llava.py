@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,13 +11,11 @@ from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places
 from llava_prumerge.model.tiled import tower_refusal
-from llava_prumerge.model.vision_tower import encode, image_ids
+from llava_prumerge.model.vision_tower import encode
 
 
 class VideoLlavaHost(Host):
-    """Frames are images to the stock code, and are counted as such; ranks must touch both towers."""
-
-    stacked = ("image", "video")
+    """Frames are images to the stock code; ranks must touch both towers."""
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """An image and a frame."""
@@ -48,19 +47,28 @@ class VideoLlavaHost(Host):
         self, pixel_values_videos: Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs: Any
     ) -> Any:
         """As of images. [videos, frames, 3, h, w]"""
+        videos, frames = pixel_values_videos.shape[:2]
         if self.reducer is None:
             given = dict(pixel_values_videos=pixel_values_videos, vision_feature_layer=vision_feature_layer)
-            return super().get_video_features(**given, **kwargs)
-        return self._reduced_frames(
-            self.video_tower, pixel_values_videos.flatten(0, 1), vision_feature_layer, "video", ahead=1
-        )
+            output = super().get_video_features(**given, **kwargs)
+            return self.tell(output, lambda: _places(videos * frames, output.pooler_output.shape[1] - 1, 1, videos))
+        pixels = pixel_values_videos.flatten(0, 1)
+        return self._reduced_frames(self.video_tower, pixels, vision_feature_layer, "video", ahead=1, videos=videos)
 
-    def _reduced_frames(self, tower: Any, pixels: Tensor, layer: int | None, modality: str, ahead: int) -> Any:
+    def _reduced_frames(
+        self, tower: Any, pixels: Tensor, layer: int | None, modality: str, ahead: int, videos: int | None = None
+    ) -> Any:
         tiles = encode(tower, pixels, self.config.vision_feature_layer if layer is None else layer)
         units = tiles.features.shape[1]
-        places = Places.whole(len(pixels), units, units, ahead)
+        places = _places(len(pixels), units, ahead, videos or len(pixels))
         special = self.project(tiles.prefix).flatten(0, 1) if ahead else None
-        return self.reduce([tiles], places, self.project, lambda _: image_ids(pixels), special, modality)
+        return self.reduce([tiles], places, self.project, lambda _: pixels, special, modality, stacked=ahead + units)
+
+
+def _places(frames: int, units: int, ahead: int, images: int) -> Places:
+    """Of frames with so many units, and further tokens before them; those of an image follow each other."""
+    places = Places.whole(frames, units, units, ahead)
+    return replace(places, lengths=[sum(places.lengths) // images] * images)
 
 
 FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal)
