@@ -57,7 +57,9 @@ class NativeHost(Host):
             return tower.merger(in_dtype_of(tower.merger, patches)).view(*features.shape[:-1], -1)
 
         parts = pixels.split([frames * height * width for frames, height, width in sizes])
-        output = self.reduce(packed.tiles, packed.places, project, packed.pixels(lambda at: parts[at]), modality=modality)
+        output = self.reduce(
+            packed.tiles, packed.places, project, packed.pixels(lambda at: parts[at]), modality=modality
+        )
         levels = getattr(packed.output, "deepstack_features", None)
         if levels:
             output.deepstack_features = [self._follow(level, output) for level in levels]

@@ -140,3 +140,50 @@ def test_every_method_runs_or_says_why_not(name: str, method: str) -> None:
         attach(model)
     assert logits.isfinite().all() and ids.shape[0] == 2
     assert logits.shape[1] < expected.shape[1] or method in ("none", "atp_llava")
+
+
+def frames_of_video_llava() -> tuple[Any, dict[str, Any]]:
+    config, _ = FAMILIES["video_llava"]()
+    return config, dict(pixel_values_videos=noise(2, 3, 3, 32, 32))
+
+
+def tiles_of_internvl() -> tuple[Any, dict[str, Any]]:
+    config, _ = internvl()
+    return config, dict(pixel_values=noise(4, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("make", "token", "places", "tiles"),
+    [
+        (tiles_of_internvl, IMG, [48, 16], [3, 1]),
+        (frames_of_video_llava, VID, [51, 51], [3, 3]),
+        (FAMILIES["llava_next"], IMG, [16 + 8 * 9], [5]),
+        (FAMILIES["llava_onevision"], IMG, [16 + 8 * 9], [5]),
+        (FAMILIES["qwen2_5_vl"], IMG, [16], [1]),
+    ],
+)
+@torch.no_grad()
+def test_statistics_count_images_of_the_user_and_tiles_or_frames(
+    make: Any, token: int, places: list[int], tiles: list[int]
+) -> None:
+    """Each image is a run of placeholders; with a budget of 2 each tile keeps 2, and what is no patch stays."""
+    config, inputs = make()
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    ids = torch.tensor([[1, *[part for count in places for part in [*[token] * count, 5, 6]]]])
+    batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs)
+    if "image_grid_thw" in inputs:
+        batch["mm_token_type_ids"] = (ids == token).long()
+    number = len(places)
+    special = {51: 3, 16 + 8 * 9: 8}.get(places[0], 0)  # a class token for each frame, a line break for each row
+    for block, kept in (
+        (None, places),
+        ({"vision": {"name": "uniform", "budget": 2}}, [2 * t + special for t in tiles]),
+    ):
+        attach(model, block)
+        for run in (lambda: model(**batch), lambda: model.generate(**batch, max_new_tokens=1)):
+            run()
+            told = model.reduction_stats()
+            assert (told["images"], told["tiles"]) == (number, sum(tiles))
+            assert told["kept_mean"] == pytest.approx(sum(kept) / number)
+            assert told["kept_per_tile"] == pytest.approx(sum(kept) / sum(tiles))
+            assert (told["kept_min"], told["kept_max"]) == (min(kept), max(kept))
