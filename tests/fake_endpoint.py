@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[dict[str, Any]], str | int]
+Reply = Callable[[dict[str, Any]], str | int | bytes]
+
+
+ENDLESS = 1 << 20
 
 
 @dataclass
@@ -18,7 +21,8 @@ class FakeEndpoint:
     """Its address and the requests it got.
 
     Attributes:
-        reply: from a request's body to the text of the answer, or to a status that is an error.
+        reply: from a request's body to the text of the answer, to a status that is an error, or to bytes that are sent as they
+            are, a piece of them again and again.
         model: the version that it says has answered.
     """
 
@@ -27,6 +31,7 @@ class FakeEndpoint:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    sent: int = 0
 
 
 @contextmanager
@@ -41,6 +46,13 @@ def running(reply: Reply) -> Iterator[FakeEndpoint]:
             fake.requests.append(body)
             fake.keys.append(self.headers.get("Authorization"))
             said = fake.reply(body)
+            if isinstance(said, bytes):
+                self.send_response(200)
+                self.end_headers()
+                with suppress(OSError):
+                    for _ in range(ENDLESS):
+                        fake.sent += self.wfile.write(said)
+                return
             content = {"model": fake.model, "choices": [{"message": {"role": "assistant", "content": said}}]}
             payload = json.dumps(content).encode()
             self.send_response(said if isinstance(said, int) else 200)

@@ -8,7 +8,6 @@ test-dev and are not given.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,19 @@ from typing import Any
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
 from llava_prumerge.evaluation.records import (
-    EvaluationError,
     Key,
     Record,
-    field,
+    identifier,
+    list_field,
+    object_field,
+    objects,
+    objects_by_id,
     read_json,
     read_records,
     require_same_keys,
     text_field,
 )
+from llava_prumerge.ground.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"
 PREDICTIONS = "testdev_balanced_predictions.json"
@@ -46,17 +49,17 @@ class Fact:
 
 def read_fact(record: Mapping[str, Any], path: Path) -> Fact:
     """A record of the official question file."""
-    types, groups = field(record, "types", path), record.get("groups") or {}
-    if not isinstance(types, dict) or not isinstance(groups, dict):
-        raise EvaluationError(f"{path}: 'types' and 'groups' must be objects, found {types!r} and {groups!r}")
-    operations = [f"{step.get('operation')}: {step.get('argument')}" for step in record.get("semantic") or ()]
+    types = object_field(record, "types", path)
+    groups = object_field({"groups": record.get("groups") or {}}, "groups", path)
+    steps = objects(list_field({"semantic": record.get("semantic") or []}, "semantic", path), path, "steps")
+    operations = [f"{step.get('operation')}: {step.get('argument')}" for step in steps]
     return Fact(
         text_field(record, "answer", path),
-        str(field(types, "structural", path)),
-        str(field(types, "semantic", path)),
+        text_field(types, "structural", path),
+        text_field(types, "semantic", path),
         sum(not any(mark in operation for mark in NOT_STEPS) for operation in operations),
         len(text_field(record, "question", path).split()),
-        groups.get("global"),
+        None if groups.get("global") is None else text_field(groups, "global", path),
     )
 
 
@@ -106,10 +109,8 @@ class Gqa(Benchmark):
 
     def references(self, files: Files) -> dict[Key, Fact]:
         path = files.need("annotations")
-        content = read_json(path)
-        if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
-            raise EvaluationError(f"{path}: expected an object of questions by id, as {QUESTIONS} is")
-        balanced = {str(key): record for key, record in content.items() if record.get("isBalanced", True)}
+        content = objects_by_id(read_json(path), path, f"an object of questions by id, as {QUESTIONS} is")
+        balanced = {key: record for key, record in content.items() if record.get("isBalanced", True) is not False}
         if files.questions is not None:
             asked = [self.answer_key(record, files.questions) for record in read_records(files.questions)]
             require_same_keys(balanced, asked, files.questions, path)
@@ -119,7 +120,7 @@ class Gqa(Benchmark):
         return reference.structural
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "questionId" if "questionId" in record else "question_id", path))
+        return identifier(record, path, "questionId" if "questionId" in record else "question_id")
 
     def measure(self, references: Sequence[Fact], texts: Sequence[str], **options: str) -> Score:
         predictions = [as_prediction(text) for text in texts]
@@ -159,7 +160,5 @@ class Gqa(Benchmark):
         asked = [self.answer_key(record, answers) for record in read_records(files.need("questions"))]
         require_same_keys(asked, texts, answers, files.need("questions"))
         target = out.parent / PREDICTIONS
-        target.parent.mkdir(parents=True, exist_ok=True)
-        predictions = [{"questionId": key, "prediction": as_prediction(texts[key])} for key in asked]
-        target.write_text(json.dumps(predictions), "utf-8")
+        write_json(target, [{"questionId": key, "prediction": as_prediction(texts[key])} for key in asked], indent=None)
         return target

@@ -10,17 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava_prumerge.evaluation.records import EvaluationError, read_records
+from llava_prumerge.evaluation.records import EvaluationError, shorten
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.json_lines import append_json_lines, read_json_lines
 
 Message = Mapping[str, str]
 TRIES = 4
 WAIT = 2.0
 TIMEOUT = 120.0
+"""Seconds without a byte."""
+LONGEST = 600.0
+"""Seconds for a reply in all."""
 LARGEST_REPLY = 1 << 20
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 
@@ -49,16 +55,20 @@ class EndpointJudge:
 
     def __init__(self, url: str, model: str, cache: Path) -> None:
         if not url.startswith(("http://", "https://")):
-            raise EvaluationError(f"judge={url!r} is not an address such as https://api.openai.com/v1")
+            raise EvaluationError(f"judge={shorten(url)} is not an address such as https://api.openai.com/v1")
         self.url, self.model, self.cache = url.rstrip("/"), model, cache
+        self.shown = re.sub("//[^/@]*@", "//", self.url)  # without a password
         self.versions: set[str] = set()
         self.replies: dict[str, dict[str, Any]] = {}
         self.asked = 0
-        if cache.is_file():
-            records = read_records(cache)
-            if any(not {"key", "reply", "model"} <= record.keys() for record in records):
+        if cache.exists():
+            try:
+                records = [record for _, record in read_json_lines(cache, cut_off=True)]  # a kill may have cut the last
+            except FileError as error:
+                raise EvaluationError(f"{error}; it is a judge's replies: remove the line, or move the file") from error
+            if any(not isinstance(record.get(key), str) for record in records for key in ("key", "reply", "model")):
                 raise EvaluationError(f"{cache}: not a file of a judge's replies; move it away")
-            self.replies = {str(record["key"]): record for record in records}
+            self.replies = {record["key"]: record for record in records}
 
     def ask(self, messages: Sequence[Message], temperature: float, max_tokens: int, attempt: int = 0) -> str:
         """A reply, from the cache where it is there."""
@@ -72,12 +82,7 @@ class EndpointJudge:
         key = hashlib.sha256(content.encode()).hexdigest()
         if key not in self.replies:
             record = {"key": key, **self._send(request)}
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with self.cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            except OSError as error:
-                raise EvaluationError(f"{self.cache}: a judge's reply cannot be kept: {error.strerror}") from error
+            append_json_lines(self.cache, [record])
             self.replies[key] = record
         self.versions.add(str(self.replies[key]["model"]))
         return str(self.replies[key]["reply"])
@@ -90,29 +95,53 @@ class EndpointJudge:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         for attempt in range(TRIES):
             try:
-                answer = httpx.post(f"{self.url}/chat/completions", json=request, headers=headers, timeout=TIMEOUT)
-            except httpx.HTTPError as error:
+                status, content = self._post(request, headers)
+            except httpx.InvalidURL as error:
+                raise EvaluationError(f"judge={shorten(self.shown)} is no address: {error}") from error
+            except (httpx.HTTPError, TimeoutError) as error:
                 raised: str = type(error).__name__
             else:
                 self.asked += 1
-                if answer.status_code == 200 and len(answer.content) <= LARGEST_REPLY:
-                    return self._read(answer.content)
-                raised = f"status {answer.status_code}"
-                if answer.status_code not in BUSY:
+                if content is None:
+                    raise EvaluationError(f"the judge at {self.shown} replies with more than {LARGEST_REPLY:,} bytes")
+                if status == 200:
+                    return self._read(content)
+                raised = f"status {status}"
+                if status not in BUSY:
                     break
             if attempt + 1 < TRIES:
                 time.sleep(WAIT * 2**attempt)
-        raise EvaluationError(f"the judge at {self.url} gives no reply ({raised}); what it has said so far is kept")
+        raise EvaluationError(f"the judge at {self.shown} gives no reply ({raised}); what it has said so far is kept")
+
+    def _post(self, request: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[int, bytes | None]:
+        """One request. -> the status, and the reply; None for one that is too long, which is not read to its end
+
+        Raises:
+            httpx.HTTPError: there is no reply.
+            TimeoutError: it drips.
+        """
+        import httpx
+
+        content, deadline = bytearray(), time.monotonic() + LONGEST
+        address = f"{self.url}/chat/completions"
+        with httpx.stream("POST", address, json=request, headers=headers, timeout=TIMEOUT) as answer:
+            for piece in answer.iter_bytes(1 << 14):
+                content += piece
+                if len(content) > LARGEST_REPLY:
+                    return answer.status_code, None
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            return answer.status_code, bytes(content)
 
     def _read(self, content: bytes) -> dict[str, str]:
         """Reply and model out of a response."""
         try:
             reply = json.loads(content)
             text = reply["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise EvaluationError(f"the judge at {self.url} answers in another form than chat/completions") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise EvaluationError(f"the judge at {self.shown} answers in another form than chat/completions") from error
         return {"reply": text if isinstance(text, str) else "", "model": str(reply.get("model", self.model))}
 
     def describe(self) -> dict[str, Any]:
         """The endpoint, the name that was asked for and the versions that answered."""
-        return {"url": self.url, "model": self.model, "versions": sorted(self.versions), "replies": len(self.replies)}
+        return {"url": self.shown, "model": self.model, "versions": sorted(self.versions), "replies": len(self.replies)}

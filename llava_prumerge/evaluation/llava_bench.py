@@ -22,10 +22,13 @@ from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
+    bounded_number,
     field,
+    identifier,
     index_by,
     read_records,
     require_same_keys,
+    shorten,
     text_field,
 )
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[float, float]
 UNREAD: Pair = (-1.0, -1.0)
+HIGHEST = 10.0
 ATTEMPTS = 3
 TEMPERATURE, TOKENS = 0.2, 1024
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
@@ -61,9 +65,10 @@ def read_pair(review: str) -> Pair | None:
     if len(parts) != 2:
         return None
     try:
-        return float(parts[0]), float(parts[1])
+        pair = float(parts[0]), float(parts[1])
     except ValueError:
         return None
+    return pair if all(0 <= score <= HIGHEST for score in pair) else None
 
 
 def summarise(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -103,7 +108,7 @@ class LlavaBench(JudgedBenchmark):
     def references(self, files: Files) -> dict[Key, Item]:
         folder, path = files.need("annotations"), files.need("questions")
         captions = index_by(
-            read_records(folder / "context.jsonl"), lambda record: field(record, "image", folder), folder
+            read_records(folder / "context.jsonl"), lambda record: text_field(record, "image", folder), folder
         )
         given = index_by(
             read_records(folder / "answers_gpt4.jsonl"), lambda record: self.answer_key(record, folder), folder
@@ -112,12 +117,14 @@ class LlavaBench(JudgedBenchmark):
         require_same_keys(asked, given, folder / "answers_gpt4.jsonl", path)
         items = {}
         for key, record in asked.items():
-            image = field(record, "image", path)
+            image = text_field(record, "image", path)
             if image not in captions:
-                raise EvaluationError(f"{folder / 'context.jsonl'}: no captions of {image}")
+                raise EvaluationError(f"{folder / 'context.jsonl'}: no captions of {shorten(image)}")
             caption = field(captions[image], "caption", folder)
-            context = "\n".join(map(str, caption)) if isinstance(caption, list) else str(caption)
-            category = str(record.get("category", "all"))
+            caption = caption if isinstance(caption, list) else [caption]
+            if not all(isinstance(line, str) for line in caption):
+                raise EvaluationError(f"{folder / 'context.jsonl'}: captions must be text, found {shorten(caption)}")
+            context, category = "\n".join(caption), text_field({"category": "all"} | record, "category", path)
             items[key] = Item(
                 text_field(record, "text", path), category, context, text_field(given[key], "text", folder)
             )
@@ -127,7 +134,7 @@ class LlavaBench(JudgedBenchmark):
         return reference.category
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "question_id", path))
+        return identifier(record, path)
 
     def grade(self, references: Sequence[Item], texts: Sequence[str], judge: Judge) -> Score:
         pairs = [self.ask(judge, item, text) for item, text in zip(references, texts, strict=True)]
@@ -149,9 +156,9 @@ class LlavaBench(JudgedBenchmark):
         """The score of a review file, or of a folder of several, whose printed ratios are averaged."""
         paths = sorted(answers.glob("*.jsonl*")) if answers.is_dir() else [answers]
         reviews = [read_records(path) for path in paths]
-        if not reviews or not all("tuple" in record for records in reviews for record in records):
+        if not any(reviews) or not all("tuple" in record for records in reviews for record in records):
             return None
-        categories = [[str(field(record, "category", answers)) for record in records] for records in reviews]
+        categories = [[text_field(record, "category", answers) for record in records] for records in reviews]
         if any(found != categories[0] for found in categories):
             raise EvaluationError(f"{answers}: the review files are not of the same questions in the same order")
         return self.add_up(categories[0], [[self.read_tuple(record, answers) for record in file] for file in reviews])
@@ -160,8 +167,9 @@ class LlavaBench(JudgedBenchmark):
         """The two numbers of a review that was made already, the original's -1 included."""
         pair = record["tuple"]
         if not isinstance(pair, list) or len(pair) != 2:
-            raise EvaluationError(f"{path}: 'tuple' must be two numbers, found {pair!r}")
-        return float(pair[0]), float(pair[1])
+            raise EvaluationError(f"{path}: 'tuple' must be two numbers, found {shorten(pair)}")
+        first, second = (bounded_number(one, path, "each of 'tuple'", -1, HIGHEST) for one in pair)
+        return first, second
 
     def add_up(self, categories: Sequence[str], reviews: Sequence[Sequence[Pair]]) -> Score:
         """The summary of one review or several: the mean of their printed ratios."""

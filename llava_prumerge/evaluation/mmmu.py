@@ -17,21 +17,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import OPTION_LETTER, SHORT_ANSWER, Benchmark, Files, Question, Score
+from llava_prumerge.evaluation.benchmark import (
+    OPTION_LETTER,
+    SHORT_ANSWER,
+    Benchmark,
+    Files,
+    Question,
+    Score,
+    without_markers,
+)
 from llava_prumerge.evaluation.mmmu_answers import as_numbers_and_texts, is_open_answer_right, read_choice
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
     field,
+    identifier,
     index_by,
+    objects,
     read_one_object,
     read_records,
+    shorten,
     text_field,
 )
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.unpacking import UnpackedBytes
 
 SEED = 42
 MULTIPLE_CHOICE = "multiple-choice"
+SHORT = ("open", "short-answer")
+COLUMNS = ("id", "question", "question_type", "options", "index2ans", "answer", "image_1")
+BATCH = 16
+LONGEST_LIST = 100_000
+"""Letters of a list that is written as text."""
 LETTERS = "ABCDEFGHI"
 DISCIPLINES = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -77,11 +95,23 @@ def as_list(value: object, path: Path, identifier: str) -> list[str]:
     """A list, or a list written as text, as the data set has its options."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise EvaluationError(f"{path}: options of {identifier} are no list: {value[:80]!r}") from error
+            value = ast.literal_eval(value[:LONGEST_LIST])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            raise EvaluationError(f"{path}: the list of {shorten(identifier)} is none: {shorten(value)}") from error
     values = list(value) if isinstance(value, (list, tuple)) else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+            raise EvaluationError(f"{path}: {shorten(identifier)}: expected texts or numbers, found {shorten(item)}")
     return [str(item) for item in values]
+
+
+def asks_short_answer(record: Record, path: Path) -> bool:
+    """Whether a question has no options to choose from."""
+    kind = record.get("question_type")
+    if kind not in (None, MULTIPLE_CHOICE, *SHORT):
+        listed = ", ".join((MULTIPLE_CHOICE, *SHORT))
+        raise EvaluationError(f"{path}: question_type must be one of {listed}, found {shorten(kind)}")
+    return kind in SHORT
 
 
 def read_rows(folder: Path) -> list[Record]:
@@ -95,14 +125,36 @@ def read_rows(folder: Path) -> list[Record]:
     files = sorted(folder.rglob("validation*.parquet"))
     if not files:
         raise EvaluationError(f"{folder}: no validation*.parquet below it, as MMMU/MMMU on the Hub has")
-    rows: list[Record] = []
-    for path in files:
-        try:
-            from pyarrow import parquet
+    unpacked = UnpackedBytes()
+    return [row for path in files for row in read_parquet(path, unpacked)]
 
-            rows += parquet.read_table(path).to_pylist()
-        except (ImportError, OSError, ValueError) as error:
-            raise EvaluationError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+def read_parquet(path: Path, unpacked: UnpackedBytes) -> list[Record]:
+    """The rows of a table, a few at a time: a dictionary page makes much out of little, and the limit holds for what it makes.
+
+    Args:
+        unpacked: counts the bytes of all tables of a reading.
+
+    Raises:
+        EvaluationError: it cannot be read, or all unpack to more than the limit (`ground.unpacking`).
+    """
+    rows: list[Record] = []
+    try:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as table:
+            groups = (table.metadata.row_group(at) for at in range(table.metadata.num_row_groups))
+            unpacked.check(sum(group.total_byte_size for group in groups), path)
+            columns = [name for name in COLUMNS if name in table.schema_arrow.names]
+            for batch in table.iter_batches(BATCH, columns=columns):
+                unpacked.add(batch.nbytes, path)
+                rows += batch.to_pylist()
+    except FileError as error:
+        raise EvaluationError(str(error)) from error
+    except ImportError as error:
+        raise EvaluationError(f"{path}: reading it needs pyarrow (pip install pyarrow)") from error
+    except Exception as error:  # pyarrow lets out whatever a damaged part makes it meet
+        raise EvaluationError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
     return rows
 
 
@@ -126,19 +178,17 @@ class Mmmu(Benchmark):
 
     def read_question(self, row: Record, path: Path) -> Question:
         """A row as the official LLaVA-1.5 run asks it."""
-        identifier, question = text_field(row, "id", path), text_field(row, "question", path)
-        options = (
-            []
-            if row.get("question_type") not in (MULTIPLE_CHOICE, None)
-            else as_list(row.get("options") or [], path, identifier)
-        )
+        own, question = text_field(row, "id", path), text_field(row, "question", path)
+        options = [] if asks_short_answer(row, path) else as_list(row.get("options") or [], path, own)
         listed = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options))
         text = f"{question}\n{listed}\n{OPTION_LETTER}" if options else f"{question}\n{SHORT_ANSWER}"
-        image = row.get("image_1")
-        content = image.get("bytes") if isinstance(image, dict) else None
-        if isinstance(image, str):
-            return Question(identifier, text, text, None, image)
-        return Question(identifier, text, text, None, base64.b64encode(content).decode() if content else None)
+        image, place = row.get("image_1"), f"{path}, {shorten(own)}"
+        content = image.get("bytes") if isinstance(image, dict) else image
+        if isinstance(content, bytes):
+            content = base64.b64encode(content).decode()
+        if not isinstance(content, str | None):
+            raise EvaluationError(f"{place}: image_1 must hold an image, found {shorten(image)}")
+        return Question(own, text, without_markers(text, bool(content), place), None, content or None, place=place)
 
     def references(self, files: Files) -> dict[Key, Problem]:
         path = files.need("annotations")
@@ -151,31 +201,40 @@ class Mmmu(Benchmark):
     def read_truth(self, identifier: str, record: Any, path: Path) -> Problem:
         """An entry of the official answer_dict_val.json, for files whose answers are letters already."""
         if not isinstance(record, dict):
-            raise EvaluationError(f"{path}: {identifier} must have question_type and ground_truth, found {record!r}")
+            told = f"must have question_type and ground_truth, found {shorten(record)}"
+            raise EvaluationError(f"{path}: {shorten(identifier)} {told}")
         truth = tuple(as_list(field(record, "ground_truth", path), path, identifier))
-        return Problem(subject_of(identifier), truth, {}, record.get("question_type") != MULTIPLE_CHOICE, parsed=True)
+        return Problem(subject_of(identifier), truth, {}, asks_short_answer(record, path), parsed=True)
 
     def read_problem(self, row: Record, path: Path) -> Problem:
         """A row of the data set, or a record of the official output files."""
-        identifier = text_field(row, "id", path)
-        is_open = row.get("question_type") not in (MULTIPLE_CHOICE, None)
+        own, is_open = text_field(row, "id", path), asks_short_answer(row, path)
         options = row.get("index2ans")
-        if not isinstance(options, dict):
-            options = {} if is_open else dict(zip(LETTERS, as_list(row.get("options") or [], path, identifier)))
-        truth = tuple(as_list(field(row, "answer", path), path, identifier))
-        return Problem(subject_of(identifier), truth, options, is_open)
+        if isinstance(options, dict):
+            options = dict(zip(options, as_list(list(options.values()), path, own)))
+        else:
+            options = {} if is_open else dict(zip(LETTERS, as_list(row.get("options") or [], path, own)))
+        truth = tuple(as_list(field(row, "answer", path), path, own))
+        if not is_open and not set(truth) <= set(options):
+            told = (
+                f"the answer {shorten(truth)} is none of its options {', '.join(map(str, options)) or '(it has none)'}"
+            )
+            raise EvaluationError(f"{path}: {shorten(own)}: {told[:300]}")
+        return Problem(subject_of(own), truth, options, is_open)
 
     def part_of(self, reference: Problem) -> str:
         return reference.subject
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "question_id" if "question_id" in record else "id", path))
+        return identifier(record, path, "question_id" if "question_id" in record else "id")
 
     def score(self, answers: Path, files: Files, only: Any = None, **options: str) -> Score:
         """Score an answer file; the official output files ({subject: records with `response`}) hold the truth too."""
         content = read_one_object(answers)
-        if content is not None and all(isinstance(value, list) for value in content.values()):
-            records = [record for subject in sorted(content) for record in content[subject]]
+        if content and all(isinstance(value, list) for value in content.values()):
+            records = [
+                record for subject in sorted(content) for record in objects(content[subject], answers, "records")
+            ]
             rows = index_by(records, lambda row: text_field(row, "id", answers), answers)
             problems = [self.read_problem(row, answers) for row in rows.values()]
             return self.measure(problems, [text_field(row, "response", answers) for row in rows.values()], **options)
@@ -185,7 +244,10 @@ class Mmmu(Benchmark):
         """Answers by id, of an answer file or of an official file {id: answer}."""
         content = read_one_object(path)
         if content is not None:
-            return {key: value if isinstance(value, str) else str(value) for key, value in content.items()}
+            return {
+                key: value if isinstance(value, str) else str(as_list(value, path, key))
+                for key, value in content.items()
+            }
         return super().read_answers(path, files)
 
     def measure(self, references: Sequence[Problem], texts: Sequence[str], fallback: str = "wrong") -> Score:
@@ -200,7 +262,7 @@ class Mmmu(Benchmark):
             letter = text if problem.parsed else read_choice(text, problem.options)
             if letter is None:
                 unread += 1
-                letter = drawn.choice(list(problem.options)) if fallback == "official" else None
+                letter = drawn.choice(list(problem.options)) if fallback == "official" and problem.options else None
             right[at] = letter in problem.truth
         hits: dict[str, list[bool]] = defaultdict(list)
         for problem, hit in zip(references, right, strict=True):

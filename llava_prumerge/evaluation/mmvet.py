@@ -23,10 +23,12 @@ from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
-    field,
+    bounded_number,
+    identifier,
     read_json,
     read_one_object,
     require_same_keys,
+    shorten,
     text_field,
 )
 
@@ -69,6 +71,13 @@ def read_grade(reply: str) -> float | None:
     return grade if 0 <= grade <= 1 else None
 
 
+def read_capabilities(values: list[Any], key: str, path: Path) -> tuple[str, ...]:
+    """The names of the capabilities that a question needs."""
+    if not values or not all(isinstance(value, str) for value in values):
+        raise EvaluationError(f"{path}: the capabilities of {shorten(key)} must be names, found {shorten(values)}")
+    return tuple(values)
+
+
 def make_prompt(item: Item, prediction: str, again: bool = False) -> str:
     """The judge's message about one answer."""
     truth = item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
@@ -105,15 +114,15 @@ class MmVet(JudgedBenchmark):
     def read_item(self, key: str, record: Any, path: Path) -> Item:
         """An entry of mm-vet.json, or the list of capabilities alone, which is enough for grades that exist."""
         if isinstance(record, list):
-            return Item("", "", tuple(map(str, record)))
+            return Item("", "", read_capabilities(record, key, path))
         if not isinstance(record, dict) or not isinstance(record.get("capability"), list):
-            raise EvaluationError(f"{path}: {key} must have question, answer and a list 'capability'")
+            raise EvaluationError(f"{path}: {shorten(key)} must have question, answer and a list 'capability'")
         answer, question = text_field(record, "answer", path), text_field(record, "question", path)
-        return Item(question, answer, tuple(map(str, record["capability"])))
+        return Item(question, answer, read_capabilities(record["capability"], key, path))
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        identifier = str(field(record, "question_id", path))
-        return identifier if identifier.startswith("v1_") else f"v1_{identifier}"
+        own = identifier(record, path)
+        return own if own.startswith("v1_") else f"v1_{own}"
 
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """Answers of LLaVA's answer file, or of the official result file {"v1_0": answer}."""
@@ -138,14 +147,18 @@ class MmVet(JudgedBenchmark):
     def read_grades(self, answers: Path, files: Files) -> Score | None:
         """The score of an official grade file, {id: {"score": [one per run]}}."""
         content = read_one_object(answers)
-        if content is None or not all(isinstance(value, dict) and "score" in value for value in content.values()):
+        if not content or not all(isinstance(value, dict) and "score" in value for value in content.values()):
             return None
         references = self.references(files)
         require_same_keys(references, content, answers, files.need("annotations"))
-        runs = {len(value["score"]) for value in content.values() if isinstance(value["score"], list)}
-        if len(runs) != 1 or not all(isinstance(value["score"], list) for value in content.values()):
+        scores = [value["score"] for value in content.values()]
+        if not all(isinstance(score, list) and len(score) == len(scores[0]) > 0 for score in scores):
             raise EvaluationError(f"{answers}: every 'score' must be a list of one grade for each run")
-        return self.add_up(list(references.values()), [list(map(float, content[key]["score"])) for key in references])
+        grades = {
+            key: [bounded_number(grade, answers, f"a grade of {shorten(key)}", 0, 1) for grade in value["score"]]
+            for key, value in content.items()
+        }
+        return self.add_up(list(references.values()), [grades[str(key)] for key in references])
 
     def add_up(self, references: Sequence[Item], grades: Sequence[Sequence[float]]) -> Score:
         """Means by capability, by combination of capabilities and in all, over runs. `grades`: per question, per run."""

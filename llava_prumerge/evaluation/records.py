@@ -198,6 +198,41 @@ def list_field(record: Any, name: str, path: str | Path) -> list[Any]:
     return value
 
 
+def object_field(record: Any, name: str, path: str | Path) -> dict[str, Any]:
+    """A field that must be an object."""
+    value = field(record, name, path)
+    if not isinstance(value, dict):
+        raise EvaluationError(f"{path}: {name!r} must be an object, found {shorten(value)}")
+    return value
+
+
+def objects(value: Any, path: str | Path, what: str) -> list[Record]:
+    """A list of objects; `what` says in the message what the file should hold."""
+    if not isinstance(value, list):
+        raise EvaluationError(f"{path}: expected {what}, found {ground.kind_of(value)}")
+    for at, one in enumerate(value, start=1):
+        if not isinstance(one, dict):
+            raise EvaluationError(f"{path}, entry {at}: expected an object, found {shorten(one)}")
+    return value
+
+
+def objects_by_id(value: Any, path: str | Path, what: str) -> dict[str, Record]:
+    """An object of objects by id; `what` says in the message what the file should hold."""
+    if not isinstance(value, dict):
+        raise EvaluationError(f"{path}: expected {what}, found {ground.kind_of(value)}")
+    for key, one in value.items():
+        if not isinstance(one, dict):
+            raise EvaluationError(f"{path}: {shorten(key)} must be an object, found {shorten(one)}")
+    return value
+
+
+def bounded_number(value: Any, path: str | Path, what: str, least: float, most: float) -> float:
+    """A number within bounds; text, true, false, NaN and infinities are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise EvaluationError(f"{path}: {what} must be a number from {least:g} to {most:g}, found {shorten(value)}")
+    return float(value)
+
+
 def identifier(record: Any, path: str | Path, name: str = "question_id") -> str:
     """A record's id as text; it must be text or a whole number."""
     value = field(record, name, path)

@@ -8,7 +8,6 @@ file: the last answer given under it counts for both.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ from llava_prumerge.evaluation.records import (
     field,
     identifier,
     name_keys,
+    objects,
     read_json,
     read_records,
+    shorten,
 )
+from llava_prumerge.ground.json_lines import write_json_lines
 
 LETTERS = "ABCD"
 TWICE = "49914"
@@ -82,10 +84,10 @@ class SeedBench(Benchmark):
         names = {}
         if isinstance(content, dict):
             types = content.get("question_type")
-            names = {number: name for name, number in types.items()} if isinstance(types, dict) else {}
+            types = types.items() if isinstance(types, dict) else ()
+            names = {number: name for name, number in types if isinstance(number, int)}
             content = field(content, "questions", path)
-        if not isinstance(content, list):
-            raise EvaluationError(f"{path}: expected a list of questions, as SEED-Bench.json has")
+        content = objects(content, path, "a list of questions, as SEED-Bench.json has")
         references: dict[Key, Choice] = {}
         for record in content:
             if is_video(record):
@@ -101,10 +103,12 @@ class SeedBench(Benchmark):
         """One question's truth."""
         answer = field(record, "answer", path)
         if answer not in tuple(LETTERS):
-            raise EvaluationError(f"{path}: the answer {answer!r} is not one of {', '.join(LETTERS)}")
-        number = record.get("question_type_id")
-        known = isinstance(number, int) and 1 <= number <= len(DIMENSIONS)
-        dimension = names.get(number) or (DIMENSIONS[number - 1] if known else "all")
+            raise EvaluationError(f"{path}: the answer {shorten(answer)} is not one of {', '.join(LETTERS)}")
+        kind = record.get("question_type_id")
+        if isinstance(kind, bool) or not isinstance(kind, int | None):
+            raise EvaluationError(f"{path}: 'question_type_id' must be a whole number, found {shorten(kind)}")
+        known = kind is not None and 1 <= kind <= len(DIMENSIONS)
+        dimension = names.get(kind) or (DIMENSIONS[kind - 1] if known else "all")
         return Choice(answer, str(dimension))
 
     def part_of(self, reference: Choice) -> str:
@@ -148,7 +152,5 @@ class SeedBench(Benchmark):
         """Write the JSON lines that the leaderboard takes."""
         texts = self.read_answers(answers, files)
         target = out.with_suffix(".jsonl")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"question_id": key, "prediction": text}) + "\n" for key, text in texts.items()]
-        target.write_text("".join(lines), "utf-8")
+        write_json_lines(target, ({"question_id": key, "prediction": text} for key, text in texts.items()))
         return target

@@ -7,7 +7,6 @@ is scored here. LLaVA's question file asks the test split, whose answers are not
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import SHORT_ANSWER, Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.benchmark import (
+    SHORT_ANSWER,
+    Benchmark,
+    Files,
+    Question,
+    Score,
+    read_questions,
+    without_markers,
+)
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -28,15 +35,22 @@ from llava_prumerge.evaluation.records import (
     Key,
     Record,
     field,
+    human_answer,
+    identifier,
     index_by,
+    list_field,
+    objects,
     read_json,
+    read_placed,
     read_records,
     require_same_keys,
+    shorten,
     text_field,
 )
+from llava_prumerge.ground.files import write_json
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-NUMBER = re.compile(r"(\d+)\.\w+$")
+NUMBER = re.compile(r"([0-9]{1,18})\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -77,44 +91,45 @@ class VizWiz(Benchmark):
 
     def questions(self, files: Files) -> list[Question]:
         path = files.need("questions")
-        records = read_records(path)
-        if records and "answers" not in records[0]:
+        placed = read_placed(path)
+        if placed and "answers" not in placed[0][1]:
             return read_questions(path)
         questions = []
-        for record in records:
-            text = f"{text_field(record, 'question', path)}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
-            image = text_field(record, "image", path)
-            questions.append(Question(image, text, text, image))
+        for place, record in placed:
+            asked, image = text_field(record, "question", place), text_field(record, "image", place)
+            written = f"{asked}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
+            text = f"{without_markers(asked, True, place)}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
+            questions.append(Question(image, written, text, image, place=place))
         return questions
 
     def references(self, files: Files) -> dict[Key, Photo]:
         path = files.need("annotations")
-        records = index_by(read_json(path), lambda record: self.image_of(record, path), path)
+        content = objects(read_json(path), path, "a list of annotations, as val.json is")
+        records = index_by(content, lambda record: text_field(record, "image", path), path)
         return {key: self.read_photo(record, path) for key, record in records.items()}
-
-    def image_of(self, record: Record, path: Path) -> str:
-        """The image that an annotation is about."""
-        if not isinstance(record, dict):
-            raise EvaluationError(f"{path}: every annotation must be an object, found {record!r}")
-        return text_field(record, "image", path)
 
     def read_photo(self, record: Record, path: Path) -> Photo:
         """One annotation."""
-        answers = tuple(text_field(answer, "answer", path) for answer in field(record, "answers", path))
+        told = objects(list_field(record, "answers", path), path, "a list of answers")
+        answers = tuple(human_answer(field(one, "answer", path), path) for one in told)
         if not answers:
-            raise EvaluationError(f"{path}: {record['image']} has no human answers")
-        return Photo(str(record.get("answer_type", "other")), bool(record.get("answerable", 1)), answers)
+            raise EvaluationError(f"{path}: {shorten(record['image'])} has no human answers")
+        kind = text_field({"answer_type": "other"} | record, "answer_type", path)
+        answerable = record.get("answerable", 1)
+        if answerable not in (0, 1):
+            raise EvaluationError(f"{path}: 'answerable' must be 0 or 1, found {shorten(answerable)}")
+        return Photo(kind, bool(answerable), answers)
 
     def part_of(self, reference: Photo) -> str:
         return reference.answer_type
 
     def answer_key(self, record: Record, path: Path) -> Key:
-        return str(field(record, "image" if "image" in record else "question_id", path))
+        return identifier(record, path, "image" if "image" in record else "question_id")
 
     def read_answers(self, path: Path, files: Files) -> dict[Key, str]:
         """Answers of an answer file or a submission, by image; an id may be the number in the image's name."""
         texts = super().read_answers(path, files)
-        if files.annotations is None or not all(str(key).isdigit() for key in texts):
+        if files.annotations is None or not all(re.fullmatch("[0-9]{1,18}", str(key)) for key in texts):
             return texts
         numbered = {}
         for image in self.references(files):
@@ -149,17 +164,20 @@ class VizWiz(Benchmark):
         """Write the test split's submission: LLaVA's normal form of each answer, in the order of the questions."""
         if files.annotations is not None:
             return None
-        records = index_by(read_records(answers), lambda record: str(field(record, "question_id", answers)), answers)
-        asked = read_records(files.need("questions"))
-        keys = [str(field(record, "question_id", files.need("questions"))) for record in asked]
-        require_same_keys(keys, records, answers, files.need("questions"))
+        path = files.need("questions")
+        records = index_by(read_records(answers), lambda record: identifier(record, answers), answers)
+        asked = read_records(path)
+        keys = [identifier(record, path) for record in asked]
+        require_same_keys(keys, records, answers, path)
         rows = [
-            {"image": question["image"], "answer": normalise_m4c(text_field(records[key], "text", answers))}
+            {
+                "image": text_field(question, "image", path),
+                "answer": normalise_m4c(text_field(records[key], "text", answers)),
+            }
             for key, question in zip(keys, asked, strict=True)
         ]
         target = out.with_suffix(".json")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows), "utf-8")
+        write_json(target, rows, indent=None)
         return target
 
 

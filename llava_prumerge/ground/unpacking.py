@@ -1,4 +1,4 @@
-"""Compressed content in memory, bounded in what it unpacks to: gzip, and the zip files that workbooks are.
+"""Compressed content in memory, bounded in what it unpacks to: gzip, the zip files that workbooks are, and tables.
 
 The limit is 2 GiB, or what `$LLAVA_PRUMERGE_MAX_UNPACKED` says: a number of bytes, also as 500M or 8G.
 """
@@ -76,6 +76,27 @@ def check_zip(content: bytes, path: AnyPath) -> None:
         raise FileError(path, f"it is a damaged zip file ({error})") from error
     if total > limit:
         raise FileError(path, _too_large(limit))
+
+
+class UnpackedBytes:
+    """Counts what several pieces of a file, or several files, unpack to, against the limit."""
+
+    def __init__(self) -> None:
+        self.limit, self.size = most_unpacked(), 0
+
+    def check(self, size: int, path: AnyPath) -> None:
+        """Refuse bytes that are still to come.
+
+        Raises:
+            FileError: with them there are more than the limit.
+        """
+        if self.size + size > self.limit:
+            raise FileError(path, _too_large(self.limit))
+
+    def add(self, size: int, path: AnyPath) -> None:
+        """Count bytes that have come; errors as `check`."""
+        self.check(size, path)
+        self.size += size
 
 
 def _too_large(limit: int) -> str:

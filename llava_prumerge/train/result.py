@@ -14,6 +14,7 @@ from llava_prumerge.ground.errors import naming
 from llava_prumerge.ground.files import remove_folder, whole_folder, write_json
 from llava_prumerge.ground.ranks import is_main_rank
 from llava_prumerge.model.adapters import BASE_FILE, load_adapter, save_complete
+from llava_prumerge.train.checkpoints import PREFIX, list_checkpoints, rotate
 from llava_prumerge.train.preflight import FINISHED_FILE, MERGED_FOLDER, wants_merged
 from llava_prumerge.train.stages import weights_dtype
 
@@ -41,6 +42,9 @@ def finish(arguments: TrainArguments, trainer: LlavaTrainer, started: float) -> 
         trainer.save_model()
         return
     names = save_result(trainer, run)
+    last = run / f"{PREFIX}{trainer.state.global_step}"
+    if last in list_checkpoints(run):  # a kill behind its writing has left older ones
+        rotate(run, last, arguments.save_total_limit)
     if wants_merged(arguments):
         write_merged(arguments)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

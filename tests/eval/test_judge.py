@@ -96,6 +96,48 @@ def test_a_judge_that_is_not_there(vet, judge: str, said: str, monkeypatch: pyte
         find("mmvet").score(answers, files, judge=judge)
 
 
+def test_a_reply_without_end_is_not_read_to_its_end(vet) -> None:
+    files, answers = vet
+    with running(lambda body: b"x" * 65_536) as endpoint:
+        with pytest.raises(EvaluationError, match="replies with more than 1,048,576 bytes"):
+            find("mmvet").score(answers, files, judge=endpoint.url)
+        assert len(endpoint.requests) == 1 and endpoint.sent < 64 << 20
+
+
+def test_a_reply_that_drips_is_given_up(vet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "WAIT", 0.0)
+    monkeypatch.setattr(judging, "LONGEST", -1.0)
+    files, answers = vet
+    with running(lambda body: b" ") as endpoint:
+        with pytest.raises(EvaluationError, match=r"gives no reply \(TimeoutError\)"):
+            find("mmvet").score(answers, files, judge=endpoint.url)
+        assert len(endpoint.requests) == judging.TRIES
+
+
+def test_replies_that_a_kill_has_cut_are_asked_again(vet) -> None:
+    files, answers = vet
+    with running(grade) as endpoint:
+        first = find("mmvet").score(answers, files, judge=endpoint.url)
+        asked, kept = len(endpoint.requests), answers.parent / "answers.judge.jsonl"
+        kept.write_bytes(kept.read_bytes()[:-9])
+        assert find("mmvet").score(answers, files, judge=endpoint.url).headline == first.headline
+        assert len(endpoint.requests) == asked + 1
+        kept.write_bytes(b"{}\n" + kept.read_bytes())
+        with pytest.raises(EvaluationError, match="answers.judge.jsonl: not a file of a judge's replies"):
+            find("mmvet").score(answers, files, judge=endpoint.url)
+        kept.write_bytes(b"{]\n")
+        with pytest.raises(EvaluationError, match="answers.judge.jsonl: line 1: not a JSON object"):
+            find("mmvet").score(answers, files, judge=endpoint.url)
+
+
+def test_an_address_with_a_password_is_shown_without(vet) -> None:
+    files, answers = vet
+    with running(grade) as endpoint:
+        score = find("mmvet").score(answers, files, judge=endpoint.url.replace("//", "//me:secret@"))
+    assert score.metrics["judge"]["url"] == endpoint.url
+    assert "secret" not in (answers.parent / "answers.judge.jsonl").read_text()
+
+
 def test_without_a_judge_it_is_said_what_is_needed(vet, capsys: pytest.CaptureFixture[str]) -> None:
     files, answers = vet
     words = ["score", "--task", "mmvet", "--answers", str(answers), "--questions", str(files.questions)]

@@ -106,6 +106,45 @@ def test_what_a_workbook_unpacks_to_is_bounded(tmp_path: Path, monkeypatch: pyte
         read_workbook(tmp_path / "b.xlsx")
 
 
+def test_what_a_table_of_columns_unpacks_to_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dictionary page makes 400 large values out of one; what the file says of its size is small."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {
+        "id": "validation_Art_1",
+        "question": "which?",
+        "options": "['x', 'y']",
+        "answer": "A",
+        "padding": "p" * 9999,
+    }
+    path = tmp_path / "validation-0.parquet"
+    parquet.write_table(arrow.Table.from_pylist([row | {"id": f"validation_Art_{n}"} for n in range(3)]), path)
+    assert len(find("mmmu").questions(Files(tmp_path))) == 3
+    large = row | {"question": "q" * 200_000}
+    rows = [large | {"id": f"validation_Art_{n}"} for n in range(400)]
+    parquet.write_table(arrow.Table.from_pylist(rows), path, use_dictionary=True)
+    assert path.stat().st_size < 1 << 20
+    monkeypatch.setenv(VARIABLE, "20M")
+    with pytest.raises(EvaluationError, match="validation-0.parquet: it unpacks to more than 20,971,520 bytes"):
+        find("mmmu").questions(Files(tmp_path))
+    monkeypatch.setenv(VARIABLE, "20K")
+    with pytest.raises(EvaluationError, match="unpacks to more than 20,480 bytes"):
+        find("mmmu").questions(Files(tmp_path))
+    whole = path.read_bytes()
+    for content in (
+        whole[:-30],
+        whole[: len(whole) // 2],
+        b"",
+        b"PAR1",
+        whole[:4] + bytes(200) + whole[204:],
+        b"version https://git",
+    ):
+        path.write_bytes(content)
+        monkeypatch.delenv(VARIABLE, raising=False)
+        with pytest.raises(EvaluationError, match="validation-0.parquet: cannot be read: "):
+            find("mmmu").questions(Files(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
