@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Latency and memory of LLaVA-1.5-7B and 13B on the GPU here, in 8 minutes: bash scripts/bench_gpu.sh [OUT.json]
 # Needs torch, transformers and this repository, no weights and no data. Environment: MODELS, METHODS, BATCHES, PROMPTS,
-# ANSWERS, DTYPES, ATTENTIONS, LIMIT (seconds of measuring), DEVICE, PYTHON; the defaults are below.
+# ANSWERS, DTYPES, ATTENTIONS, LIMIT (seconds of measuring), DEVICE, PYTHON; the defaults are below. KERNELS=1 counts kernels,
+# gaps and host waits of the first model after that, in another minute, into OUT with `_kernels` before its suffix.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
 choose_python
@@ -23,6 +24,14 @@ timeout --signal=INT 470 "$python" -m llava_prumerge.efficiency latency --device
     --repeats "${REPEATS:-5}" --seconds "${LIMIT:-390}" --out "$out" || status=$?
 if (( status == 124 )); then
     echo "8 minutes were over; what was measured by then is in $out" >&2
-    exit 0
+elif (( status )); then
+    exit "$status"
 fi
-exit "$status"
+if [[ -n "${KERNELS:-}" ]]; then
+    read -r model _ <<<"${MODELS:-llava-1.5-7b}"
+    read -r dtype _ <<<"${DTYPES:-bfloat16}"
+    # One adaptive method, and the two at a fixed budget, which can be compiled.
+    "$python" -m llava_prumerge.profiling.kernels --device "$device" --model "$model" --dtype "$dtype" \
+        --methods "{name: prumerge_plus, budget: 144}" "{name: prumerge, budget: 40}" prumerge=41 \
+        --batch 1 8 --out "${out%.json}_kernels.json"
+fi

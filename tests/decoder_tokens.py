@@ -63,7 +63,7 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
     def attention(layer: int, rows: Tensor) -> Tensor:
         picked = queries.gather(2, rows[:, None, :, None].expand(-1, HEADS, -1, queries.shape[-1]))
         logits = (picked @ keys.transpose(2, 3)).float() / queries.shape[-1] ** 0.5
-        seen = layout.key_mask[:, None] & (torch.arange(keys.shape[2]) <= rows[..., None])
+        seen = layout.key_mask[:, None] & (torch.arange(keys.shape[2], device=keys.device) <= rows[..., None])
         return logits.masked_fill(~seen[:, None], torch.finfo(torch.float32).min).softmax(dim=-1)
 
     def mean_query(layer: int, weight: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
         )[:, None, None, None]
 
     def normed() -> Tensor:
-        scale = torch.linspace(0.2, 3, hidden.shape[-1], dtype=hidden.dtype)  # another likeness than of `hidden` itself
+        scale = torch.linspace(0.2, 3, hidden.shape[-1]).to(hidden)  # another likeness than of `hidden` itself
         return hidden / hidden.float().square().mean(dim=-1, keepdim=True).add(1e-5).sqrt().to(hidden.dtype) * scale
 
     return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys, mean_query, normed)

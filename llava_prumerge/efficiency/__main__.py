@@ -7,6 +7,7 @@ Computed here, or measured by `llava_prumerge.profiling`:
     memory     weights, cache, activations per GPU, for inference and training
     latency    measured times, by part, of a model of that shape with random weights
     collect    the results of `make bench` in one page
+    collect-gpu  the results of `scripts/bench_gpu.sh` in one page
 
 `COMMAND --help` lists a command's options.
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "flops": "llava_prumerge.profiling.flops",
     **{name: f"llava_prumerge.efficiency.{name}" for name in ("roofline", "memory")},
     **{name: f"llava_prumerge.profiling.{name}" for name in ("latency", "collect")},
+    "collect-gpu": "llava_prumerge.profiling.gpu_page",
 }
 """Each a module with `add_arguments(parser)` and `run(given) -> text`, loaded only when asked for."""
 

@@ -107,7 +107,7 @@ def targets(results: dict[str, Any]) -> Iterator[Target]:
     for step in ("llava", "pocket"):
         for run in results.get(step, {}).get("runs", []):
             for cell in run["cells"]:
-                yield from _of_cell(f"{run['model']['name']}, batch {cell['batch']}", cell, promised=step == "llava")
+                yield from of_cell(f"{run['model']['name']}, batch {cell['batch']}", cell, promised=step == "llava")
     for row in results.get("throughput", {}).get("rows", []):
         if is_of(row["name"], Benchmark.THROUGHPUT):
             yield Target(f"evaluation, times the stock loop: {row['name']}", row["times_the_loop"], 4.0, least=True)
@@ -121,7 +121,8 @@ def targets(results: dict[str, Any]) -> Iterator[Target]:
             yield Target(f"training ({row['stage']}), % padding with grouping: {row['method']}", share, 10, least=False)
 
 
-def _of_cell(place: str, cell: dict[str, Any], promised: bool) -> Iterator[Target]:
+def of_cell(place: str, cell: dict[str, Any], promised: bool) -> Iterator[Target]:
+    """A latency cell's targets: decoding beside the stock model, and with `promised` the prefill's gain beside the count's."""
     for row in cell["ratios"]:
         if row["what"].startswith("decode"):
             yield Target(

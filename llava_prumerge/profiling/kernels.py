@@ -5,7 +5,7 @@
 
 At batch 1 a GPU often waits for the host to launch the next kernel. So each part is told by how many kernels it
 launches, how long they keep the GPU busy, how long the part takes by CUDA events, and how often the host waits for the
-GPU. On a CPU the operators that call no other are counted in the kernels' place. `compiled` is the same reduction at a
+GPU. On a CPU the operators that Python calls are counted in the kernels' place. `compiled` is the same reduction at a
 fixed budget under `torch.compile(mode="reduce-overhead")`, which replays one CUDA graph.
 """
 
@@ -43,7 +43,7 @@ def kernels_of(action: Action, device: torch.device) -> dict[str, Any]:
 
     Returns:
         `kernels` (copies and fills counted apart in `copies`), `busy_ms` and `top`: [name, count, ms]. On a CPU the
-        operators without an operator inside, and the time spent in them.
+        operators that no other operator calls, and the time spent in them.
     """
     gpu = device.type == "cuda"
     given = action.prepare()
@@ -54,10 +54,10 @@ def kernels_of(action: Action, device: torch.device) -> dict[str, Any]:
     counts, times = Counter[str](), Counter[str]()
     for event in seen.events():
         on_device = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_device != gpu or (not gpu and event.cpu_children):
+        if on_device != gpu or (not gpu and event.cpu_parent is not None):
             continue
         counts[event.name] += 1
-        times[event.name] += event.device_time_total if gpu else event.self_cpu_time_total  # in microseconds
+        times[event.name] += event.device_time_total if gpu else event.cpu_time_total  # in microseconds
     copies = sum(count for name, count in counts.items() if name.startswith(("Memcpy", "Memset")))
     steps = action.times
     return {
@@ -80,7 +80,7 @@ def host_waits(action: Action, device: torch.device) -> list[str]:
             action.run(given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    told = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    told = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     return [f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}" for warning in told]
 
 
