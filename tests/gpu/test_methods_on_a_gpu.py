@@ -259,3 +259,19 @@ def test_a_training_step(name: str, dtype: torch.dtype) -> None:
         assert gradients and all(gradient.isfinite().all() for gradient in gradients)
         losses.append(float(loss))
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("implementation", ["static", "offloaded", "hybrid"])
+@pytest.mark.parametrize("name", ["no method", "prumerge", "fastv"])
+def test_other_caches_give_the_same_answers(name: str, implementation: str) -> None:
+    """The static cache, which transformers compiles for on a GPU, without a method; with one it is refused in our words."""
+    if DEVICE.type == "cpu" and implementation == "offloaded":
+        pytest.skip("nothing to offload from")
+    model = tiny_model({} if name == "no method" else block_of(name)).to(DEVICE)
+    how: dict[str, Any] = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    plain = model.generate(**inputs_on(DEVICE), **how)
+    if implementation == "static" and name != "no method":
+        with pytest.raises(ValueError, match="not available with a reduction"):
+            model.generate(**inputs_on(DEVICE), **how, cache_implementation=implementation)
+        return
+    assert torch.equal(model.generate(**inputs_on(DEVICE), **how, cache_implementation=implementation), plain)
