@@ -6,7 +6,7 @@ A file of this folder is a benchmark when it defines a subclass of `Benchmark` o
 from __future__ import annotations
 
 import importlib
-import math
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_prumerge.evaluation.intervals import Interval, wilson
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -28,7 +27,10 @@ from llava_prumerge.evaluation.records import (
     text_field,
 )
 from llava_prumerge.evaluation.records import field as read_field
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.text.templates import IMAGE_MARKER
+
+logger = logging.getLogger("eval")
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
@@ -82,61 +84,6 @@ class Question:
     def key(self) -> tuple[str, str]:
         """What tells this question from every other of its file."""
         return str(self.id), self.prompt
-
-
-@dataclass(frozen=True)
-class Score:
-    """The result of scoring one answer file.
-
-    Attributes:
-        metrics: everything the task reports, percentages in percent.
-        headline: the number a table prints.
-        interval: its 95% interval, and `interval_rule` how it was found.
-        n: the number of questions (for CircularEval: of question groups) the headline is over.
-        chance: what the best blind guess gets, and `chance_rule` what that guess is.
-        marks: per question, in the order of the references, how right the answer was (0 to 1).
-        part: what was scored, where it is not the whole benchmark, such as "96 of 900 questions; adversarial alone".
-    """
-
-    metrics: dict[str, Any]
-    headline: float
-    interval: Interval
-    interval_rule: str
-    n: int
-    chance: float
-    chance_rule: str
-    marks: list[float]
-    part: str | None = None
-
-    @classmethod
-    def of_marks(
-        cls,
-        metrics: dict[str, Any],
-        headline: float,
-        marks: Sequence[float],
-        *,
-        chance: float,
-        chance_rule: str,
-        over: Sequence[float] | None = None,
-    ) -> Score:
-        """A score whose headline is a mean of marks in [0, 1], with Wilson's interval.
-
-        Args:
-            metrics, headline, chance, chance_rule: as above.
-            marks: of the questions, 0 to 1; booleans will do.
-            over: the marks that the headline is the mean of, where these are others (groups, or some of the questions).
-        """
-        over = marks if over is None else over
-        return cls(
-            metrics=metrics,
-            headline=headline,
-            interval=wilson(math.fsum(over), len(over)),
-            interval_rule="Wilson",
-            n=len(over),
-            chance=chance,
-            chance_rule=chance_rule,
-            marks=[float(mark) for mark in marks],
-        )
 
 
 class Benchmark(ABC):
@@ -216,6 +163,31 @@ class Benchmark(ABC):
         self.check_options(options)
         references, texts, part = self.join(answers, files, only)
         return replace(self.measure(references, texts, **options), part=part)
+
+    def describe(self, score: Score | None) -> dict[str, Any]:
+        """The scored part of a result file; where nothing can be scored (VQAv2's server has the truth) it says so."""
+        if score is None:
+            return {"value": None, "note": self.not_scored}
+        return {
+            "value": score.headline if score.n else None,
+            "metric": self.name_of(score),
+            "interval_95": list(score.interval),
+            "interval_rule": score.interval_rule,
+            "n": score.n,
+            "chance": score.chance,
+            "chance_rule": score.chance_rule,
+            "metrics": score.metrics,
+            "part": score.part,
+            "marks": [round(mark, 4) for mark in score.marks],
+        }
+
+    def report(self, score: Score | None) -> dict[str, Any]:
+        """What scoring prints."""
+        if score is None:
+            return {"task": self.name, "note": self.not_scored}
+        rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
+        named = {self.name_of(score) if name == self.headline else name: value for name, value in score.metrics.items()}
+        return {"task": self.name, **named, "n": score.n, **rule}
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse settings that the scorer does not have, and values that it does not accept."""
@@ -320,3 +292,17 @@ def find(name: str) -> Benchmark:
     module = importlib.import_module(f"{__package__}.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     return next(kind for kind in kinds if issubclass(kind, Benchmark))()
+
+
+def choose(tasks: str, data: Path) -> list[Benchmark]:
+    """The benchmarks of `--task`: those named, or with "all" every one whose questions are there."""
+    if tasks != "all":
+        return [find(name) for name in tasks.split(",")]
+    every = [find(name) for name in names()]
+    present = [task for task in every if (asked := task.files(data).questions) is not None and asked.exists()]
+    if not present:
+        raise EvaluationError(f"{data}: questions of no benchmark are there; docs/evaluation.md says what goes where")
+    absent = [task.name for task in every if task not in present]
+    if absent:
+        logger.info("all: %s; not in %s: %s", ", ".join(task.name for task in present), data, ", ".join(absent))
+    return present

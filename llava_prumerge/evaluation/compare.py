@@ -20,9 +20,8 @@ from typing import Any
 
 from llava_prumerge.efficiency.options import columns
 from llava_prumerge.evaluation import benchmark
-from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.results import Result, read_results
+from llava_prumerge.evaluation.results import Result, mean_of_means, read_results
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.data.image_digest import digest_images
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import add_seconds, claim, digest_questions, merge, pending, read_notes
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question
 from llava_prumerge.evaluation.fingerprint import describe_environment
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_object
-from llava_prumerge.evaluation.results import describe_score, report, summarise_kept, write_result
+from llava_prumerge.evaluation.results import Score, summarise_kept, write_result
 from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.ground.yaml_files import read_yaml
@@ -203,7 +203,7 @@ def prepare(model: str, tasks: str, data: Path, out: Path, values: dict[str, str
         out: the folder of all results; the row gets a folder of its own there.
         values: settings of the generation and of the scorers.
     """
-    chosen = choose(tasks, data)
+    chosen = benchmark.choose(tasks, data)
     scoring = {key: values[key] for task in chosen for key in task.options if key in values}
     if is_missing(model):
         raise EvaluationError(f"{model}: {why_missing(model)}")
@@ -221,20 +221,6 @@ def prepare(model: str, tasks: str, data: Path, out: Path, values: dict[str, str
         own = {key: value for key, value in scoring.items() if key in task.options}
         runs.append(Run(subject, task, files, questions[: subject.settings.limit], out / subject.folder, own))
     return runs
-
-
-def choose(tasks: str, data: Path) -> list[Benchmark]:
-    """The benchmarks of `--task`: those named, or with "all" every one whose questions are there."""
-    if tasks != "all":
-        return [benchmark.find(name) for name in tasks.split(",")]
-    every = [benchmark.find(name) for name in benchmark.names()]
-    present = [task for task in every if (asked := task.files(data).questions) is not None and asked.exists()]
-    if not present:
-        raise EvaluationError(f"{data}: questions of no benchmark are there; docs/evaluation.md says what goes where")
-    absent = [task.name for task in every if task not in present]
-    if absent:
-        logger.info("all: %s; not in %s: %s", ", ".join(task.name for task in present), data, ", ".join(absent))
-    return present
 
 
 class LoadedModel:
@@ -337,7 +323,7 @@ def conclude(
             "task": run.task.name,
             "title": run.task.title,
             "row": run.subject.row(),
-            **describe_score(run.task, score),
+            **run.task.describe(score),
             "questions": len(records),
             "kept": kept,
             "reduction": run.subject.reduction,
@@ -350,6 +336,6 @@ def conclude(
         }
         write_result(run.out / f"{run.task.name}.json", result)
         logger.info("%s: %s", run.task.title, run.out / f"{run.task.name}.json")
-        printed |= report(run.task, score)
+        printed |= run.task.report(score)
     upload = run.submit()
     return {**printed, "answers": str(run.answers), "upload": upload and str(upload), "kept": kept}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, read_questions
 from llava_prumerge.evaluation.records import (
     Key,
     Record,
@@ -28,6 +28,7 @@ from llava_prumerge.evaluation.records import (
     require_same_keys,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.files import write_json
 
 QUESTIONS = "testdev_balanced_questions.json"

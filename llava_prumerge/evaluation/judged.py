@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question
 from llava_prumerge.evaluation.judge import EndpointJudge, Judge
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.results import Score
 
 
 class JudgedBenchmark(Benchmark):

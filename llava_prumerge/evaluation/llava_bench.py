@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.evaluation.benchmark import Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import bootstrap
+from llava_prumerge.evaluation.benchmark import Files, Question, read_questions
 from llava_prumerge.evaluation.judge import Judge
 from llava_prumerge.evaluation.judged import JudgedBenchmark
 from llava_prumerge.evaluation.records import (
@@ -31,6 +30,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score, bootstrap
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,14 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from llava_prumerge.evaluation.benchmark import (
-    OPTION_LETTER,
-    Benchmark,
-    Files,
-    Question,
-    Score,
-    without_markers,
-)
+from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, without_markers
 from llava_prumerge.evaluation.options import find_option
 from llava_prumerge.evaluation.records import (
     EvaluationError,
@@ -38,6 +31,7 @@ from llava_prumerge.evaluation.records import (
     text_field,
     whole_identifier,
 )
+from llava_prumerge.evaluation.results import Score
 
 LETTERS = "ABCD"
 ROTATION = 1_000_000

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions, without_suffix
-from llava_prumerge.evaluation.intervals import normal
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, read_questions, without_suffix
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -27,6 +26,7 @@ from llava_prumerge.evaluation.records import (
     require_same_keys,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score, normal
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

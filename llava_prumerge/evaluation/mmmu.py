@@ -23,7 +23,6 @@ from llava_prumerge.evaluation.benchmark import (
     Benchmark,
     Files,
     Question,
-    Score,
     without_markers,
 )
 from llava_prumerge.evaluation.mmmu_answers import as_numbers_and_texts, is_open_answer_right, read_choice
@@ -40,6 +39,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.unpacking import UnpackedBytes
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Files, Question, Score, read_questions
-from llava_prumerge.evaluation.intervals import normal
+from llava_prumerge.evaluation.benchmark import Files, Question, read_questions
 from llava_prumerge.evaluation.judge import Judge
 from llava_prumerge.evaluation.judged import JudgedBenchmark
 from llava_prumerge.evaluation.records import (
@@ -31,6 +30,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score, normal
 
 ATTEMPTS = 5
 WARMER = 0.5

@@ -15,13 +15,11 @@ from llava_prumerge.evaluation.benchmark import (
     Benchmark,
     Files,
     Question,
-    Score,
     answer_text,
     read_questions,
     without_markers,
     without_suffix,
 )
-from llava_prumerge.evaluation.intervals import bootstrap
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -36,6 +34,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score, bootstrap
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,44 +1,138 @@
-"""Result files: one JSON per task with the score, what it was measured on, and what the method kept."""
+"""What a benchmark comes to: a score, its 95% interval (Wilson's, normal, or a seeded bootstrap), and the result file.
+
+A result is one JSON per task with the score, what it was measured on, and what the method kept.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Score
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_json
 from llava_prumerge.ground.files import write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95% interval."""
+
+Interval = tuple[float, float]
 
 Result = dict[str, Any]
 
 
-def describe_score(task: Benchmark, score: Score | None) -> Result:
-    """The scored part of a result; where nothing can be scored (VQAv2's server has the truth) it says so."""
-    if score is None:
-        return {"value": None, "note": task.not_scored}
-    return {
-        "value": score.headline if score.n else None,
-        "metric": task.name_of(score),
-        "interval_95": list(score.interval),
-        "interval_rule": score.interval_rule,
-        "n": score.n,
-        "chance": score.chance,
-        "chance_rule": score.chance_rule,
-        "metrics": score.metrics,
-        "part": score.part,
-        "marks": [round(mark, 4) for mark in score.marks],
-    }
+def wilson(successes: float, n: int) -> Interval:
+    """Wilson's score interval for a share, in percent; it also holds near 0 and 100 and for small n.
+
+    Marks between 0 and 1 (VQA accuracy) may be added up for `successes`: their variance is at most that of a share.
+    """
+    if n == 0:
+        return 0.0, 100.0
+    share = successes / n
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-def report(task: Benchmark, score: Score | None) -> dict[str, Any]:
-    """What scoring prints."""
-    if score is None:
-        return {"task": task.name, "note": task.not_scored}
-    rule = {"interval_95": list(score.interval), "interval_rule": score.interval_rule}
-    metrics = {task.name_of(score) if name == task.headline else name: value for name, value in score.metrics.items()}
-    return {"task": task.name, **metrics, "n": score.n, **rule}
+def variance_of_mean(values: Sequence[float]) -> float:
+    """The squared standard error of a mean of independent values."""
+    n = len(values)
+    if n < 2:
+        return 0.0
+    mean = math.fsum(values) / n
+    return math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n
+
+
+def normal(groups: Sequence[Sequence[float]], maximum: float) -> Interval:
+    """The normal interval for a sum of independent means (one group: a plain mean), clipped to [0, maximum]."""
+    total = math.fsum(math.fsum(values) / len(values) for values in groups if values)
+    half = Z * math.sqrt(math.fsum(variance_of_mean(values) for values in groups))
+    return max(0.0, total - half), min(maximum, total + half)
+
+
+def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean over groups (tasks, each weighing the same) of their means, and half of its normal 95% interval.
+
+    Of differences between two models' marks on the same questions it is the paired difference.
+    """
+    mean = math.fsum(math.fsum(values) / len(values) for values in groups) / len(groups)
+    return mean, Z * math.sqrt(math.fsum(variance_of_mean(values) for values in groups)) / len(groups)
+
+
+def bootstrap(units: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, draws: int = 2000) -> Interval:
+    """The percentile bootstrap over independent units.
+
+    Args:
+        units: how many units there are (images, when several questions share one).
+        statistic: maps weights [draws, units] (how often each unit was drawn) to values [draws].
+        seed: of the draws; the same files always give the same interval.
+        draws: number of resamples.
+    """
+    import numpy as np
+
+    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
+    low, high = np.percentile(statistic(weights), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of scoring one answer file.
+
+    Attributes:
+        metrics: everything the task reports, percentages in percent.
+        headline: the number a table prints.
+        interval: its 95% interval, and `interval_rule` how it was found.
+        n: the number of questions (for CircularEval: of question groups) the headline is over.
+        chance: what the best blind guess gets, and `chance_rule` what that guess is.
+        marks: per question, in the order of the references, how right the answer was (0 to 1).
+        part: what was scored, where it is not the whole benchmark, such as "96 of 900 questions; adversarial alone".
+    """
+
+    metrics: dict[str, Any]
+    headline: float
+    interval: Interval
+    interval_rule: str
+    n: int
+    chance: float
+    chance_rule: str
+    marks: list[float]
+    part: str | None = None
+
+    @classmethod
+    def of_marks(
+        cls,
+        metrics: dict[str, Any],
+        headline: float,
+        marks: Sequence[float],
+        *,
+        chance: float,
+        chance_rule: str,
+        over: Sequence[float] | None = None,
+    ) -> Score:
+        """A score whose headline is a mean of marks in [0, 1], with Wilson's interval.
+
+        Args:
+            metrics, headline, chance, chance_rule: as above.
+            marks: of the questions, 0 to 1; booleans will do.
+            over: the marks that the headline is the mean of, where these are others (groups, or some of the questions).
+        """
+        over = marks if over is None else over
+        return cls(
+            metrics=metrics,
+            headline=headline,
+            interval=wilson(math.fsum(over), len(over)),
+            interval_rule="Wilson",
+            n=len(over),
+            chance=chance,
+            chance_rule=chance_rule,
+            marks=[float(mark) for mark in marks],
+        )
 
 
 def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, float] | None:

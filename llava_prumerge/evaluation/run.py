@@ -19,7 +19,6 @@ from typing import Any
 
 from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.benchmark import Files
-from llava_prumerge.evaluation.results import report
 from llava_prumerge.evaluation.settings import whole_number
 from llava_prumerge.ground import process
 from llava_prumerge.ground.command import Parser, command, pairs
@@ -35,7 +34,7 @@ def score_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict
     files = Files(arguments.questions, arguments.annotations, arguments.split)
     limit = values.pop("limit", None)
     only = None if limit is None else task.questions(files)[: whole_number("limit", limit)]
-    return report(task, task.score(arguments.answers, files, only, **values))
+    return task.report(task.score(arguments.answers, files, only, **values))
 
 
 def run_command(arguments: argparse.Namespace, values: dict[str, str]) -> dict[str, Any] | None:

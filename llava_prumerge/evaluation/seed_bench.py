@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, answer_text, read_questions
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, answer_text, read_questions
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -27,6 +27,7 @@ from llava_prumerge.evaluation.records import (
     read_records,
     shorten,
 )
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.json_lines import write_json_lines
 
 LETTERS = "ABCD"

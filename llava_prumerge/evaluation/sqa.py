@@ -11,14 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_prumerge.evaluation.benchmark import (
-    OPTION_LETTER,
-    Benchmark,
-    Files,
-    Question,
-    Score,
-    without_markers,
-)
+from llava_prumerge.evaluation.benchmark import OPTION_LETTER, Benchmark, Files, Question, without_markers
 from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
@@ -32,6 +25,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score
 
 LETTERS = "ABCDE"
 SPLIT = "test"

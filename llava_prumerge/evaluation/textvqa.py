@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, read_questions
 from llava_prumerge.evaluation.normalise import best_constant, normalise_m4c, score_normalised
 from llava_prumerge.evaluation.records import (
     EvaluationError,
@@ -25,6 +25,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score
 
 OCR_MARK = "Reference OCR token:"
 

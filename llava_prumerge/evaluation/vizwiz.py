@@ -19,7 +19,6 @@ from llava_prumerge.evaluation.benchmark import (
     Benchmark,
     Files,
     Question,
-    Score,
     read_questions,
     without_markers,
 )
@@ -47,6 +46,7 @@ from llava_prumerge.evaluation.records import (
     shorten,
     text_field,
 )
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.files import write_json
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, Score, read_questions
+from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, read_questions
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -38,6 +38,7 @@ from llava_prumerge.evaluation.records import (
     text_field,
     whole_identifier,
 )
+from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.files import write_json
 
 ANSWER_TYPES = ("yes/no", "number", "other")

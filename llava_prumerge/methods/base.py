@@ -19,7 +19,7 @@ from llava_prumerge.methods.cost import UNKNOWN, Benchmark, Course, Expected, To
 from llava_prumerge.methods.settings import Settings, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
 from llava_prumerge.ops.layout import TokenLayout
-from llava_prumerge.ops.scores import BlockProjections
+from llava_prumerge.ops.select import BlockProjections
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 """features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.settings import Settings, above, setting
-from llava_prumerge.ops.prompt_rank import prompt_attention
+from llava_prumerge.ops.select import prompt_attention
 from llava_prumerge.ops.token_schedule import Curve, TokenSchedule, up
 
 
@@ -80,7 +80,7 @@ class PromptRankedPruner(ScheduledPruner):
     """A pruner that ranks visual tokens by the attention they receive from the prompt, averaged over heads.
 
     Attributes:
-        rows: of the prompt that rank, "last" or "text", see `ops.prompt_rank`.
+        rows: of the prompt that rank, "last" or "text", see `ops.select.prompt_attention`.
     """
 
     ranks = True

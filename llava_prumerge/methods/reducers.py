@@ -15,7 +15,7 @@ from llava_prumerge.methods.cost import TokensLeft
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.cells import Cells, best_rows, cell_rows, lay_cells
 from llava_prumerge.ops.errors import ReductionError
-from llava_prumerge.ops.scores import outlier_count
+from llava_prumerge.ops.select import outlier_count
 
 
 @dataclass(frozen=True, kw_only=True)

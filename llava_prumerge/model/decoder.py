@@ -16,11 +16,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, VisionReducer
-from llava_prumerge.model.cache import ReducedCache, reducing_cache
 from llava_prumerge.model.families import family_of, stock_type
-from llava_prumerge.model.forward_pass import ForwardPass, step_layout
 from llava_prumerge.model.layer_projections import LayerProjections
-from llava_prumerge.model.stretch import FULL, Stretch, layer_kind, window_of
+from llava_prumerge.model.placement import ForwardPass, step_layout
+from llava_prumerge.model.stretch import FULL, ReducedCache, Stretch, layer_kind, reducing_cache, window_of
 from llava_prumerge.ops.layout import TokenLayout
 
 SERVED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")

@@ -10,24 +10,31 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
-from llava_prumerge.model.cache import ReducedCache, holds_stock_keys
 from llava_prumerge.model.decoder import InitialisesMethods
-from llava_prumerge.model.forward_pass import ForwardPass
-from llava_prumerge.model.placement import Placed, Places, Tiles, place
+from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
 from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
 from llava_prumerge.model.vision_tower import image_ids
-from llava_prumerge.model.visual_tokens import Asked, ReducedFeatures, VisualTokens
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The text that images are about, for methods that read the prompt: [B, L] each."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    labels: Tensor | None
 
 
 class Host(InitialisesMethods):
@@ -63,15 +70,13 @@ class Host(InitialisesMethods):
         """What stock features stand for, where no reducer acts and nobody has told: each image is one tile."""
         lengths = [len(image) for image in output.pooler_output]
         origin = torch.cat([torch.arange(length) for length in lengths])
-        device = output.pooler_output[0].device
-        return VisualTokens(lengths, origin.to(device), None, torch.tensor(lengths, device=device), len(lengths))
+        return VisualTokens.unreduced(lengths, origin.to(output.pooler_output[0].device), len(lengths))
 
     def tell(self, output: Any, places: Callable[[], Places]) -> Any:
         """Stock features [P, D] of each image, and what they stand for. -> the same output"""
         if not torch.compiler.is_compiling():  # nobody counts in compiled code
             laid, device = places(), output.pooler_output[0].device
-            lengths = torch.tensor(laid.lengths, device=device)
-            output.visual_tokens = VisualTokens(laid.lengths, laid.origins().to(device), None, lengths, laid.tiles)
+            output.visual_tokens = VisualTokens.unreduced(laid.lengths, laid.origins().to(device), laid.tiles)
         return output
 
     def runs(self, modality: str, total: int) -> list[int] | None:
@@ -161,40 +166,14 @@ class Host(InitialisesMethods):
         if input_ids is None:
             return
         told.is_image = self.placeholders(input_ids)
-        told.images = input_ids.new_zeros(len(input_ids))
         if self.reducer is not None:
             told.positions = self.reducer.positions
             if hasattr(self.decoder.rotary_emb, "mrope_section"):
                 told.positions = "original"  # positions in three parts are places in the image
-        kept = []
         for modality, output in features.items():
             visual = self._visual(output)
             spots = input_ids == getattr(self.config, f"{modality}_token_id")
-            rows, columns = spots.nonzero(as_tuple=True)
-            lengths = torch.tensor(visual.lengths, device=rows.device)
-            if len(rows) != sum(visual.lengths):
-                each = (
-                    f"{visual.lengths[0]} tokens each"
-                    if len(set(visual.lengths)) == 1
-                    else f"{sum(visual.lengths)} tokens"
-                )
-                raise ValueError(
-                    f"{len(rows)} {modality} placeholders do not match {len(visual.lengths)} {modality}s of {each}"
-                )
-            first = lengths.cumsum(0) - lengths
-            told.images = told.images.index_add(0, rows[first], torch.ones_like(first))
-            told.origin = torch.full_like(input_ids, -1) if told.origin is None else told.origin
-            told.origin = told.origin.masked_scatter(spots, visual.origin.to(rows.device))
-            if visual.source is not None:
-                if told.source is None:
-                    told.source = torch.arange(input_ids.shape[1], device=rows.device).expand_as(input_ids)
-                begin = torch.repeat_interleave(first, lengths, output_size=len(rows))
-                source = visual.source.to(rows.device)
-                column = columns[begin + source.clamp(min=0)].masked_fill(source < 0, -1)
-                told.source = told.source.masked_scatter(spots, column)
-            kept.append(visual.kept.to(rows.device))
-            told.tiles += visual.tiles
-        told.kept = torch.cat(kept)
+            told.see(visual, spots, modality)
 
     def _visual(self, output: Any) -> VisualTokens:
         visual = getattr(output, "visual_tokens", None)
@@ -318,15 +297,12 @@ class Host(InitialisesMethods):
         if not early:
             features = _together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
-        placed = place(reduced, places, special)
+        features, visual_tokens = place(reduced, places, special)
         if stacked is None:
-            pooled = list(placed.features.split(places.lengths))
+            pooled = list(features.split(places.lengths))
         else:
-            pooled = placed.features.unflatten(0, (-1, stacked))
-        return ReducedFeatures(pooler_output=pooled, visual_tokens=self._reduced(placed, places))
-
-    def _reduced(self, placed: Placed, places: Places) -> VisualTokens:
-        return VisualTokens(places.lengths, placed.origin, placed.source, placed.kept, places.tiles)
+            pooled = features.unflatten(0, (-1, stacked))
+        return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens)
 
 
 def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from llava_prumerge.model.attach import OWN_PREFIX, own_class, put_on, register_own, stock_class_of
-from llava_prumerge.model.cache import ReducedCache
 from llava_prumerge.model.configuration import PruMergeLlavaConfig, own_config_class
 from llava_prumerge.model.decoder import decoder_shape
 from llava_prumerge.model.families import family_of, family_types
+from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.model.whole import WithReduction
 
 __all__ = ["PruMergeLlavaForConditionalGeneration", "ReducedCache", "decoder_shape"]

@@ -1,4 +1,4 @@
-"""Where visual tokens stand among an image's placeholders: what is kept goes to the last of them, in order.
+"""Where visual tokens stand: among their image's placeholders, of which what is kept gets the last, then in a pass's sequences.
 
 A tower sees an image as one tile or several; a tile has units, the tokens that the language model gets of it (patches, or
 blocks of patches). A family's own packing code, run on the numbers of units in place of their features, says which unit each
@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_prumerge.ops.layout import TokenLayout, shift_labels
 
 
 @dataclass(frozen=True)
@@ -122,23 +125,51 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Visual tokens at the placeholders of their images, all images' placeholders one after the other.
+class VisualTokens:
+    """Which tokens features are, at the placeholders of their images.
 
     Attributes:
-        features: [P, D], zero at places that are left empty.
-        source: [P] the place (counted from the image's first) that a token stands for, -1 for an empty place.
-        origin: [P] its unit within its tile, -1 for none.
-        kept: [N] places of each image that are not empty.
+        lengths: placeholders of each image.
+        origin: [P] the unit within its tile that each place stands for, -1 for none; all images' places in a row.
+        source: [P] the place, from the image's first, that a token stands for, -1 for an empty one; None: all are there.
+        kept: [N] tokens of each image.
+        tiles: parts that the tower saw.
     """
 
-    features: Tensor
-    source: Tensor
+    lengths: list[int]
     origin: Tensor
+    source: Tensor | None
     kept: Tensor
+    tiles: int
+
+    @classmethod
+    def unreduced(cls, lengths: list[int], origin: Tensor, tiles: int) -> VisualTokens:
+        """Every placeholder has its token."""
+        return cls(lengths, origin, None, torch.tensor(lengths, device=origin.device), tiles)
+
+    def select(self, index: Sequence[int]) -> VisualTokens:
+        """The same for images taken from these, some of them several times."""
+
+        def take(part: Tensor) -> Tensor:
+            of_images = part.split(self.lengths)
+            return torch.cat([of_images[at] for at in index])
+
+        origin, source = take(self.origin), None if self.source is None else take(self.source)
+        tiles = round(self.tiles * len(index) / len(self.lengths))
+        return VisualTokens([self.lengths[at] for at in index], origin, source, self.kept[list(index)], tiles)
 
 
-def place(reduced: Sequence[tuple[Tensor, Tensor, Tensor]], places: Places, special: Tensor | None = None) -> Placed:
+@dataclass
+class ReducedFeatures(BaseModelOutputWithPooling):
+    """The stock output of `get_image_features`, and what its features are; a field, so that wrappers carry it along."""
+
+    deepstack_features: list[list[Tensor]] | None = None
+    visual_tokens: VisualTokens | None = None
+
+
+def place(
+    reduced: Sequence[tuple[Tensor, Tensor, Tensor]], places: Places, special: Tensor | None = None
+) -> tuple[Tensor, VisualTokens]:
     """Put what reducers left at the last placeholders of each image.
 
     The tokens of a tile whose units stand in a row keep the reducer's order; tiles that are laced into each other are
@@ -148,6 +179,9 @@ def place(reduced: Sequence[tuple[Tensor, Tensor, Tensor]], places: Places, spec
         reduced: for each group of tiles features [N, K, D], valid [N, K] and origin [N, K].
         places: of these.
         special: [M, D] features at the places that hold no unit; they always stay.
+
+    Returns:
+        [P, D] features of all images' placeholders in a row, zero at places that are left empty, and what they are.
 
     Raises:
         ValueError: a tile keeps more tokens than it has units.
@@ -171,11 +205,18 @@ def place(reduced: Sequence[tuple[Tensor, Tensor, Tensor]], places: Places, spec
     if special is not None and len(special):
         at = places.special.to(device)
         entries.append((2 * at, at, torch.full_like(at, -1), torch.zeros_like(at, dtype=torch.bool), special))
-    return _laid_out(*(torch.cat(values) for values in zip(*entries, strict=True)), places.lengths)
+    laid = _laid_out(*(torch.cat(values) for values in zip(*entries, strict=True)), places.lengths)
+    features, source, origin, kept = laid
+    return features, VisualTokens(places.lengths, origin, source, kept, places.tiles)
 
 
-def _laid_out(key: Tensor, stand: Tensor, origin: Tensor, gone: Tensor, features: Tensor, lengths: list[int]) -> Placed:
-    """Tokens [E] with sort keys: sorted, and pushed to the end of each image's places. Costs no host synchronisation."""
+def _laid_out(
+    key: Tensor, stand: Tensor, origin: Tensor, gone: Tensor, features: Tensor, lengths: list[int]
+) -> tuple[Tensor, ...]:
+    """Tokens [E] with sort keys: sorted, and pushed to the end of each image's places: features, source, origin and kept.
+
+    Costs no host synchronisation.
+    """
     total, counts = sum(lengths), torch.tensor(lengths, device=key.device)
     ends = counts.cumsum(0)
     begins = ends - counts
@@ -188,4 +229,106 @@ def _laid_out(key: Tensor, stand: Tensor, origin: Tensor, gone: Tensor, features
     laid = features.new_zeros(total + 1, features.shape[1]).index_copy(0, target, features)[:total]
     source, unit = (torch.full((total + 1,), -1, device=key.device) for _ in range(2))
     source[target], unit[target] = stand - begins[image], origin
-    return Placed(laid, source[:total], unit[:total], kept)
+    return laid, source[:total], unit[:total], kept
+
+
+@dataclass
+class ForwardPass:
+    """Rides through the stock `forward`s in their keyword arguments.
+
+    Attributes:
+        labels: [B, L] as the caller gave them.
+        is_image: [B, L] bool, a visual placeholder.
+        source: [B, L] the column whose position a token takes, -1 where a reducer left a placeholder empty; None where no
+            reducer acted.
+        origin: [B, L] raster index of the unit a visual token stands for, within its tile; -1 for none.
+        images: [B] images of each sequence.
+        kept: [N] tokens that each image leaves the reducer with.
+        tiles: how many parts the tower saw all images in.
+        positions: what a reducer says of positions: "contiguous" or "original".
+        reduces: a method acts in this pass; False where it only carries `touch`.
+        touch: zero, by way of vision modules that have nothing else to do in this pass.
+        layout: the final one, told by the decoder.
+        visual: [B, layers] visual tokens that each decoder layer saw, told by the decoder.
+    """
+
+    labels: Tensor | None = None
+    is_image: Tensor | None = None
+    source: Tensor | None = None
+    origin: Tensor | None = None
+    images: Tensor | None = None
+    kept: Tensor | None = None
+    tiles: int = 0
+    positions: str = "contiguous"
+    reduces: bool = True
+    touch: Tensor | None = None
+    layout: TokenLayout | None = None
+    visual: Tensor | None = None
+
+    def see(self, visual: VisualTokens, spots: Tensor, modality: str) -> None:
+        """Say where visual tokens stand in the sequences. Costs a host synchronisation.
+
+        Args:
+            visual: the tokens, of all images.
+            spots: [B, L] bool, the modality's placeholders.
+            modality: "image" or "video".
+
+        Raises:
+            ValueError: there are more or fewer placeholders than the images have tokens.
+        """
+        rows, columns = spots.nonzero(as_tuple=True)
+        if len(rows) != (wanted := sum(visual.lengths)):
+            each = f"{visual.lengths[0]} tokens each" if len(set(visual.lengths)) == 1 else f"{wanted} tokens"
+            images = f"{len(visual.lengths)} {modality}s"
+            raise ValueError(f"{len(rows)} {modality} placeholders do not match {images} of {each}")
+        lengths = torch.tensor(visual.lengths, device=rows.device)
+        first = lengths.cumsum(0) - lengths
+        images = rows.new_zeros(len(spots)) if self.images is None else self.images
+        self.images = images.index_add(0, rows[first], torch.ones_like(first))
+        origin = torch.full_like(spots, -1, dtype=torch.long) if self.origin is None else self.origin
+        self.origin = origin.masked_scatter(spots, visual.origin.to(rows.device))
+        if visual.source is not None:
+            if self.source is None:
+                self.source = torch.arange(spots.shape[1], device=rows.device).expand_as(spots)
+            begin = torch.repeat_interleave(first, lengths, output_size=len(rows))
+            source = visual.source.to(rows.device)
+            column = columns[begin + source.clamp(min=0)].masked_fill(source < 0, -1)
+            self.source = self.source.masked_scatter(spots, column)
+        kept = visual.kept.to(rows.device)
+        self.kept = kept if self.kept is None else torch.cat([self.kept, kept])
+        self.tiles += visual.tiles
+
+    def begin(self, key_mask: Tensor, start: Tensor | int) -> TokenLayout:
+        """The layout of the tokens passed in, unreduced, each at its position.
+
+        Args:
+            key_mask: [B, L] bool.
+            start: position of the first token, [B, 1] or a number.
+        """
+        blank = torch.zeros_like(key_mask)
+        length = key_mask.shape[1]
+        layout = TokenLayout(
+            is_image=blank if self.is_image is None else self.is_image & key_mask,
+            key_mask=key_mask,
+            position_ids=torch.zeros_like(key_mask, dtype=torch.long),
+            origin=torch.full_like(key_mask, -1, dtype=torch.long) if self.origin is None else self.origin,
+            shift_labels=None if self.labels is None else shift_labels(self.labels),
+            images=key_mask.new_zeros(len(key_mask), dtype=torch.long) if self.images is None else self.images,
+            columns=torch.arange(length, device=key_mask.device).expand_as(key_mask),
+        )
+        layout = layout.renumbered(start)
+        if self.source is not None and self.positions == "original":
+            moved = layout.position_ids.gather(1, self.source.clamp(min=0))
+            layout = replace(layout, position_ids=moved)
+        return layout
+
+
+def step_layout(position: Tensor, attention_mask: Tensor | None) -> TokenLayout:
+    """The layout of a decoding step: one token of text in each row, at its position [B].
+
+    It is what `ForwardPass.begin` would find out in a dozen small calls, each of them paid per token.
+    """
+    places = position[:, None]  # [B, 1]
+    blank = torch.zeros_like(places, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=places, origin=torch.full_like(places, -1))

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from llava_prumerge.model.cache import SERVED, ReducedCache, reducing_cache
 from llava_prumerge.model.decoder import InitialisesMethods
-from llava_prumerge.model.forward_pass import ForwardPass
+from llava_prumerge.model.placement import ForwardPass
+from llava_prumerge.model.stretch import SERVED, ReducedCache, reducing_cache
 from llava_prumerge.model.strict_loading import StrictLoading
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava_prumerge.ops.prompt_rank import ROWS
+from llava_prumerge.ops.select import ROWS
 from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
 from llava_prumerge.search.comparison import SCORES, Comparison
 from llava_prumerge.search.drawing import draw_shares

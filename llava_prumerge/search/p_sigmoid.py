@@ -34,7 +34,7 @@ from llava_prumerge.efficiency.conventions import prefill_flops
 from llava_prumerge.efficiency.shapes import LanguageShape, language_shape
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.ops.prompt_rank import ROWS
+from llava_prumerge.ops.select import ROWS
 from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
 from llava_prumerge.search.comparison import SCORES, Comparison
 from llava_prumerge.search.drawing import draw_shares

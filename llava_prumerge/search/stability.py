@@ -26,7 +26,7 @@ from llava_prumerge.ground.files import write_json
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.settings import Settings
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
-from llava_prumerge.ops.prompt_rank import ROWS, prompt_attention
+from llava_prumerge.ops.select import ROWS, prompt_attention
 from llava_prumerge.search.calibration import prepare, run_search, search_parser
 from llava_prumerge.search.comparison import pruner_in_place, to_model
 from llava_prumerge.search.drawing import draw_matrix

@@ -14,7 +14,6 @@ import pytest
 from llava_prumerge.evaluation.benchmark import Files
 from llava_prumerge.evaluation.compare import compare, main, paired, to_csv, to_markdown
 from llava_prumerge.evaluation.pope import Pope
-from llava_prumerge.evaluation.results import describe_score, report
 from llava_prumerge.evaluation.tables import make_tables
 
 
@@ -99,8 +98,8 @@ def test_a_limited_score_names_its_part(write) -> None:
     answers = [{"question_id": at, "prompt": "Is there a dog?", "text": "yes"} for at in range(2)]
     score = task.score(write("answers.jsonl", answers), files, task.questions(files)[:2])
     assert score.part == "2 of 6 questions; adversarial alone"
-    printed = report(task, score)
+    printed = task.report(score)
     assert "mean_f1" not in printed and printed[f"mean_f1 ({score.part})"] == score.headline
-    assert describe_score(task, score)["metric"] == f"mean_f1 ({score.part})"
+    assert task.describe(score)["metric"] == f"mean_f1 ({score.part})"
     whole = [{"question_id": at, "prompt": "Is there a dog?", "text": "yes"} for at in range(6)]
-    assert "mean_f1" in report(task, task.score(write("whole.jsonl", whole), files))
+    assert "mean_f1" in task.report(task.score(write("whole.jsonl", whole), files))

@@ -308,7 +308,7 @@ def test_mmmu_choice(text: str, letter: str | None) -> None:
 
 
 def test_all_takes_what_is_there(write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from llava_prumerge.evaluation.execution import choose
+    from llava_prumerge.evaluation.benchmark import choose
 
     write("data/gqa/llava_gqa_testdev_balanced.jsonl", [{"question_id": "1", "image": "1.jpg", "text": "?"}])
     with caplog.at_level("INFO", logger="eval"):

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from llava_prumerge.evaluation import benchmark
-from llava_prumerge.evaluation.intervals import bootstrap, normal, wilson
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.results import bootstrap, normal, wilson
 from llava_prumerge.evaluation.tables import CERTAINTY, SPECIFICATION, TRAINING, escape_latex, main, make_tables
 
 

@@ -71,8 +71,8 @@ class Decoder:
     @torch.no_grad()
     def run(self, cached: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """-> last hidden states [1, L', D], their positions [1, L'], and those of each decoding step [1, 1, D]"""
-        from llava_prumerge.model.cache import ReducedCache
-        from llava_prumerge.model.forward_pass import ForwardPass
+        from llava_prumerge.model.placement import ForwardPass
+        from llava_prumerge.model.stretch import ReducedCache
 
         told = ForwardPass(is_image=self.is_image, origin=self.origin, images=torch.ones(1, dtype=torch.long))
         cache = ReducedCache(config=self.model.config) if cached else None

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from llava_prumerge.model.attach import attach, detach
-from llava_prumerge.model.cache import ReducedCache
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.stretch import ReducedCache
 
 REDUCTION = {"vision": {"name": "prumerge_plus", "budget": 5}, "decoder": {"name": "fastv", "layer": 2}}
 GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)

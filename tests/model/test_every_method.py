@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
 from llava_prumerge.methods.registry import discover, fields_of, method_names
-from llava_prumerge.model.cache import ReducedCache
+from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
 REDUCERS = [name for name in method_names(VisionReducer) if name != "none"]

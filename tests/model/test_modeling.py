@@ -11,9 +11,9 @@ from transformers import LlavaConfig
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderTokens
 from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.model.cache import ReducedCache
-from llava_prumerge.model.forward_pass import ForwardPass
 from llava_prumerge.model.modeling import decoder_shape
+from llava_prumerge.model.placement import ForwardPass
+from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
 VISION_ONLY = [name for name, block in REDUCTIONS.items() if "decoder" not in block]

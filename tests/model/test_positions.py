@@ -16,9 +16,9 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape
 from llava_prumerge.methods.registry import build_pruner, discover, method_names
 from llava_prumerge.methods.settings import Settings
 from llava_prumerge.model.attach import in_front_of
-from llava_prumerge.model.cache import ReducedCache
 from llava_prumerge.model.decoder import PrunesLayers
-from llava_prumerge.model.forward_pass import ForwardPass
+from llava_prumerge.model.placement import ForwardPass
+from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official"

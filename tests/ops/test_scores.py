@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llava_prumerge.ops.scores import outlier_count, received_attention
+from llava_prumerge.ops.select import outlier_count, received_attention
 
 
 @pytest.mark.parametrize("seed", range(8))

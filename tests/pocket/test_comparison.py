@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.results import mean_of_means
 from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover

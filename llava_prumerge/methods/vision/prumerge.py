@@ -26,8 +26,7 @@ from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.merge import leftover_weights, mix, nearest_weights
-from llava_prumerge.ops.scores import outlier_mask
-from llava_prumerge.ops.select import even_mask, pack, raster_priority, stride_mask, top_mask
+from llava_prumerge.ops.select import even_mask, outlier_mask, pack, raster_priority, stride_mask, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

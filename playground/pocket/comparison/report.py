@@ -16,9 +16,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from llava_prumerge.evaluation.fingerprint import describe_environment
-from llava_prumerge.evaluation.intervals import mean_of_means
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.results import read_results
+from llava_prumerge.evaluation.results import mean_of_means, read_results
 from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.model.loading import load_model
 from playground.pocket.comparison import drawing, pages
