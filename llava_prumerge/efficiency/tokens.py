@@ -10,7 +10,8 @@ from typing import Any
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.methods.cost import Course, TokensLeft
-from llava_prumerge.methods.resolve import Block, Described, method_name, resolve
+from llava_prumerge.methods.labels import method_name
+from llava_prumerge.methods.resolve import Block, Described, resolve
 
 TEXT = 40
 """Tokens of the prompt around the image: the number the paper states for its cost table."""

@@ -21,8 +21,9 @@ from llava_prumerge.evaluation.results import Score, summarise_kept, write_resul
 from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.ground.yaml_files import read_yaml
+from llava_prumerge.methods.labels import method_label, method_name
 from llava_prumerge.methods.plugins import load_plugins
-from llava_prumerge.methods.resolve import method_label, method_name, resolve
+from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
 from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.ops.errors import ReductionError

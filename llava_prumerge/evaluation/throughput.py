@@ -32,8 +32,9 @@ from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.command import Parser, command, pairs
 from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.labels import label_of
 from llava_prumerge.methods.plugins import load_plugins
-from llava_prumerge.methods.resolve import label_of, resolve
+from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import yaml
 
 from llava_prumerge.hub.evaluations import Evaluation
 from llava_prumerge.hub.source import BASE_KEYS, PARTS, ReleaseError, Source
-from llava_prumerge.methods.resolve import SITES, method_label, method_name
+from llava_prumerge.methods.labels import SITES, method_label, method_name
 
 METRIC_TYPES = {"mean_f1": "f1", "perception": "score"}  # the others are accuracies
 STAGES = {"lora": "LoRA fine-tuning", "full": "full fine-tuning", "projector": "projector pre-training"}

@@ -12,7 +12,7 @@ from llava_prumerge.evaluation.answers import header_path, read_header
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import read_results
 from llava_prumerge.hub.source import ReleaseError, Source
-from llava_prumerge.methods.resolve import method_label, method_name
+from llava_prumerge.methods.labels import method_label, method_name
 
 RESULT_FIELDS = ("row", "title", "value", "questions", "reduction", "generation")
 RESULTS = Path("runs/results")  # where scripts/eval/*.sh write to

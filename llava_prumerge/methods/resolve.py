@@ -30,6 +30,7 @@ from llava_prumerge.ground import shipped
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.ground.yaml_files import parse_yaml, read_yaml
+from llava_prumerge.methods.labels import ENDINGS, NONE, SITES, method_name
 from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ if TYPE_CHECKING:
 
 Block = dict[str, dict[str, Any]]
 Described = str | Path | Mapping[str, Any] | None
-SITES = ("vision", "decoder")
-NONE = "none"
 PREFIX = "reduction."
-_ENDINGS = (".yaml", ".yml")
 _reading: ContextVar[tuple[Path, ...]] = ContextVar("_reading", default=())
 """The method files being read, each named by the one before it."""
 
@@ -171,31 +169,6 @@ def read_method_file(path: Path) -> Block:
     return checked(_of_file(path))
 
 
-def method_name(reduction: Mapping[str, Any] | None) -> str:
-    """The methods of a block, such as "grid" or "grid+fastv"; "none" where there is none."""
-    names = [str(part.get("name", "unnamed")) for part in _acting(reduction)]
-    return "+".join(names) or NONE
-
-
-def method_label(reduction: Mapping[str, Any] | None) -> str:
-    """The methods of a block with their settings, such as "grid columns=8 rows=5"."""
-    labels = []
-    for part in _acting(reduction):
-        settings = [f"{key}={part[key]}" for key in sorted(part) if key != "name"]
-        labels.append(" ".join([str(part.get("name", "unnamed")), *settings]))
-    return " + ".join(labels) or NONE
-
-
-def label_of(described: str) -> str:
-    """What to call a method as it was described: a file by its stem, anything else by the words themselves."""
-    return Path(described).stem if described.endswith(_ENDINGS) else described
-
-
-def _acting(reduction: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    parts = [(reduction or {}).get(site) for site in SITES]
-    return [part for part in parts if isinstance(part, Mapping) and part and part.get("name") != NONE]
-
-
 def _parts(described: Described) -> Block:
     """What a description names, not checked yet."""
     if described is None:
@@ -209,7 +182,7 @@ def _parts(described: Described) -> Block:
     text = described.strip()
     if text.startswith("{") or "\n" in text:
         return _of_mapping(read_value("method", text), "a method")
-    if text.endswith(_ENDINGS) or (("/" in text or "\\" in text) and Path(text).is_file()):
+    if text.endswith(ENDINGS) or (("/" in text or "\\" in text) and Path(text).is_file()):
         return _of_file(text)
     found: Block = {}
     for words in re.split(r"\+(?=[A-Za-z_])", text):

@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConfig
 
-from llava_prumerge.methods.resolve import SITES, Described, resolve
+from llava_prumerge.methods.labels import SITES
+from llava_prumerge.methods.resolve import Described, resolve
 from llava_prumerge.model.families import FORMER_TYPES, PREFIX, family_types, stock_type
 
 

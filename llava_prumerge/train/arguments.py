@@ -15,8 +15,9 @@ from typing import Any, Literal
 from llava_prumerge.data.recipe import SETTINGS, RecipeError, read_names, read_recipe
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.naming import not_known
+from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.plugins import load_plugins
-from llava_prumerge.methods.resolve import is_setting, method_name, resolve, stored_reduction
+from llava_prumerge.methods.resolve import is_setting, resolve, stored_reduction
 from llava_prumerge.ops.errors import ReductionError
 
 ACCEPTED = ("recipe", "method", "records", "images", "base")

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, Trainer
 
 from llava_prumerge.ground.hub_names import is_hub_name
-from llava_prumerge.methods.resolve import method_name
+from llava_prumerge.methods.labels import method_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, load_image_processor, read_tower_config

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.efficiency.options import finish
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.cost import Benchmark
+from llava_prumerge.methods.labels import label_of
 from llava_prumerge.methods.plugins import add_plugin_option
-from llava_prumerge.methods.resolve import label_of, resolve
+from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.model.devices import choose_device, hide_gpus, keep_one_gpu
 from llava_prumerge.train.arguments import RecipeError, TrainArguments, load_arguments
 from llava_prumerge.train.preflight import check_inputs

@@ -16,7 +16,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from playground.pocket.questions import KINDS, LETTERS, PLURALS, Question, article, ask, fact, ocr_line, with_options
+from playground.pocket.facts import fact
+from playground.pocket.questions import KINDS, LETTERS, PLURALS, Question, article, ask, ocr_line, with_options
 from playground.pocket.scenes import (
     GRID,
     WORDS,

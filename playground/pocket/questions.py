@@ -2,7 +2,7 @@
 
 `ask(kind, scene, rng)` returns a `Question`, or None where the scene cannot carry that kind (no unique star, no word...).
 Yes/no kinds are balanced by a coin, and a "No" is made from what the scene holds wherever that is possible, so that an answer
-needs the binding of colour, shape and place and not just a bag of words. `fact(rng)` asks about no image at all.
+needs the binding of colour, shape and place and not just a bag of words. Questions about no image are in facts.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ ALL_COLOURS = tuple(COLOURS)
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 SIDES = {"circle": 0, "square": 4, "triangle": 3, "star": 10, "heart": 0, "cross": 12, "diamond": 4, "ring": 0}
 ROUND = ("circle", "ring")
-MIXES = {("red", "yellow"): "orange", ("yellow", "blue"): "green", ("red", "blue"): "purple",
-         ("red", "white"): "pink", ("orange", "black"): "brown"}  # fmt: skip
 KIND_OF_WORD = {word: kind for kind, words in WORDS_BY_KIND.items() for word in words}
 
 
@@ -51,7 +49,7 @@ def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _tempting(right: str, present: list[str], everything: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
+def tempting(right: str, present: list[str], everything: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
     """Wrong answers: first those that are present in the scene for something else, then the rest, each shuffled."""
     near = sorted({name for name in present if name != right})
     far = [name for name in everything if name != right and name not in near]
@@ -116,7 +114,7 @@ def colour_of(scene: Scene, rng: random.Random) -> Question | None:
     item = _unique(scene, "shape", rng)
     if item is None:
         return None
-    wrong = _tempting(item.colour, [other.colour for other in scene.objects], ALL_COLOURS, rng)
+    wrong = tempting(item.colour, [other.colour for other in scene.objects], ALL_COLOURS, rng)
     return Question("colour_of", f"What color is the {item.shape}?", item.colour, wrong)
 
 
@@ -125,7 +123,7 @@ def shape_of(scene: Scene, rng: random.Random) -> Question | None:
     item = _unique(scene, "colour", rng)
     if item is None:
         return None
-    wrong = _tempting(item.shape, [other.shape for other in scene.objects], SHAPES, rng)
+    wrong = tempting(item.shape, [other.shape for other in scene.objects], SHAPES, rng)
     return Question("shape_of", f"What is the shape of the {item.colour} object?", item.shape, wrong)
 
 
@@ -135,7 +133,7 @@ def where_is(scene: Scene, rng: random.Random) -> Question | None:
     if handle is None:
         return None
     phrase, item = handle
-    wrong = _tempting(item.place, [other.place for other in (*scene.objects, *scene.words)], ALL_PLACES, rng)
+    wrong = tempting(item.place, [other.place for other in (*scene.objects, *scene.words)], ALL_PLACES, rng)
     return Question("where_is", f"Where is the {phrase}?", item.place, wrong)
 
 
@@ -145,25 +143,25 @@ def what_at(scene: Scene, rng: random.Random) -> Question:
     others = [other.name for other in scene.objects]
     names = tuple(f"{colour} {shape}" for colour in ALL_COLOURS for shape in SHAPES)
     mixed = [f"{a.colour} {b.shape}" for a in scene.objects for b in scene.objects]
-    wrong = _tempting(item.name, others + mixed, names, rng)
+    wrong = tempting(item.name, others + mixed, names, rng)
     return Question("what_at", f"What is at the {item.place}?", item.name, wrong)
 
 
 def colour_at(scene: Scene, rng: random.Random) -> Question:
     """What color is the object at the top left?"""
     item = rng.choice(scene.objects)
-    wrong = _tempting(item.colour, [other.colour for other in scene.objects], ALL_COLOURS, rng)
+    wrong = tempting(item.colour, [other.colour for other in scene.objects], ALL_COLOURS, rng)
     return Question("colour_at", f"What color is the object at the {item.place}?", item.colour, wrong)
 
 
 def shape_at(scene: Scene, rng: random.Random) -> Question:
     """What shape is the object at the top left?"""
     item = rng.choice(scene.objects)
-    wrong = _tempting(item.shape, [other.shape for other in scene.objects], SHAPES, rng)
+    wrong = tempting(item.shape, [other.shape for other in scene.objects], SHAPES, rng)
     return Question("shape_at", f"What shape is the object at the {item.place}?", item.shape, wrong)
 
 
-def _count(kind: str, text: str, number: int, rng: random.Random) -> Question:
+def count_question(kind: str, text: str, number: int, rng: random.Random) -> Question:
     """A counting question, with the neighbouring numbers as wrong answers first."""
     wrong = sorted((str(n) for n in range(6) if n != number), key=lambda n: (abs(int(n) - number), rng.random()))
     return Question(kind, text, str(number), tuple(wrong))
@@ -171,7 +169,7 @@ def _count(kind: str, text: str, number: int, rng: random.Random) -> Question:
 
 def count_all(scene: Scene, rng: random.Random) -> Question:
     """How many shapes are there?"""
-    return _count("count_all", "How many shapes are there in the image?", len(scene.objects), rng)
+    return count_question("count_all", "How many shapes are there in the image?", len(scene.objects), rng)
 
 
 def count_colour(scene: Scene, rng: random.Random) -> Question:
@@ -179,7 +177,7 @@ def count_colour(scene: Scene, rng: random.Random) -> Question:
     present = [item.colour for item in scene.objects]
     colour = rng.choice(present if rng.random() < 5 / 6 else ALL_COLOURS)
     text = f"How many {colour} shapes are there in the image?"
-    return _count("count_colour", text, len(scene.of(colour=colour)), rng)
+    return count_question("count_colour", text, len(scene.of(colour=colour)), rng)
 
 
 def count_shape(scene: Scene, rng: random.Random) -> Question:
@@ -187,7 +185,7 @@ def count_shape(scene: Scene, rng: random.Random) -> Question:
     present = [item.shape for item in scene.objects]
     shape = rng.choice(present if rng.random() < 5 / 6 else SHAPES)
     text = f"How many {PLURALS[shape]} are there in the image?"
-    return _count("count_shape", text, len(scene.of(shape=shape)), rng)
+    return count_question("count_shape", text, len(scene.of(shape=shape)), rng)
 
 
 def word_any(scene: Scene, rng: random.Random) -> Question | None:
@@ -195,7 +193,7 @@ def word_any(scene: Scene, rng: random.Random) -> Question | None:
     if len(scene.words) != 1:
         return None
     text = scene.words[0].text
-    return Question("word_any", "What word is written in the image?", text, _tempting(text, [], WORDS, rng))
+    return Question("word_any", "What word is written in the image?", text, tempting(text, [], WORDS, rng))
 
 
 def word_at(scene: Scene, rng: random.Random) -> Question | None:
@@ -203,7 +201,7 @@ def word_at(scene: Scene, rng: random.Random) -> Question | None:
     if not scene.words:
         return None
     item = rng.choice(scene.words)
-    wrong = _tempting(item.text, [other.text for other in scene.words], WORDS, rng)
+    wrong = tempting(item.text, [other.text for other in scene.words], WORDS, rng)
     return Question("word_at", f"What word is written at the {item.place}?", item.text, wrong)
 
 
@@ -288,7 +286,7 @@ def word_kind(scene: Scene, rng: random.Random) -> Question | None:
         return None
     kind = KIND_OF_WORD[scene.words[0].text]
     text = "What kind of thing does the word in the image name?"
-    return Question("word_kind", text, kind, _tempting(kind, [], tuple(WORDS_BY_KIND), rng))
+    return Question("word_kind", text, kind, tempting(kind, [], tuple(WORDS_BY_KIND), rng))
 
 
 KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
@@ -333,33 +331,3 @@ def with_options(question: Question, rng: random.Random, n: int = 4, hint: str =
 def ocr_line(tokens: list[str]) -> str:
     """The line TextVQA's prompt adds after the question, e.g. "\\nReference OCR token: CAT, DOG"."""
     return "\nReference OCR token: " + ", ".join(tokens)
-
-
-def fact(rng: random.Random) -> Question:
-    """A question that needs no image: sides of shapes, mixed colors, kinds of words, small sums."""
-    form = rng.choice(("sides", "mix", "kind", "member", "sum"))
-    if form == "sides":
-        shape = rng.choice(SHAPES)
-        numbers = tuple(sorted({str(n) for n in SIDES.values()}))
-        answer = str(SIDES[shape])
-        text = f"How many straight sides does {article(shape)} have?"
-        return Question("fact_sides", text, answer, _tempting(answer, [], numbers, rng))
-    if form == "mix":
-        pair = rng.choice(sorted(MIXES))
-        a, b = rng.sample(pair, 2)
-        text = f"Which color do you get when you mix {a} and {b}?"
-        return Question("fact_mix", text, MIXES[pair], _tempting(MIXES[pair], [], tuple(MIXES.values()), rng))
-    if form == "kind":
-        word = rng.choice(WORDS)
-        text = f"What kind of thing is {word}?"
-        return Question(
-            "fact_kind", text, KIND_OF_WORD[word], _tempting(KIND_OF_WORD[word], [], tuple(WORDS_BY_KIND), rng)
-        )
-    if form == "member":
-        kind = rng.choice(tuple(WORDS_BY_KIND))
-        answer = rng.choice(WORDS_BY_KIND[kind])
-        wrong = [word for word in WORDS if KIND_OF_WORD[word] != kind]
-        return Question("fact_member", f"Which of these names {article(kind)}?", answer, tuple(rng.sample(wrong, 4)))
-    a, b = rng.randint(1, 5), rng.randint(1, 5)
-    return replace(_count("fact_sum", f"What is {a} plus {b}?", a + b, rng), wrong=tuple(
-        sorted((str(n) for n in range(2, 13) if n != a + b), key=lambda n: (abs(int(n) - a - b), rng.random()))))  # fmt: skip

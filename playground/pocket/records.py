@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from playground.pocket import balance, language, questions, scenes, store
+from playground.pocket import balance, facts, language, questions, scenes, store
 from playground.pocket.balance import ASKS, YES_OR_NO, Balance, give_options
+from playground.pocket.facts import fact
 from playground.pocket.language import CAPTION_PROMPTS, tell
-from playground.pocket.questions import LETTERS, Question, fact, ocr_line
+from playground.pocket.questions import LETTERS, Question, ocr_line
 from playground.pocket.scenes import GRID, WORDS, Object, Scene, Word, caption, describe, join, place_name, split_of
 from playground.pocket.store import Picture
 
@@ -196,7 +197,7 @@ def build(
     Returns:
         What is in the manifest: settings and counts.
     """
-    code = store.digest(scenes, questions, language, balance, store, sys.modules[__name__])
+    code = store.digest(scenes, questions, facts, language, balance, store, sys.modules[__name__])
     manifest: dict[str, Any] = {"settings": {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code}}
     if not force and store.is_current(out, manifest["settings"]):
         logger.info("the records in %s are up to date", out)

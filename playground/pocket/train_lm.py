@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from playground.pocket import tokenizer as pocket_tokenizer
 from playground.pocket.drills import drill, judgement_drill
 from playground.pocket.encoding import Heaps, collate, embed, encode
+from playground.pocket.facts import fact
 from playground.pocket.language import (
     ASKED,
     LOOKUPS,
@@ -33,7 +34,7 @@ from playground.pocket.language import (
     heap,
     tell,
 )
-from playground.pocket.questions import KINDS, Question, fact, with_options
+from playground.pocket.questions import KINDS, Question, with_options
 from playground.pocket.scenes import Scene, scenes
 
 logger = logging.getLogger("pocket.lm")

@@ -12,12 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from playground.pocket import balance, language, questions, records, scenes, store
+from playground.pocket import balance, facts, language, questions, records, scenes, store
 from playground.pocket.benchmarks import humans, mmbench, mme, pope, sqa, textvqa, vqav2
 
 logger = logging.getLogger("pocket.benchmarks")
 BENCHMARKS = {"vqav2": vqav2, "sqa": sqa, "textvqa": textvqa, "pope": pope, "mme": mme, "mmbench": mmbench}
-SOURCES = (scenes, questions, language, balance, records, store, humans, *BENCHMARKS.values(), sys.modules[__name__])
+SOURCES = (
+    scenes,
+    questions,
+    facts,
+    language,
+    balance,
+    records,
+    store,
+    humans,
+    *BENCHMARKS.values(),
+    sys.modules[__name__],
+)
 
 
 def build(out: Path, *, seed: int = 0, scale: float = 1.0, force: bool = False) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from playground.pocket.balance import ANSWERS, Balance, give_options, option_lines
+from playground.pocket.facts import fact
 from playground.pocket.language import tell
-from playground.pocket.questions import LETTERS, Question, fact
+from playground.pocket.questions import LETTERS, Question
 from playground.pocket.records import IMAGE_MARK, draw_scene
 from playground.pocket.scenes import Scene
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json, write_scenes
