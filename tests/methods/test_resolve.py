@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 
 from llava_prumerge.methods import settings as settings_module
+from llava_prumerge.methods.labels import label_of, method_label, method_name
 from llava_prumerge.methods.registry import build_pruner, discover, fields_of, site_of
-from llava_prumerge.methods.resolve import (
-    is_setting,
-    label_of,
-    method_files,
-    method_label,
-    method_name,
-    read_settings,
-    resolve,
-    stored_reduction,
-)
+from llava_prumerge.methods.resolve import is_setting, method_files, read_settings, resolve, stored_reduction
 from llava_prumerge.ops.errors import ReductionError
 
 FASTV = {"name": "fastv", "layer": 3, "keep_ratio": 0.25}
