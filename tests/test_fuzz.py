@@ -21,7 +21,8 @@ from llava_prumerge.data.record_files import read_records
 from llava_prumerge.data.records import RecordError, normalise_record
 from llava_prumerge.data.rounds import MaskError, read_rounds
 from llava_prumerge.methods.resolve import read_method_file
-from llava_prumerge.model.checkpoints.weights import list_model, read_json
+from llava_prumerge.model.tensor_files import list_model
+from llava_prumerge.model.weight_files import read_object
 
 RECORDS = [
     {"id": "a", "image": "a.jpg", "conversations": turns("<image>\nWhat?", "a cat", "And <b>?", "no")},
@@ -141,7 +142,7 @@ def test_checkpoint_folders(tmp_path: Path) -> None:
     sound = {name: (tmp_path / name).read_bytes() for name in names}
 
     def look() -> dict[str, tuple[int, ...]]:
-        read_json(tmp_path / "config.json")
+        read_object(tmp_path / "config.json")
         return {one.key: tuple(one.shape) for one in list_model(tmp_path)}
 
     assert look() == shapes

@@ -14,6 +14,7 @@ import yaml
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.families import is_own_type
 from llava_prumerge.model.fingerprint import fingerprint
+from llava_prumerge.model.weight_files import LoadingError, read_index
 
 BASE_FILE = "base.json"  # beside trained parts: what they have to be put on
 MERGED = "merged"
@@ -194,8 +195,7 @@ def weight_files(source: Source) -> list[str]:
     index = source.weights / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    shards = sorted(set(read_object(index).get("weight_map", {}).values()))
-    outside = [name for name in shards if Path(name).name != name]
-    if outside or not shards:
-        raise ReleaseError(f"{index} names {outside[0] if outside else 'no shards'}; shards lie beside their index")
-    return shards
+    try:
+        return sorted(read_index(index))
+    except LoadingError as error:
+        raise ReleaseError(str(error)) from error

@@ -32,7 +32,7 @@ from llava_prumerge.model import strict_loading
 from llava_prumerge.model.assembling import PROJECTOR_FILE, assemble, load_projector, load_whole, parse_dtype
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.processors import load_processor, save_processor
+from llava_prumerge.model.processors import load_processor, save_processor, save_settings
 from llava_prumerge.model.weight_files import (
     LoadingError,
     check_fit,
@@ -136,9 +136,7 @@ def save_adapter(
         settings = copy.copy(model.peft_config["default"])
         settings.inference_mode, settings.base_model_name_or_path = True, public_name(base.model)
         settings.save_pretrained(str(folder))
-    inference_config(plain_model(model)).save_pretrained(folder)
-    make_public(folder / "config.json")
-    save_processor(processor, folder)
+    save_settings(inference_config(plain_model(model)), processor, folder)
     write_base(base, folder, place)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -21,6 +23,7 @@ from llava_prumerge.model.weight_files import (
     check_finite,
     check_fit,
     open_pickled,
+    read_object,
     read_weights,
     shapes_of,
 )
@@ -42,6 +45,7 @@ _PLAIN: dict[str, Any] = {
     "scale_fc": False,
     "act_kwargs": None,
 }
+Value = TypeVar("Value")
 _BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -81,6 +85,42 @@ def vision_config(
     )
 
 
+def config_of(settings: dict[str, Any]) -> CLIPVisionConfig:
+    """The same of a whole model configuration, which is a JSON file of open_clip's."""
+    return vision_config(settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim"))
+
+
+def sources_of(layers: int) -> dict[str, tuple[str, int | None]]:
+    """Where CLIPVisionModel's tensors come from: the name in open_clip's image tower, and which third of it, or None for all."""
+    made: dict[str, tuple[str, int | None]] = {
+        "embeddings.class_embedding": ("class_embedding", None),
+        "embeddings.patch_embedding.weight": ("conv1.weight", None),
+        "embeddings.position_embedding.weight": ("positional_embedding", None),
+    }
+    for part in ("weight", "bias"):
+        for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+            made[f"{ours}.{part}"] = f"{theirs}.{part}", None
+        for layer in range(layers):
+            theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            made |= {f"{ours}.{b}.{part}": (f"{theirs}.{a}.{part}", None) for a, b in _BLOCK.items()}
+            fused = f"{theirs}.attn.in_proj_{part}"
+            made |= {f"{ours}.self_attn.{name}_proj.{part}": (fused, third) for third, name in enumerate("qkv")}
+    return made
+
+
+def image_tower(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """The image tower's part of a whole open_clip model, by the names within it (without "visual." and DDP's "module.").
+
+    Raises:
+        InputError: there is none.
+    """
+    plain = {name.removeprefix("module."): value for name, value in weights.items()}
+    found = {name.removeprefix("visual."): value for name, value in plain.items() if name.startswith("visual.")}
+    if not found:
+        raise InputError(f"no weight begins with 'visual.', the first are {sorted(weights)[:3]}")
+    return found
+
+
 def convert_open_clip(
     state_dict: dict[str, Tensor], vision_cfg: dict[str, Any], quick_gelu: bool = False, embed_dim: int | None = None
 ) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
@@ -96,24 +136,24 @@ def convert_open_clip(
         the configuration, and the weights under CLIPVisionModel's names.
     """
     config = vision_config(vision_cfg, quick_gelu, embed_dim)
-    source = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    source = {name.removeprefix("visual."): value for name, value in source.items() if name.startswith("visual.")}
-    if not source:
-        raise InputError(f"no weight begins with 'visual.', the first are {sorted(state_dict)[:3]}")
-    made = {
-        "embeddings.class_embedding": source["class_embedding"],
-        "embeddings.patch_embedding.weight": source["conv1.weight"],
-        "embeddings.position_embedding.weight": source["positional_embedding"],
-    }
-    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
-        made |= {f"{ours}.{part}": source[f"{theirs}.{part}"] for part in ("weight", "bias")}
-    for layer in range(config.num_hidden_layers):
-        theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-        for part in ("weight", "bias"):
-            made |= {f"{ours}.{b}.{part}": source[f"{theirs}.{a}.{part}"] for a, b in _BLOCK.items()}
-            fused = source[f"{theirs}.attn.in_proj_{part}"].chunk(3)
-            made |= {f"{ours}.self_attn.{name}_proj.{part}": piece for name, piece in zip("qkv", fused, strict=True)}
-    return config, {name: value.detach().clone().contiguous() for name, value in made.items()}
+    held, made = image_tower(state_dict), {}
+    for name, (key, third) in sources_of(config.num_hidden_layers).items():
+        made[name] = (held[key] if third is None else held[key].chunk(3)[third]).detach().clone().contiguous()
+    return config, made
+
+
+def pixel_settings(config: CLIPVisionConfig, statistics: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the image processor: the tower's size, and open_clip's mean and standard deviation where they are known."""
+    side = config.image_size
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return sizes | {f"image_{key}": statistics[key] for key in ("mean", "std") if statistics.get(key) is not None}
+
+
+def tower_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of CLIPVisionModel's tensors, without the prefix that some releases give them."""
+    with torch.device("meta"):
+        state = CLIPVisionModel(config).state_dict()
+    return {name.removeprefix("vision_model."): tuple(value.shape) for name, value in state.items()}
 
 
 def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVisionModel:
@@ -168,6 +208,19 @@ def named_architecture(name: str) -> dict[str, Any]:
     return json.loads(files[name].read_text(encoding="utf-8"))
 
 
+def architecture(name: str) -> dict[str, Any]:
+    """A model configuration: a JSON file, or the name of one that open_clip ships.
+
+    Raises:
+        LoadingError: the file cannot be read, or open_clip does not know the name.
+    """
+    if not name.endswith(".json"):
+        return named_architecture(name)
+    settings = read_object(Path(name))
+    inner: dict[str, Any] = settings.get("model_cfg", settings)
+    return inner
+
+
 def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
     """Loads an open_clip checkpoint's image tower.
 
@@ -175,11 +228,7 @@ def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisio
         model: an open_clip architecture ("ViT-L-14-336"; needs open_clip), or the path of a JSON model configuration.
         checkpoint: .safetensors, or .pt as open_clip saves it (read with weights_only).
     """
-    if str(model).endswith(".json"):
-        settings = json.loads(Path(model).read_text())
-    else:
-        settings = named_architecture(str(model))
-    weights = read_checkpoint(checkpoint)
+    settings, weights = architecture(str(model)), read_checkpoint(checkpoint)
     config, converted = convert_open_clip(
         weights, settings["vision_cfg"], settings.get("quick_gelu", False), settings.get("embed_dim")
     )
@@ -204,18 +253,27 @@ class OpenClipFolder:
 
     def config(self) -> CLIPVisionConfig:
         """The tower's configuration."""
-        return vision_config(self.model["vision_cfg"], self.model.get("quick_gelu", False), self.model.get("embed_dim"))
+        return config_of(self.model)
+
+    def weights(self) -> Path:
+        """The file of the weights.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        found = [file for name in self.WEIGHTS if (file := self.path / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{self.path} has none of {', '.join(self.WEIGHTS)}")
+        return found[0]
 
     def tower(self) -> CLIPVisionModel:
         """The tower with its weights.
 
         Raises:
-            FileNotFoundError: neither weights file is there.
+            FileNotFoundError: there are none.
+            LoadingError: some are missing or misshapen.
         """
-        for name in self.WEIGHTS:
-            if (self.path / name).exists():
-                return build_tower(*self._converted(read_checkpoint(self.path / name)))
-        raise FileNotFoundError(f"{self.path} has none of {', '.join(self.WEIGHTS)}")
+        return build_tower(*self._converted(read_checkpoint(self.weights())))
 
     def _converted(self, weights: dict[str, Tensor]) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
         quick, width = self.model.get("quick_gelu", False), self.model.get("embed_dim")
@@ -225,8 +283,5 @@ class OpenClipFolder:
             raise LoadingError(f"{self.path} lacks weights: visual.{error.args[0]}") from error
 
     def pixels(self) -> dict[str, Any]:
-        """Settings of the image processor: open_clip's size, mean and standard deviation."""
-        side = self.config().image_size
-        statistics = {"image_mean": self.preprocess.get("mean"), "image_std": self.preprocess.get("std")}
-        sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        return sizes | {name: value for name, value in statistics.items() if value is not None}
+        """Settings of the image processor."""
+        return pixel_settings(self.config(), self.preprocess)

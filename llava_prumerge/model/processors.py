@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaConfig, LlavaImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import LlavaConfig, LlavaImageProcessorPil, LlavaProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.public import make_public
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.model.parts import load_image_processor
 from llava_prumerge.model.strict_loading import in_one_line
@@ -94,6 +95,15 @@ def set_template(processor: LlavaProcessor, name: str) -> None:
     ours = [chat_template(one) for one in TEMPLATES]
     if not get_template(name).captions and (processor.chat_template in ours or get_template(name).name != DEFAULT):
         processor.chat_template = processor.tokenizer.chat_template = chat_template(name)
+
+
+def save_settings(
+    config: PreTrainedConfig, processor: LlavaProcessor, folder: Path, class_by_model: bool = False
+) -> None:
+    """Write what goes beside weights: config.json and the processor's files, as `save_processor` writes them."""
+    config.save_pretrained(folder)
+    make_public(folder / "config.json")
+    save_processor(processor, folder, class_by_model)
 
 
 def save_processor(processor: LlavaProcessor, folder: Path, class_by_model: bool = False) -> None:

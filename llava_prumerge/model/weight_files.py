@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.errors import FileError, InputError
+from llava_prumerge.ground.reading import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,26 +211,56 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in weights.items()}
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        LoadingError: missing, or no JSON object.
+    """
+    try:
+        return read_json_object(file)
+    except FileError as error:
+        raise LoadingError(str(error)) from error
+
+
+def find_whole(folder: Path) -> Path | None:
+    """The file that a whole model's weights begin with, the one that transformers would read: weights, or an index of shards."""
+    found = (folder / f"{name}{ending}" for name in WHOLE_FILES for ending in ("", ".index.json"))
+    return next((file for file in found if file.exists()), None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model, complete or not."""
+    return any(any(folder.glob(name.replace(".", "*.") + "*")) for name in WHOLE_FILES)
+
+
+def read_index(index: Path) -> dict[str, list[str]]:
+    """The keys of each shard that an index names.
+
+    Raises:
+        LoadingError: the file cannot be read, or names what does not lie beside it.
+    """
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise LoadingError(f"{index} is no index of shards: it needs a weight_map of file names")
+    found: dict[str, list[str]] = {}
+    for key, name in places.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise LoadingError(f"{index} places {key} in {name!r}; shards lie beside their index")
+        found.setdefault(name, []).append(key)
+    return found
+
+
 def whole_files(folder: Path) -> list[Path]:
     """The weight files of a whole model's folder that transformers would read; none where it holds none.
 
     Raises:
         LoadingError: the index of the shards cannot be read.
     """
-    for name in WHOLE_FILES:
-        index = folder / f"{name}.index.json"
-        if (folder / name).exists():
-            return [folder / name]
-        if index.is_file():
-            try:
-                shards = sorted({str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()})
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise LoadingError(f"{index} is no index of shards: it needs a weight_map of file names") from error
-            outside = [shard for shard in shards if Path(shard).name != shard]
-            if outside or not shards:
-                raise LoadingError(f"{index} names {outside[0] if outside else 'no shards'}; shards lie beside it")
-            return [folder / shard for shard in shards]
-    return []
+    start = find_whole(folder)
+    if start is None or start.suffix != ".json":
+        return [] if start is None else [start]
+    return [folder / shard for shard in sorted(read_index(start))]
 
 
 def check_whole_files(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""A model that is named by a path or by a name on the Hub, as a folder of its small files: everything but weights."""
+"""A model that is named by a path or by a name on the Hub, as a folder: its small files, or all that a conversion reads."""
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from llava_prumerge.ground.hub_names import is_hub_name, is_missing, why_missing
 
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Configuration, tokenizer, chat template, image processor."""
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt")
+TWINS = (("model*.safetensors", "pytorch_model*.bin"), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+"""Weights that repositories hold twice; the second is then not fetched."""
 
 
 class HubError(InputError):
@@ -28,15 +32,46 @@ def folder_of(text: str | os.PathLike[str], called: str = "") -> Path:
     """
     if is_missing(text):
         raise HubError(f"{called}{text}: {why_missing(text)}")
-    if not is_hub_name(text):
-        return Path(text)
+    return _snapshot(os.fspath(text), called, list(SMALL_FILES)) if is_hub_name(text) else Path(text)
+
+
+def fetch_model(text: str | os.PathLike[str], called: str = "", weights: bool = True) -> Path:
+    """The folder of a model with its weights: its own, or the one in the Hub's cache, fetched where it is not there.
+
+    Args:
+        text: a folder, a file, or a name on the Hub: NAMESPACE/NAME, or NAMESPACE/NAME@REVISION.
+        called: as for `folder_of`.
+        weights: False leaves the weights of whole models behind, for a look at what there is.
+
+    Raises:
+        HubError: as `folder_of`.
+    """
+    name, _, revision = os.fspath(text).partition("@")
+    if Path(text).exists() or not is_hub_name(name):
+        return folder_of(text, called)
+    left = [pattern for pair in TWINS[:1] for pattern in pair]
+    if weights:
+        from huggingface_hub import HfApi
+
+        try:
+            held = HfApi().list_repo_files(name, revision=revision or None)
+        except (OSError, ValueError):  # no network: what the cache has
+            held = []
+        left = [second for first, second in TWINS if fnmatch.filter(held, first)]
+    return _snapshot(name, called, [*SMALL_FILES, *WEIGHT_FILES], left, revision or None)
+
+
+def _snapshot(
+    name: str, called: str, wanted: list[str], left: list[str] | None = None, revision: str | None = None
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(os.fspath(text), allow_patterns=list(SMALL_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left))
     except (OSError, ValueError) as error:  # a network, a name or a right that is missing
         reason = " ".join(str(error).split())[:200]
-        raise HubError(f"{called}{text}: does not exist here, and the Hub does not give it ({reason})") from error
+        at = f" at {revision}" if revision else ""
+        raise HubError(f"{called}{name}: does not exist here, and the Hub does not give it{at} ({reason})") from error
 
 
 def is_here(text: str) -> bool:

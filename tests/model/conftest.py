@@ -8,8 +8,8 @@ from pathlib import Path
 import published_layouts as layouts
 import pytest
 
-from llava_prumerge.model.checkpoints.__main__ import convert as convert_checkpoint
 from llava_prumerge.model.checkpoints.__main__ import parse
+from llava_prumerge.model.checkpoints.convert import convert as convert_checkpoint
 
 
 @pytest.fixture(scope="session")

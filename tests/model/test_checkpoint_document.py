@@ -17,7 +17,8 @@ import torch
 from published_layouts import Published
 
 from llava_prumerge.model.adapters import BASE_FILE
-from llava_prumerge.model.checkpoints.__main__ import convert, parse
+from llava_prumerge.model.checkpoints.__main__ import parse
+from llava_prumerge.model.checkpoints.convert import convert
 from llava_prumerge.model.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,7 @@ def test_every_command_runs_and_gives_what_the_text_says(world: Path) -> None:
 
 THRICE = """
 import os, runpy, signal, sys
-from llava_prumerge.model.checkpoints import writing
+from llava_prumerge.model import tensor_files
 
 def run(*words):
     sys.argv[1:] = words
@@ -100,7 +101,7 @@ def run(*words):
 words = sys.argv[1:]
 run(*words)
 run(*words)
-writing.write_tensors = lambda file, *_: (file.write_bytes(b"begun"), os.kill(os.getpid(), signal.SIGTERM))
+tensor_files.write_tensors = lambda file, *_: (file.write_bytes(b"begun"), os.kill(os.getpid(), signal.SIGTERM))
 words[2] += "-2"
 run(*words)
 """

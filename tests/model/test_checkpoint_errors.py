@@ -14,7 +14,7 @@ from published_layouts import Published
 from safetensors.torch import load_file, save_file
 
 from llava_prumerge.ground.errors import FileError, InputError
-from llava_prumerge.model.checkpoints import writing
+from llava_prumerge.model import tensor_files
 from llava_prumerge.model.weight_files import LoadingError
 
 Convert = Callable[..., list[str]]
@@ -64,7 +64,7 @@ ORIGINAL = {
     ),
     "a shard missing": (
         lambda f: (f / SHARD).unlink(),
-        rf"{SHARD} does not exist; pytorch_model.bin.index.json places .* there",
+        rf"{SHARD} does not exist .pytorch_model.bin.index.json places .* there",
     ),
     "a shard truncated": (lambda f: truncate(f / SHARD), rf"{SHARD} is truncated.*places .*model.layers.1"),
     "a shard empty": (lambda f: (f / SHARD).write_bytes(b""), rf"{SHARD} is empty"),
@@ -80,7 +80,7 @@ ORIGINAL = {
         lambda f: (f / "pytorch_model.bin.index.json").unlink(),
         r"pytorch_model.bin.index.json, which says what else, is missing",
     ),
-    "an index truncated": (lambda f: truncate(f / "pytorch_model.bin.index.json"), r"index.json is no JSON"),
+    "an index truncated": (lambda f: truncate(f / "pytorch_model.bin.index.json"), r"index.json: .*not JSON"),
     "an index out of the folder": (
         lambda f: edit_json(
             f / "pytorch_model.bin.index.json", lambda v: v["weight_map"].update({"lm_head.weight": "../x.bin"})
@@ -113,7 +113,7 @@ ORIGINAL = {
         rf"{SHARD} is damaged or holds more than tensors",
     ),
     "no config": (lambda f: (f / "config.json").unlink(), r"holds no config.json"),
-    "config truncated": (lambda f: truncate(f / "config.json"), r"config.json is no JSON"),
+    "config truncated": (lambda f: truncate(f / "config.json"), r"config.json: .*not JSON"),
     "no size": (
         lambda f: edit_json(f / "config.json", lambda v: v.pop("hidden_size")),
         r"config.json has no hidden_size",
@@ -172,7 +172,7 @@ def test_a_failure_while_writing_leaves_nothing(
     sources: Path, convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, after a first shard has been written."""
-    real, written = writing.write_tensors, []
+    real, written = tensor_files.write_tensors, []
 
     def full_disk(file: Path, *rest: Any) -> None:
         if written:
@@ -181,7 +181,7 @@ def test_a_failure_while_writing_leaves_nothing(
         written.append(file)
         real(file, *rest)
 
-    monkeypatch.setattr(writing, "write_tensors", full_disk)
+    monkeypatch.setattr(tensor_files, "write_tensors", full_disk)
     words = [sources / "original", tmp_path / "target", "--vision-tower", sources / "clip"]
     with pytest.raises(FileError, match="target: cannot be written: the disk is full"):
         convert(*words, "--shard-size", "0.0001")
@@ -225,13 +225,16 @@ def test_what_is_missing_on_the_command_line_is_named(
     sources: Path, ours: Path, convert: Convert, tmp_path: Path
 ) -> None:
     for words, message in (
-        ([tmp_path / "nowhere", tmp_path / "t"], "nowhere does not exist"),
+        ([tmp_path / "nowhere", tmp_path / "t"], "nowhere: does not exist"),
         ([sources / "original"], "name the folder to make"),
         (
             [sources / "original", tmp_path / "t"],
             "--vision-tower names the folder of openai/clip-vit-large-patch14-336",
         ),
-        ([sources / "original", tmp_path / "t", "--vision-tower", tmp_path / "no"], "no has no config.json"),
+        (
+            [sources / "original", tmp_path / "t", "--vision-tower", tmp_path / "no"],
+            "--vision-tower .*no: does not exist",
+        ),
         ([sources / "lora", tmp_path / "t"], "--language-model names the folder of lmsys/vicuna-7b-v1.5"),
         ([ours, tmp_path / "t", "--to", "original", "--merge"], "nothing to merge"),
         ([ours, tmp_path / "t", "--to", "llava-hf", "--keep-rows"], "are for whole models that go --to original"),

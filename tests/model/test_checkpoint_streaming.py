@@ -17,9 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from llava_prumerge.model.checkpoints.plan import Entry, with_rows
-from llava_prumerge.model.checkpoints.weights import Reader, Stored
-from llava_prumerge.model.checkpoints.writing import write_tensors
+from llava_prumerge.model.checkpoints.plan import with_rows
+from llava_prumerge.model.tensor_files import Entry, Reader, Stored, write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "model"

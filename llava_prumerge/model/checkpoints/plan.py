@@ -1,84 +1,90 @@
-"""The plan of a conversion: each tensor of the result with its shape, its type and what it is made from.
+"""The plan of a conversion: what each tensor is called here and there, and each tensor of the result with its source.
 
 A plan is checked key by key before anything is read or written; a dry run prints it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, LlavaConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from llava_prumerge.model.checkpoints.layouts import VOCABULARY, called, is_unused, key_of, names_of
-from llava_prumerge.model.checkpoints.weights import Reader, Stored
+from llava_prumerge.model.tensor_files import Entry, Stored
 from llava_prumerge.model.weight_files import LoadingError, name_first
 
+TEXT, HEAD = "model.language_model.", "lm_head."
+TOWER, PROJECTOR, REDUCER = "model.vision_tower.", "model.multi_modal_projector.", "model.reducer."
+VOCABULARY = (TEXT + "embed_tokens.weight", HEAD + "weight")
+UNUSED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")  # computed, not learned
 ROWS_AT_ONCE = 4096  # rows that are raised to float64 together, for the mean row
-Make = Callable[..., Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of the result.
+class Keys:
+    """How files call the parameters of `PruMergeLlavaForConditionalGeneration`.
 
     Attributes:
-        key: what the result calls it.
-        sources: what it is made from.
-        how: in words, for the listing.
-        make: from the sources to the tensor; None where the one source is taken as it is.
+        name: of these keys, for messages.
+        prefixes: theirs and ours; the first of a parameter is the one that is written.
+        idle: how keys begin that may lie there although no parameter comes from them.
     """
 
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    sources: tuple[Stored, ...]
-    how: str = "as it is"
-    make: Make | None = None
+    name: str
+    prefixes: tuple[tuple[str, str], ...]
+    idle: tuple[str, ...] = ()
 
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def names_of(self, key: str) -> list[str]:
+        """What a key may be called in our model, likeliest first; nothing for a key of another kind."""
+        return [ours + key.removeprefix(theirs) for theirs, ours in self.prefixes if key.startswith(theirs)]
 
-    def tensor(self, reader: Reader) -> Tensor:
-        """Read and make it.
+    def key_of(self, name: str) -> str:
+        """What a parameter of ours is called here.
 
         Raises:
-            LoadingError: what was made is not what was planned.
+            LoadingError: there is no place for it.
         """
-        read = [reader.read(source) for source in self.sources]
-        made = read[0] if self.make is None else self.make(*read)
-        made = made.to(self.dtype)
-        if tuple(made.shape) != self.shape:
-            raise LoadingError(f"{self.sources[0]} gave {tuple(made.shape)}; {self.key} is {self.shape}")
-        return made
+        fitting = [(ours, theirs) for theirs, ours in self.prefixes if name.startswith(ours)]
+        if not fitting:
+            raise LoadingError(f"the {self.name} layout has no place for {name}")
+        ours, theirs = max(fitting, key=lambda pair: len(pair[0]))  # the first of the longest
+        return theirs + name.removeprefix(ours)
 
-    def read_bytes(self, reader: Reader) -> memoryview:
-        """Its bytes, without a copy where the file's own can serve."""
-        return memoryview(self.tensor(reader).contiguous().flatten().view(torch.uint8).numpy())
+    def fit(self, stored: Iterable[str]) -> tuple[int, int]:
+        """How many keys of a checkpoint are known here, and how many of them are as they would be written."""
+        named = [(key, names[0]) for key in stored if (names := self.names_of(key))]
+        return len(named), sum(self.key_of(name) == key for key, name in named)
 
-    def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.key}  {list(self.shape)}  {kind}  <- {' + '.join(map(str, self.sources))}  ({self.how})"
+    def is_unused(self, key: str) -> bool:
+        """Whether a key may lie in a checkpoint although no parameter of the model comes from it."""
+        return bool(UNUSED.search(key)) or key.startswith(self.idle)
+
+
+def called(name: str, candidates: Iterable[Keys]) -> str:
+    """What the first keys that have a place for a parameter call it; its own name where none has."""
+    for keys in candidates:
+        if any(name.startswith(ours) for _, ours in keys.prefixes):
+            return keys.key_of(name)
+    return name
 
 
 Named = dict[str, Entry]
 """Entries by the parameters' names in our model; their keys are not yet those of the result."""
 
 
-def shapes_of(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+def shapes_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's parameters, without weights."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> Named:
+def match(tensors: Iterable[Stored], keys: Keys, shapes: Shapes, prefix: str = "") -> Named:
     """Give the tensors of a checkpoint their names. The vocabulary may have any number of rows.
 
     Args:
@@ -89,11 +95,11 @@ def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int
     """
     found: Named = {}
     for item in tensors:
-        if is_unused(item.key, layout):
+        if keys.is_unused(item.key):
             continue
-        names = [name for name in names_of(layout, item.key.removeprefix(prefix)) if name in shapes]
+        names = [name for name in keys.names_of(item.key.removeprefix(prefix)) if name in shapes]
         if not names:
-            raise LoadingError(f"{item} is no parameter of this model ({layout} layout)")
+            raise LoadingError(f"{item} is no parameter of this model ({keys.name} layout)")
         name = names[0]
         if name in found:
             raise LoadingError(f"{item} and {found[name].sources[0]} are the same parameter, {name}")
@@ -104,18 +110,19 @@ def match(tensors: Iterable[Stored], layout: str, shapes: Mapping[str, tuple[int
     return found
 
 
-def check_complete(found: Named, shapes: Mapping[str, tuple[int, ...]], where: str, layouts: tuple[str, ...]) -> None:
+def check_complete(found: Iterable[str], needed: Iterable[str], where: object, candidates: Iterable[Keys]) -> None:
     """Refuse a result that lacks parameters.
 
     Args:
-        layouts: of the sources, to name what is missing as its files would.
+        candidates: of the sources, to name what is missing as its files would.
 
     Raises:
         LoadingError: with the first names that are missing and where they should have come from.
     """
-    missing = [name for name in shapes if name not in found]
+    missing = [name for name in needed if name not in set(found)]
     if missing:
-        raise LoadingError(f"{where} lacks {name_first([called(name, layouts) for name in missing])}")
+        candidates = list(candidates)
+        raise LoadingError(f"{where} lacks {name_first(called(name, candidates) for name in missing)}")
 
 
 def with_rows(entry: Entry, rows: int) -> Entry:
@@ -133,9 +140,9 @@ def with_rows(entry: Entry, rows: int) -> Entry:
 def _resized(weight: Tensor, rows: int) -> Tensor:
     if rows <= len(weight):
         return weight[:rows]
-    mean = sum(part.double().sum(0) for part in weight.split(ROWS_AT_ONCE)) / len(weight)
+    total = torch.stack([part.double().sum(0) for part in weight.split(ROWS_AT_ONCE)]).sum(0)
     grown = weight.new_empty(rows, *weight.shape[1:])
-    grown[: len(weight)], grown[len(weight) :] = weight, mean.to(weight.dtype)
+    grown[: len(weight)], grown[len(weight) :] = weight, (total / len(weight)).to(weight.dtype)
     return grown
 
 
@@ -155,9 +162,9 @@ def with_dtype(found: Named, dtype: torch.dtype | None) -> Named:
     return cast
 
 
-def with_keys(found: Named, layout: str) -> list[Entry]:
+def with_keys(found: Named, keys: Keys) -> list[Entry]:
     """The result's entries under a layout's keys, in the order they lie in their files (so each file is opened once)."""
-    entries = [replace(entry, key=key_of(layout, name)) for name, entry in found.items()]
+    entries = [replace(entry, key=keys.key_of(name)) for name, entry in found.items()]
     files: dict[Path, int] = {}
     for entry in entries:
         files.setdefault(entry.sources[0].file, len(files))

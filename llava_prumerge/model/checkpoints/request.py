@@ -1,120 +1,82 @@
-"""What a conversion is asked to do, and what it has made so far of the answer: a whole model, or its trained parts."""
+"""What a conversion is asked for: one field for each option of the command, with the words of its help."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from llava_prumerge.methods.resolve import Block
+from llava_prumerge.text.hub_files import fetch_model
 
-from llava_prumerge.ground.public import public_name, without_private
-from llava_prumerge.model.adapters import Base
-from llava_prumerge.model.checkpoints.plan import Entry, Named
-from llava_prumerge.model.checkpoints.weights import Stored
-from llava_prumerge.model.checkpoints.writing import SHARD_BYTES
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
+GIGABYTE = 10**9
 
-RECORD_FILE = "conversion.json"
+
+def option(told: str, default: Any = None, **settings: Any) -> Any:
+    """A field that is an option of the command, with argparse's settings."""
+    return dataclasses.field(default=default, metadata={"help": told, **settings})
+
+
+def switch(told: str) -> Any:
+    """A field that is on or off."""
+    return option(told, default=False, action="store_true")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One conversion.
+    """One conversion. Folders may be names on the Hub, NAMESPACE/NAME or NAMESPACE/NAME@REVISION; they are fetched when they are read.
 
     Attributes:
-        source: the folder or file to convert.
-        target: the folder to make; None in a dry run.
-        to: the layout to write: ours, original or llava-hf.
-        vision_tower: folder of the CLIP, for layouts without vision weights.
-        language_model: folder of the base of adapters or of a projector.
-        missing_from: a folder in the source's layout whose files stand in for those the source lacks.
-        reduction: the block for config.json, {} for none; None keeps what the source says.
-        with_vision: the original layout gets the tower's weights too.
-        keep_rows: the original layout keeps the vocabulary's rows beyond its own tokens.
-        merge: put adapters and projector into their base and write a whole model.
-        dtype: of all weights; None leaves each as it is stored.
-        open_clip_model: an architecture's name or the file of its configuration, for an open_clip checkpoint without one.
-        shard_bytes: a shard's size at most.
-        dry_run: plan alone; weights need not be there.
+        names: of the folders that were fetched.
     """
 
     source: Path
     target: Path | None = None
-    to: str = "ours"
-    vision_tower: Path | None = None
-    language_model: Path | None = None
-    missing_from: Path | None = None
-    reduction: dict[str, Any] | None = None
-    with_vision: bool = False
-    keep_rows: bool = False
-    merge: bool = False
-    dtype: torch.dtype | None = None
-    open_clip_model: str | None = None
-    shard_bytes: int = SHARD_BYTES
-    dry_run: bool = False
+    to: str = option("layout to write (ours)", default="ours", metavar="LAYOUT")
+    vision_tower: Path | None = option("the CLIP of layouts without vision weights", type=Path, metavar="FOLDER|NAME")
+    language_model: Path | None = option("the base of adapters or a projector", type=Path, metavar="FOLDER|NAME")
+    missing_from: Path | None = option(
+        "adapters like SOURCE, for files that SOURCE lacks", type=Path, metavar="FOLDER|NAME"
+    )
+    reduction: Block | None = option(
+        "a method for config.json: name, file, block or NAME:key=value,...; `none` drops what SOURCE says",
+        metavar="METHOD",
+    )
+    keep_rows: bool = switch("keep every row of the vocabulary in --to original")
+    with_vision: bool = switch("keep a trained tower's weights in --to original")
+    merge: bool = switch("put adapters or projector into their base: a whole model")
+    dtype: str | None = option("of all weights; by default each keeps its own", metavar="TYPE")
+    open_clip_model: str | None = option("architecture of an open_clip checkpoint", metavar="NAME|JSON")
+    shard_size: float = option("of the result's files, at most (5)", default=5.0, type=float, metavar="GB")
+    dry_run: bool = switch("list the result's tensors; write nothing")
+    names: dict[Path, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def shard_bytes(self) -> int:
+        """A shard's size at most."""
+        return int(self.shard_size * GIGABYTE)
 
-@dataclass
-class Record:
-    """Where a result came from; written beside it as conversion.json, and read by the way back.
+    def place(self, key: str) -> Any:
+        """The folder of one of the fields, in the Hub's cache where a name was given; None where nothing was.
 
-    Attributes:
-        taken: what the source lacks -> where it was taken from.
-        original_config: config.json of the original layout, so that the way back gives it again.
-        original_tokenizer: likewise tokenizer_config.json, beside a tokenizer.model.
-    """
+        Raises:
+            HubError: it is neither here nor to be had.
+        """
+        given = getattr(self, key)
+        if given is None:
+            return None
+        option = "" if key == "source" else f"--{key.replace('_', '-')} "
+        found = fetch_model(given, option, weights=not self.dry_run)
+        if found != given:
+            self.names[found] = str(given)
+        return found
 
-    source: str
-    layout: str
-    vision_tower: str | None = None
-    taken: dict[str, str] = field(default_factory=dict)
-    original_config: dict[str, Any] | None = None
-    original_tokenizer: dict[str, Any] | None = None
+    def of(self, source: Path) -> Request:
+        """The same request of another source, which is fetched."""
+        inner = dataclasses.replace(self, source=source)
+        return dataclasses.replace(inner, source=inner.place("source"))
 
-    def public(self) -> dict[str, Any]:
-        """What is written: the folders by their names, as their paths mean nothing elsewhere."""
-        values = without_private(dataclasses.asdict(self))
-        taken = {what: public_name(where) for what, where in self.taken.items()}
-        return values | {"source": public_name(self.source), "taken": taken}
-
-
-@dataclass
-class Whole:
-    """A complete model: every parameter by its name in ours, and what goes beside the weights.
-
-    Attributes:
-        tokenizer: with the image and padding tokens.
-        image_processor: None in a dry run from configurations alone.
-        tokenizer_folder: where the tokenizer's files are.
-    """
-
-    found: Named
-    config: PruMergeLlavaConfig
-    tokenizer: Any
-    image_processor: Any
-    tokenizer_folder: Path | None
-    record: Record
-
-
-@dataclass
-class Parts:
-    """Trained parts without their base.
-
-    Attributes:
-        adapter: LoRA matrices by their names in our model, `...q_proj.lora_A.weight`.
-        settings: the adapters' adapter_config.json, empty where there are none.
-        projector: by the parameters' names.
-        method: likewise, the reducer's and pruner's.
-        base: None for a projector whose base was not named.
-        whole: configuration, tokenizer and image processor of the model they belong to, with the base's weights where they are needed.
-    """
-
-    adapter: dict[str, Stored]
-    settings: dict[str, Any]
-    projector: Named
-    method: dict[str, Entry]
-    base: Base | None
-    whole: Whole | None
-    record: Record
+    def called(self, path: Path) -> str:
+        """A folder's name on the Hub, where it has one, or its path."""
+        return self.names.get(path, str(path))

@@ -1,0 +1,1 @@
+"""The layouts of checkpoints, one file each."""
