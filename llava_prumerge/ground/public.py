@@ -37,7 +37,7 @@ def make_public(path: AnyPath) -> None:
 
 
 def public_name(text: str | os.PathLike[str] | None) -> str | None:
-    """A model's name on the Hub as it is, a folder's by the last part of its path."""
-    if text is None or is_hub_name(text):
+    """A model's name on the Hub as it is, with its @REVISION; a folder's by the last part of its path."""
+    if text is None or is_hub_name(os.fspath(text).partition("@")[0]):
         return None if text is None else os.fspath(text)
     return Path(os.path.abspath(text)).name
