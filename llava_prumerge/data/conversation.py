@@ -9,48 +9,59 @@ differ. What cannot be masked is a `MaskError`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.rounds import MaskError, Note, read_rounds
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.text.chat_templates import ChatTemplate, ChatTemplateError, begins_with_bos, resolve_template
 from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+Places = int | Sequence[Sequence[int]]
+"""Placeholders: so many for each image, or the ids that stand for each image in turn."""
 
 
-def prompt(template: str | Template, user_text: str, images: int = 1) -> str:
+def prompt(template: str | Template | ChatTemplate, user_text: str, images: int = 1) -> str:
     """The text after which the model answers `user_text`, its images in front of it."""
-    template = get_template(template)
+    template = template if isinstance(template, ChatTemplate) else get_template(template)
     if IMAGE_MARKER in user_text:
         raise InputError(f"the question holds {IMAGE_MARKER!r} itself, remove it and say images=N: {user_text!r}")
     question = IMAGE_MARKER * images if template.captions else f"{IMAGE_MARKER}\n" * images + user_text
     return template.render([(question, None)])
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int, image_tokens: int) -> list[int]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    image_token_id: int,
+    image_tokens: Places,
+    marker: str = IMAGE_MARKER,
+) -> list[int]:
     """Tokenises text as LLaVA does: each piece between image markers as a text of its own, one BOS in all.
 
     Args:
         tokenizer: a fast tokenizer.
         text: a rendered conversation or prompt.
         image_token_id: the placeholder's id.
-        image_tokens: placeholders per image.
+        image_tokens: placeholders of the images.
+        marker: what stands in the text for an image.
     """
-    return _tokenise(tokenizer, text, image_token_id, image_tokens)[0]
+    return _tokenise(tokenizer, text, _Images(marker, image_token_id, image_tokens))[0]
 
 
 def encode_training(
     tokenizer: PreTrainedTokenizerBase,
     record: Mapping[str, Any],
-    template: str | Template,
+    template: str | Template | ChatTemplate,
     image_token_id: int,
-    image_tokens: int,
+    image_tokens: Places,
     max_length: int | None = None,
 ) -> dict[str, list[int]]:
     """Turns a LLaVA record into `input_ids` and `labels` of equal length; loss falls on answers and their ends only.
@@ -60,39 +71,44 @@ def encode_training(
         record: `conversations`, and if there are any `id` and `image` (a path or a list of them).
         template: name or template.
         image_token_id: the placeholder's id.
-        image_tokens: placeholders per image.
+        image_tokens: placeholders of the images.
         max_length: the sequence is cut here, image placeholders counted, as LLaVA cuts after splicing; None never cuts.
 
     Raises:
         MaskError: with the sample's id and the reason.
     """
-    template = get_template(template)
+    template = resolve_template(template, tokenizer) if isinstance(template, str) else template
     _check_end_token(tokenizer, template)
     sample_id = None if record.get("id") is None else str(record["id"])
     try:
         rounds, _ = _read_rounds(tokenizer, record, template)
-        ids, labels = _mask(tokenizer, template.segments(rounds), image_token_id, image_tokens)
+        ids, labels = _mask(
+            tokenizer, template.segments(rounds), _Images(template.marker, image_token_id, image_tokens)
+        )
         ids, labels = truncate(ids, labels, image_token_id, max_length)
     except MaskError as error:
         raise MaskError(error.reason, sample_id) from None
+    except ChatTemplateError as error:
+        raise MaskError(f"chat template: {error}", sample_id) from None
     return {"input_ids": ids, "labels": labels}
 
 
 def describe_record(
-    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: str | Template
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: str | Template | ChatTemplate
 ) -> list[Note]:
     """What is worth a note about a record that `encode_training` takes: (kind, detail) each.
 
     Raises:
         MaskError: it does not take it.
     """
-    return _read_rounds(tokenizer, record, get_template(template))[1]
+    template = resolve_template(template, tokenizer) if isinstance(template, str) else template
+    return _read_rounds(tokenizer, record, template)[1]
 
 
 def _read_rounds(
-    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: Template
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: Template | ChatTemplate
 ) -> tuple[list[Round], list[Note]]:
-    reserved = _traits(tokenizer, len(tokenizer)).reserved
+    reserved = _traits(tokenizer, len(tokenizer), template.marker).reserved
     ends = [token for token in reserved if token in (template.end.strip(), tokenizer.eos_token)]
     return read_rounds(record, template.captions, reserved, ends)
 
@@ -111,25 +127,25 @@ def truncate(
 
 
 def _mask(
-    tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], image_token_id: int, image_tokens: int
+    tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], images: _Images
 ) -> tuple[list[int], list[int]]:
     text = "".join(segment.text for segment in segments)
     carries_loss = b"".join((b"\1" if segment.supervised else b"\0") * len(segment.text) for segment in segments)
     written = b"".join((b"\1" if segment.written else b"\0") * len(segment.text) for segment in segments)
-    ids, spans = _tokenise(tokenizer, text, image_token_id, image_tokens, written)
+    ids, spans = _tokenise(tokenizer, text, images, written)
     labels = []
     for token, (start, end) in zip(ids, spans, strict=True):
         flags = set(carries_loss[start : max(end, start + 1)])
         if len(flags) > 1:
             raise MaskError(f"straddling token: {text[start:end]!r} lies across an instruction and an answer")
-        labels.append(token if flags == {1} and token != image_token_id else IGNORE_INDEX)
+        labels.append(token if flags == {1} and token != images.token_id else IGNORE_INDEX)
     if all(label == IGNORE_INDEX for label in labels):
         raise MaskError("no supervised token: the answers have no tokens")
     return ids, labels
 
 
 def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int, image_tokens: int, written: bytes = b""
+    tokenizer: PreTrainedTokenizerBase, text: str, images: _Images, written: bytes = b""
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and the characters of `text` each stands for; a BOS stands for none, which the slice [-1:0] is.
 
@@ -138,12 +154,13 @@ def _tokenise(
     """
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} is a slow tokenizer; loss masks need a fast one's offsets")
-    traits = _traits(tokenizer, len(tokenizer))
+    traits = _traits(tokenizer, len(tokenizer), images.marker)
+    shown = images.each()
     ids, spans = ([], []) if traits.bos is None else ([traits.bos], [(-1, -1)])
     tokens = list(traits.control.finditer(text))
     named = any(written[token.start() : token.end()].count(1) for token in tokens) if written else False
     # The tokenizer finds control tokens itself, but only all of them or none.
-    cuts = [token for token in tokens if token[0] == IMAGE_MARKER or named]
+    cuts = [token for token in tokens if token[0] == images.marker or named]
     position = 0
     for cut in [cut for cut in cuts if not written[cut.start() : cut.end()].count(1)] + [None]:
         chunk = text[position : cut.start() if cut else len(text)]
@@ -154,11 +171,26 @@ def _tokenise(
             ids += encoding["input_ids"]
             spans += [(position + start, position + end) for start, end in encoding["offset_mapping"]]
         if cut:
-            image = cut[0] == IMAGE_MARKER
-            ids += [image_token_id] * image_tokens if image else [tokenizer.convert_tokens_to_ids(cut[0])]
-            spans += [cut.span()] * (image_tokens if image else 1)
+            found = next(shown) if cut[0] == images.marker else [tokenizer.convert_tokens_to_ids(cut[0])]
+            ids += found
+            spans += [cut.span()] * len(found)
             position = cut.end()
     return ids, spans
+
+
+@dataclass(frozen=True)
+class _Images:
+    """How images stand in a text, and in ids."""
+
+    marker: str
+    token_id: int
+    places: Places
+
+    def each(self) -> Iterator[list[int]]:
+        """The ids of one image after another."""
+        if isinstance(self.places, int):
+            return repeat([self.token_id] * self.places)
+        return map(list, self.places)
 
 
 @dataclass(frozen=True)
@@ -167,29 +199,30 @@ class _Traits:
 
     bos: int | None
     reserved: tuple[str, ...]
+    marker: str
 
     @cached_property
     def control(self) -> re.Pattern[str]:
         """Finds the image marker and the control tokens, of those that begin alike the longest."""
-        return re.compile("|".join(map(re.escape, sorted([IMAGE_MARKER, *self.reserved], key=len, reverse=True))))
+        return re.compile("|".join(map(re.escape, sorted({self.marker, *self.reserved}, key=len, reverse=True))))
 
 
 @lru_cache(maxsize=8)
-def _traits(tokenizer: PreTrainedTokenizerBase, size: int) -> _Traits:
+def _traits(tokenizer: PreTrainedTokenizerBase, size: int, marker: str) -> _Traits:
     """Args: size is the vocabulary's, so that a tokenizer that gains a token is asked anew."""
-    first = tokenizer("a")["input_ids"][:1]
     special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     return _Traits(
-        bos=tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None,
+        bos=tokenizer.bos_token_id if begins_with_bos(tokenizer) else None,
         reserved=tuple(sorted(set(special) - {IMAGE_MARKER})),
+        marker=marker,
     )
 
 
-def _check_end_token(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+def _check_end_token(tokenizer: PreTrainedTokenizerBase, template: Template | ChatTemplate) -> None:
     """Without it answers would end in the characters '<', '/', 's', '>' and generation never stop."""
     end = template.end.strip()
     if end and tokenizer.convert_tokens_to_ids(end) in (None, tokenizer.unk_token_id):
         raise InputError(
             f"template {template.name!r} ends answers with {end!r}, which is no token of this tokenizer "
-            f"(its end of sequence is {tokenizer.eos_token!r})"
+            f"(its end of sequence is {tokenizer.eos_token!r}); template 'own' is the model's own"
         )

@@ -14,7 +14,8 @@ from llava_prumerge.data.image_paths import ImageError, trusted_folders
 from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
 from llava_prumerge.data.records import RecordError, open_records
 from llava_prumerge.ground.errors import InputError
-from llava_prumerge.text.templates import Template, get_template
+from llava_prumerge.text.chat_templates import ChatTemplate, resolve_template
+from llava_prumerge.text.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ class LlavaDataset(Dataset):
         image_folder: str | os.PathLike[str],
         tokenizer: PreTrainedTokenizerBase,
         preprocessor: ImagePreprocessor,
-        template: str | Template,
+        template: str | Template | ChatTemplate,
         *,
         image_token_id: int,
         image_tokens: int,
@@ -62,7 +63,7 @@ class LlavaDataset(Dataset):
         self.image_folder = image_folder
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
-        self.template = get_template(template)
+        self.template = resolve_template(template, tokenizer)
         self.image_token_id = image_token_id
         self.image_tokens = image_tokens
         self.max_length = max_length

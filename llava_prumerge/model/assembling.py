@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
-    LlamaForCausalLM,
     LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
@@ -20,9 +22,10 @@ from transformers.utils import is_flash_attn_2_available
 from llava_prumerge.ground.naming import not_known
 from llava_prumerge.model.attach import own_class, stock_class_of
 from llava_prumerge.model.configuration import with_reduction
+from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.families import family_of, family_types, stock_type
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.parts import assembled_config, load_image_processor, load_tower
+from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, load_tower
 from llava_prumerge.model.processors import make_processor, read_tokenizer
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
@@ -106,46 +109,71 @@ def assemble(
     """A LLaVA from a language model and a vision tower, as before stage 1.
 
     The modules of the loaded parts become modules of the whole, so nothing is held twice. A tokenizer without an image or a padding
-    token gets both at the end of its vocabulary, and the embeddings grow to a multiple of 64, as llava-hf's did.
+    token gets it at the end of its vocabulary, and the embeddings grow to a multiple of 64, as llava-hf's did.
 
     Args:
-        language_model: folder of a LlamaForCausalLM with its tokenizer.
-        vision_tower: folder of a CLIP (vision part or whole) with its image processor, or of an open_clip model as on the Hub.
+        language_model: folder of a causal language model of one of the types `decoder.SERVED`, with its tokenizer.
+        vision_tower: folder of a tower of one of the types `vision_tower.TOWERS` (of CLIP and SigLIP the vision part or the
+            whole) with its image processor, or of an open_clip model as on the Hub.
         projector: file of a trained projector (`mm_projector.safetensors`), or the folder that holds it; None starts it at random.
         reduction: the block for config.json.
         dtype: of all weights.
         attn: attention implementation.
 
     Raises:
-        LoadingError: the language model's folder has no tokenizer, or the projector does not fit.
+        LoadingError: the language model's folder has no tokenizer, a part is of a type that is not served, or the projector
+            does not fit.
     """
     dtype, attn = parse_dtype(dtype), check_attention(attn)
     tokenizer = read_tokenizer(language_model)
-    llama = load_strictly(LlamaForCausalLM, language_model, dtype=dtype, attn_implementation=attn)
-    tower = load_tower(vision_tower, dtype, attn)
-    config = assembled_config(llama.config, tower.config, tokenizer, reduction)
-    if config.text_config.vocab_size > llama.config.vocab_size:
-        llama.resize_token_embeddings(config.text_config.vocab_size)  # new rows are drawn around the mean row
+    language = load_strictly(language_class(language_model), language_model, dtype=dtype, attn_implementation=attn)
+    tower, image_processor = load_tower(vision_tower, dtype, attn), load_image_processor(vision_tower)
+    config = assembled_config(language.config, tower.config, tokenizer, reduction, input_side(image_processor))
+    if config.text_config.vocab_size > language.config.vocab_size:
+        language.resize_token_embeddings(config.text_config.vocab_size)  # new rows are drawn around the mean row
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
-    _adopt(model, llama, tower)
+    _adopt(model, language, tower)
     if projector is not None:
         load_projector(model, projector)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    model.generation_config = _ends_of(language, tokenizer)
+    return model, make_processor(tokenizer, image_processor, config)
+
+
+def language_class(path: str | Path) -> type[PreTrainedModel]:
+    """The class of a folder's causal language model.
+
+    Raises:
+        LoadingError: its configuration cannot be read, or its type is not served.
+    """
+    with in_one_line(path):
+        config = AutoConfig.from_pretrained(path)
+    if config.model_type not in SERVED or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        known = ", ".join(kind for kind in SERVED if not kind.endswith("_vl_text"))
+        raise LoadingError(f"{path}: a {config.model_type!r} is no language model that is served; there are: {known}")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _ends_of(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Where generation begins and stops: at any end that the language model knows, of which its tokenizer names one."""
+    known = language.generation_config.eos_token_id
+    ends = {*([known] if isinstance(known, int) else known or ()), tokenizer.eos_token_id} - {None}
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=next(iter(ends), None) if len(ends) < 2 else sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return model, make_processor(tokenizer, load_image_processor(vision_tower), config)
 
 
-def _adopt(model: PruMergeLlavaForConditionalGeneration, llama: LlamaForCausalLM, tower: torch.nn.Module) -> None:
+def _adopt(model: PruMergeLlavaForConditionalGeneration, language: PreTrainedModel, tower: torch.nn.Module) -> None:
     """Move loaded modules into the empty whole and start what is left."""
     inner = model.model
-    for name, module in llama.model.named_children():
+    for name, module in language.base_model.named_children():
         setattr(inner.language_model, name, module)
-    model.lm_head, inner.vision_tower = llama.lm_head, tower
+    model.lm_head, inner.vision_tower = language.lm_head, tower
     for module in (inner.multi_modal_projector, inner.reducer, inner.language_model.pruner):
         if module is not None:
-            module.to_empty(device=llama.device)
+            module.to_empty(device=language.device)
             module.apply(lambda part: inner._init_weights(part))
     model.train(False)
 

@@ -20,12 +20,13 @@ from transformers import (
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.open_clip import OpenClipFolder
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+from llava_prumerge.model.vision_tower import TOWERS
+from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.tokenizers import IMAGE_TOKEN
 
 VOCABULARY_MULTIPLE = 64  # llava-hf pads 32002 rows to 32064
 # What a whole CLIP or SigLIP holds beside its vision tower.
 UNUSED_BY_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
 
 def read_tower_config(path: str | Path) -> PreTrainedConfig:
@@ -57,6 +58,23 @@ def load_image_processor(path: str | Path) -> Any:
         return AutoImageProcessor.from_pretrained(path, backend="pil")
 
 
+def input_side(image_processor: Any) -> int:
+    """Side in pixels of what an image processor makes of an image, which a LLaVA-1.5 pads to a square. S
+
+    Raises:
+        LoadingError: it makes no square of one size.
+    """
+    sizes = [getattr(image_processor, name, None) or {} for name in ("crop_size", "size")]
+    crops = bool(getattr(image_processor, "do_center_crop", False))
+    size = dict(sizes[0] if crops and sizes[0] else sizes[1])
+    sides = {size[key] for key in ("height", "width", "shortest_edge", "longest_edge") if size.get(key)}
+    if len(sides) != 1:
+        raise LoadingError(
+            f"a {type(image_processor).__name__} makes images of size {size}, which is no square of one size"
+        )
+    return int(sides.pop())
+
+
 def vocabulary_rows(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     """Embedding rows needed: those there are, or more up to a multiple of 64 where the tokenizer has outgrown them."""
     return rows if len(tokenizer) <= rows else math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -67,15 +85,31 @@ def assembled_config(
     vision: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     reduction: dict[str, Any] | None,
+    side: int | None = None,
 ) -> PruMergeLlavaConfig:
-    """The configuration of the whole; the tokenizer already has its special tokens."""
-    classless = vision.model_type in TOWERS_WITHOUT_CLASS_TOKEN
+    """The configuration of the whole.
+
+    Args:
+        text, vision: of the parts.
+        tokenizer: already has its special tokens.
+        reduction: the block for config.json.
+        side: of the tower's input in pixels; None: the one it was made for. DINOv2's image processors take another.
+
+    Raises:
+        LoadingError: towers of this type are not served, or the side is no multiple of its patches.
+    """
+    if vision.model_type not in TOWERS:
+        known = ", ".join(sorted(TOWERS))
+        raise LoadingError(f"a {vision.model_type!r} is no vision tower that is served; there are: {known}")
+    side, ahead = side or vision.image_size, TOWERS[vision.model_type].prefix(vision)
+    if side % vision.patch_size:
+        raise LoadingError(f"images of {side} pixels a side are no whole number of patches of {vision.patch_size}")
     config = PruMergeLlavaConfig(
         vision_config=vision.to_dict(),
         text_config={**text.to_dict(), "vocab_size": vocabulary_rows(tokenizer, text.vocab_size)},
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_select_strategy="full" if classless else "default",
+        image_seq_length=(side // vision.patch_size) ** 2 + max(ahead - 1, 0),  # registers are visual tokens
+        vision_feature_select_strategy="default" if ahead else "full",
         reduction=reduction,
     )
     config.text_config.pad_token_id = tokenizer.pad_token_id

@@ -10,11 +10,13 @@ from transformers import LlavaConfig, LlavaImageProcessorPil, LlavaProcessor, Pr
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.public import make_public
 from llava_prumerge.ground.reading import read_json_object
-from llava_prumerge.model.parts import load_image_processor
+from llava_prumerge.model.parts import input_side, load_image_processor
 from llava_prumerge.model.strict_loading import in_one_line
+from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
-from llava_prumerge.text.templates import DEFAULT, TEMPLATES, chat_template, get_template
-from llava_prumerge.text.tokenizers import IMAGE_TOKEN, TokenizerError, add_image_tokens, load_tokenizer, make_portable
+from llava_prumerge.text.chat_templates import ChatTemplate, is_text_models, stored_template, with_images
+from llava_prumerge.text.templates import DEFAULT, TEMPLATES, Template, chat_template, get_template
+from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer, make_portable
 
 PROCESSOR_FILE, PIXELS_FILE = "processor_config.json", "preprocessor_config.json"
 OLD_TEMPLATE_FILE = "chat_template.json"  # what processors before 4.49 read
@@ -36,15 +38,16 @@ def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a language model, with the image and padding tokens of a LLaVA.
 
-    Its chat template is kept if it has a place for images; those of text models have none, and would leave images out.
+    Its chat template gets a place for images where it has none, as those of text models have not.
 
     Raises:
         LoadingError: it cannot be read.
     """
     tokenizer = _tokenizer(path)
     add_image_tokens(tokenizer)
-    if IMAGE_TOKEN not in str(tokenizer.chat_template):
-        tokenizer.chat_template = None
+    source = tokenizer.chat_template
+    source = source.get("default") if isinstance(source, dict) else source
+    tokenizer.chat_template = with_images(source) if source else None
     return tokenizer
 
 
@@ -63,8 +66,8 @@ def make_processor(
 ) -> LlavaProcessor:
     """A stock LlavaProcessor that expands each image to image_seq_length placeholders and pads it to a square.
 
-    Stock image processors of CLIP and of Llava crop what LLaVA-1.5 was trained to pad, so the switch is saved with the
-    checkpoint. Prompts of a batch are padded on the left, as generation needs it; training pads by itself.
+    Stock image processors crop what LLaVA-1.5 was trained to pad, so the switch is saved with the checkpoint; SigLIP's
+    crops nothing and stays. Prompts of a batch are padded on the left, as generation needs it; training pads by itself.
 
     Args:
         tokenizer: gets the template and the side of padding too.
@@ -72,9 +75,7 @@ def make_processor(
         config: of the whole model.
         template: a chat template in Jinja, or several by name; the tokenizer's own for None, and Vicuna's where it has none.
     """
-    values = image_processor.to_dict()
-    if values["image_processor_type"].startswith(("CLIP", "Llava")):
-        image_processor = LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
+    image_processor = _padding(image_processor)
     tokenizer.padding_side = "left"
     tokenizer.chat_template = template or tokenizer.chat_template or chat_template(DEFAULT)
     return LlavaProcessor(
@@ -82,19 +83,40 @@ def make_processor(
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        num_additional_image_tokens=_ahead(config),
         chat_template=tokenizer.chat_template,
     )
 
 
-def set_template(processor: LlavaProcessor, name: str) -> None:
+def _ahead(config: LlavaConfig) -> int:
+    """Tokens of the tower beside the patches, of which the processor takes one off where the strategy is "default"."""
+    tower = TOWERS.get(config.vision_config.model_type)
+    return (
+        int(config.vision_feature_select_strategy == "default") if tower is None else tower.prefix(config.vision_config)
+    )
+
+
+def _padding(image_processor: Any) -> Any:
+    """An image processor that pads to a square, of any kind that resizes and normalises; SigLIP's as it is."""
+    values = image_processor.to_dict()
+    kind, side = values["image_processor_type"], input_side(image_processor)
+    if kind.startswith("Siglip"):
+        return image_processor
+    if not kind.startswith(("CLIP", "Llava")):  # these resize to more than they crop, or to no square
+        values |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
+
+
+def set_template(processor: Any, template: str | Template | ChatTemplate) -> None:
     """Let a processor that goes with a trained model carry the chat template it was trained with.
 
     One that came with the model from elsewhere stays where the training took the default, and captions have none.
     """
-    ours = [chat_template(one) for one in TEMPLATES]
-    if not get_template(name).captions and (processor.chat_template in ours or get_template(name).name != DEFAULT):
-        processor.chat_template = processor.tokenizer.chat_template = chat_template(name)
+    template = template if isinstance(template, ChatTemplate) else get_template(template)
+    source, tokenizer = processor.chat_template, processor.tokenizer
+    ours = source in [chat_template(one) for one in TEMPLATES] or is_text_models(source)
+    if not template.captions and (ours or template != get_template(DEFAULT)):
+        processor.chat_template = tokenizer.chat_template = stored_template(template)
 
 
 def save_settings(

@@ -81,6 +81,11 @@ def in_one_line(path: Any) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise LoadingError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST]}") from error
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
+            raise
+        reason = str(error).split(". ")[0].removesuffix(" yet")
+        raise LoadingError(f"{path}: {reason}; take another, such as eager") from error
 
 
 def check_folder(path: Any, settings: Mapping[str, Any]) -> None:

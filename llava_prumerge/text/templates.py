@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llava_prumerge.ground.errors import InputError
 
@@ -20,6 +21,12 @@ _SHOWN_IMAGES = re.compile(f"(?:{re.escape(IMAGE_MARKER)}\\n?)*")
 def is_blank(text: str) -> bool:
     """Whether a turn says nothing."""
     return not text.strip()
+
+
+def shown_images(question: str) -> int:
+    """Where the image markers at the front of a question end."""
+    found = _SHOWN_IMAGES.match(question)
+    return found.end() if found else 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Template:
     end: str
     captions: bool = False
     system: str = ""
+    marker: ClassVar[str] = IMAGE_MARKER
 
     def segments(self, rounds: Sequence[Round]) -> list[Segment]:
         """Lays out rounds of (question, answer); an answer of None ends the text where generation starts."""
@@ -67,8 +75,7 @@ class Template:
         for number, (question, answer) in enumerate(rounds):
             if answer is None and number != len(rounds) - 1:
                 raise InputError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
-            images = _SHOWN_IMAGES.match(question)
-            shown = images.end() if images else 0
+            shown = shown_images(question)
             pieces.append(Segment((self.reopening if number else self.opening) + question[:shown], False))
             pieces += [Segment(question[shown:], False, written=True), Segment(self.closing, False)]
             if answer is not None:

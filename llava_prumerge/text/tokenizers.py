@@ -62,9 +62,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer an image and a padding token, at the end of its vocabulary where it has none; others stay."""
-    tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)
-    tokenizer.pad_token = PAD_TOKEN
+    """Give a tokenizer an image and a padding token, at the end of its vocabulary where it has none; others stay.
+
+    A padding token that is also the end, the beginning or the unknown token is none: Llama's get one, as llava-hf's did.
+    """
+    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token in (None, *(getattr(tokenizer, name) for name in ENDS)):
+        tokenizer.add_tokens([PAD_TOKEN], special_tokens=True)
+        tokenizer.pad_token = PAD_TOKEN
 
 
 def _read(folder: Path) -> PreTrainedTokenizerBase:

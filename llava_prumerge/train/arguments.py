@@ -37,8 +37,8 @@ class ModelArguments:
 
     stage: Literal["projector", "lora", "full"] = option("projector", "what trains beside the method's own parameters")
     model: str | None = option(None, "complete checkpoint folder; takes the place of the next three")
-    language_model: str | None = option(None, "folder of the language model (Hugging Face Llama) with its tokenizer")
-    vision_tower: str | None = option(None, "folder of the vision tower (Hugging Face CLIP) with its image processor")
+    language_model: str | None = option(None, "folder of the language model with its tokenizer")
+    vision_tower: str | None = option(None, "folder of the vision tower with its image processor")
     projector: str | None = option(None, "mm_projector.safetensors of stage 1; null: a fresh one (stage projector)")
     reduction: dict[str, Any] | None = option(
         None, "a method by name, file or block, also as method=NAME; null: what `model` says, else no method"
@@ -65,7 +65,11 @@ class DataArguments:
     data: str | None = option(None, "records in LLaVA's JSON format")
     images: str | None = option(None, "folder that the records' image paths are relative to")
     trusted: list[str] = option([], "folders outside `images` that links in it may lead to")
-    template: str = option("vicuna_v1", "conversation template: plain in stage 1, vicuna_v1 in stage 2")
+    template: str = option(
+        "vicuna_v1",
+        "conversation template: plain in stage 1, vicuna_v1 in stage 2; own: the chat template of the model",
+    )
+    system: str | None = option(None, "system text of every conversation; null: the template's own")
     image_aspect: Literal["pad", "square"] = option("pad", "pad to a square, or resize and centre-crop as CLIP does")
     max_length: int = option(2048, "tokens per sample, image placeholders included; longer samples are cut")
     group_by_modality_length: bool = option(False, "batches of one modality and similar length")

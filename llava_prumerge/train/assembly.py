@@ -17,7 +17,7 @@ from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
 from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
-from llava_prumerge.train.stages import load_start, prepare_stage, start_base
+from llava_prumerge.train.stages import load_start, prepare_stage, start_base, template_for
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def build_dataset(
             arguments.images,
             processor.tokenizer,
             ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect),
-            arguments.template,
+            template_for(arguments, processor),
             image_token_id=config.image_token_id,
             image_tokens=config.image_seq_length,
             max_length=arguments.max_length,

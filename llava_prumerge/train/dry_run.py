@@ -17,7 +17,7 @@ from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.methods.labels import method_name
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.parts import assembled_config, load_image_processor, read_tower_config
+from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, read_tower_config
 from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
 from llava_prumerge.text.hub_files import folder_of, is_offline
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
@@ -96,8 +96,9 @@ def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, 
     language, tower = (folder_of(str(getattr(arguments, key)), f"{key}=") for key in ("language_model", "vision_tower"))
     tokenizer = read_tokenizer(language)
     text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
-    config = assembled_config(text, vision, tokenizer, arguments.reduction)
-    return config, make_processor(tokenizer, load_image_processor(tower), config)
+    image_processor = load_image_processor(tower)
+    config = assembled_config(text, vision, tokenizer, arguments.reduction, input_side(image_processor))
+    return config, make_processor(tokenizer, image_processor, config)
 
 
 def count_steps(arguments: TrainArguments, records: int | None) -> int | None:

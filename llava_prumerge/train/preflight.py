@@ -103,8 +103,9 @@ def check_inputs(arguments: TrainArguments) -> None:
     for key in folders:
         if not Path(str(inputs[key])).is_dir():
             raise RecipeError(f"{key}={inputs[key]}: must be a folder")
-        if key in MODEL_KEYS and not (Path(str(inputs[key])) / "config.json").is_file():
-            raise RecipeError(f"{key}={inputs[key]}: the folder has no config.json")
+        names = ["config.json"] + ["open_clip_config.json"] * (key == "vision_tower")
+        if key in MODEL_KEYS and not any((Path(str(inputs[key])) / name).is_file() for name in names):
+            raise RecipeError(f"{key}={inputs[key]}: the folder has no {' or '.join(names)}")
 
 
 def advice(missing: list[str]) -> str:

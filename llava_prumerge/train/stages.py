@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.adapters import (
     ADAPTER_FILE,
     METHOD_PREFIXES,
@@ -21,15 +22,17 @@ from llava_prumerge.model.adapters import (
 )
 from llava_prumerge.model.assembling import load_projector
 from llava_prumerge.model.processors import set_template
+from llava_prumerge.text.chat_templates import ChatTemplate, resolve_template
+from llava_prumerge.text.templates import Template
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.quantization import quantize_linears
 from llava_prumerge.train.settings import uses_bf16
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
-# Linear layers of the language model. A list of bare names (q_proj, ...) would also hit the vision tower's.
-LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+# Linear layers of the language model, fused ones too. Bare names (q_proj, ...) would also hit the vision tower's.
+LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)"
 VISION_PREFIX = "model.vision_tower."
 ROLES = ("base", "projector", "method")
 
@@ -44,10 +47,34 @@ def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
     base, dtype = start_base(arguments), weights_dtype(arguments)
     try:
         model, processor = base.build(arguments.projector, arguments.reduction, dtype, arguments.attention)
-        set_template(processor, arguments.template)
-        return model, processor
     except OSError as error:  # transformers' word for folders that lack files
         raise RecipeError(" ".join(str(error).split())) from error
+    template = template_for(arguments, processor)
+    set_template(processor, template)
+    end_answers(model, processor.tokenizer, template.end.strip())
+    return model, processor
+
+
+def template_for(arguments: TrainArguments, processor: LlavaProcessor) -> Template | ChatTemplate:
+    """The template that a run's conversations are written in.
+
+    Raises:
+        RecipeError: there is none of that name, or it does not fit the model.
+    """
+    try:
+        return resolve_template(arguments.template, processor, arguments.system)
+    except InputError as error:
+        key = "template" if arguments.system is None else f"system={arguments.system!r}, template"
+        raise RecipeError(f"{key}={arguments.template}: {error}") from error
+
+
+def end_answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+    """Let generation stop at what the answers of a training end with."""
+    known = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    token = tokenizer.convert_tokens_to_ids(end) if end else None
+    if token not in (None, tokenizer.unk_token_id, *ends):
+        model.generation_config.eos_token_id = [*ends, token] if ends else token
 
 
 def weights_dtype(arguments: TrainArguments) -> str:

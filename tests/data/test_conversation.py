@@ -160,7 +160,9 @@ def test_a_named_token_changes_nothing_around_it(word_tokenizer: PreTrainedToken
     expected, at = encode(word_tokenizer, text, IMAGE_ID, PATCHES), text.index("QQQ")
     named = f"{text[:at]}<s>{text[at + 3 :]}"
     written = bytes(at) + b"\1\1\1" + bytes(len(text) - at - 3)
-    ids, spans = conversation._tokenise(word_tokenizer, named, IMAGE_ID, PATCHES, written)
+    ids, spans = conversation._tokenise(
+        word_tokenizer, named, conversation._Images("<image>", IMAGE_ID, PATCHES), written
+    )
     place = expected.index(word_tokenizer.convert_tokens_to_ids("Q"))
     expected[place : place + 3] = word_tokenizer.convert_tokens_to_ids(["<", "s", ">"])
     assert ids == expected

@@ -130,11 +130,14 @@ def test_a_template_that_a_folder_brings_is_kept(file: str, folder: Path, tmp_pa
     assert processor.chat_template == chat_template("vicuna_v1")
 
 
-def test_a_text_models_template_has_no_place_for_images(tmp_path: Path) -> None:
+def test_a_text_models_template_gets_a_place_for_images(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
-    for template, kept in (("{{ messages }}", None), ("{{ '<image>' }}", "{{ '<image>' }}")):
+    for template, shown in (("{{ messages[0]['content'] }}", "<image>\nWhat?"), ("{{ '<image>' }}", "<image>")):
         (tmp_path / "chat_template.jinja").write_text(template)
-        assert read_tokenizer(tmp_path).chat_template == kept
+        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+        assert read_tokenizer(tmp_path).apply_chat_template(asked, tokenize=False) == shown
+    (tmp_path / "chat_template.jinja").unlink()
+    assert read_tokenizer(tmp_path).chat_template is None
 
 
 def test_the_files_are_those_that_every_release_reads(folder: Path, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class LlavaHost(Host):
         **kwargs: Any,
     ) -> Any:
         """The stock features, or what the reducer leaves of them; image_index [N] takes each of several equal images once."""
+        if image_sizes is None and self.vision_tower.config.model_type == "pixtral":  # else all images are one to it
+            image_sizes = torch.tensor([pixel_values.shape[-2:]] * len(pixel_values), device=pixel_values.device)
         if self.reducer is None:
             given = {} if image_sizes is None else {"image_sizes": image_sizes}
             layers = dict(
@@ -64,10 +66,10 @@ class LlavaHost(Host):
         pixels = lambda _: pixel_values if image_index is None else pixel_values[image_index]  # noqa: E731
         return self.reduce([tiles], places, self.project, pixels, special)
 
-    def _packed(self, pixel_values: Tensor, image_sizes: Tensor | None, feature_layer: int | None) -> Any:
+    def _packed(self, pixel_values: Tensor, image_sizes: Tensor, feature_layer: int | None) -> Any:
         """Of a tower that sees all images as one sequence; line breaks between their rows are tokens of the text."""
         tower, layer = self.vision_tower, self.config.vision_feature_layer if feature_layer is None else feature_layer
-        sizes = [pixel_values.shape[-2:]] * len(pixel_values) if image_sizes is None else image_sizes.tolist()
+        sizes = image_sizes.tolist()
         grids = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
         depth = depth_of(tower, layer)
         packed = encode_packed(

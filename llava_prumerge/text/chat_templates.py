@@ -1,0 +1,293 @@
+"""The chat template that a model brings along, as pieces that carry loss and pieces that do not.
+
+A template in Jinja is a program: it may strip what it is given, put a system text of its own first, or refuse a role.
+So nothing is assumed of it. It is rendered once with marks in the place of texts, which shows what it writes around them,
+and once with the texts themselves: both must agree, piece by piece. Where generation starts is what it says itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from llava_prumerge.ground.errors import InputError
+from llava_prumerge.text.templates import (
+    DEFAULT,
+    IMAGE_MARKER,
+    TEMPLATES,
+    Round,
+    Segment,
+    Template,
+    chat_template,
+    get_template,
+    is_blank,
+    shown_images,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OWN = "own"
+"""The name that stands for the chat template a model brings along."""
+
+_HEAD = "{#- a text model's own template, with places for images -#}\n"
+_PARTS = """
+{%- set seen = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is string or message['content'] is none -%}
+    {%- set seen.messages = seen.messages + [message] -%}
+  {%- else -%}
+    {%- set images = message['content'] | selectattr('type', 'in', ['image', 'image_url']) | list | length -%}
+    {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') -%}
+    {%- set seen.messages = seen.messages + [dict(message, content='<image>\\n' * images + text)] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = seen.messages -%}
+"""
+# Thoughts are no part of the records, and an answer that is asked for must begin as the answers that were learnt.
+_PLAINLY = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}\n"
+_OPEN, _CLOSE = "\ue000", "\ue001"  # around a mark's number; of the private use area, so no text has them
+_CUTS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"), lambda text: text.lstrip("\n"))
+
+
+class ChatTemplateError(InputError):
+    """A chat template that cannot be trained with, or not with this text."""
+
+
+def with_images(source: str) -> str:
+    """A text model's chat template for messages whose content is a list of images and text; images stand ahead.
+
+    A template that writes `<image>` has its own places for them.
+    """
+    return source if IMAGE_MARKER in source else _HEAD + _PLAINLY + _PARTS.strip() + "\n" + source
+
+
+def with_system(source: str, system: str) -> str:
+    """The same for conversations that begin without a system text: they get this one."""
+    first = f"[{{'role': 'system', 'content': [{{'type': 'text', 'text': {json.dumps(system)}}}]}}]"
+    told = f"{{%- if not messages or messages[0]['role'] != 'system' -%}}{{%- set messages = {first} + messages -%}}{{%- endif -%}}\n"
+    if told in source:
+        return source
+    head = _HEAD if source.startswith(_HEAD) else ""
+    return head + told + source.removeprefix(_HEAD)
+
+
+def is_text_models(source: Any) -> bool:
+    """Whether a template is a text model's own, given places for images by `with_images`."""
+    return isinstance(source, str) and source.startswith(_HEAD)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template with the interface of `templates.Template`.
+
+    Attributes:
+        source: in Jinja.
+        tokenizer: renders it, and knows the control tokens.
+        marker: what the template writes for an image.
+        end: the control token that ends an answer; it carries loss.
+    """
+
+    source: str
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    marker: str = IMAGE_MARKER
+    end: str = field(init=False)
+    name: str = OWN
+    captions: bool = False
+    _known: dict[Any, list[str]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises ChatTemplateError if answers have no end that generation could stop at, or images no place."""
+        ahead, _, rest = self._around(((0, True),))
+        tokens = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        tokens |= set(map(str, self.tokenizer.all_special_tokens))
+        found = sorted((rest.find(token), -len(token), token) for token in tokens if token and token in rest)
+        if not found:
+            raise ChatTemplateError(
+                f"the chat template ends answers with {rest!r}, which holds no control token to stop at"
+            )
+        object.__setattr__(self, "end", found[0][2])
+        if ahead.count(self.marker) or self._around(((1, True),))[0].count(self.marker) != 1:
+            raise ChatTemplateError(f"the chat template writes no {self.marker!r} for an image")
+
+    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
+        """As `Template.segments`. Loss falls on what stands behind the prompt for an answer, up to the answer's end.
+
+        Raises:
+            ChatTemplateError: the template makes something else of a text than the text itself, or refuses it.
+        """
+        shown = [shown_images(question) for question, _ in rounds]
+        images = [question.count(IMAGE_MARKER, 0, at) for (question, _), at in zip(rounds, shown, strict=True)]
+        questions = [question[at:] for (question, _), at in zip(rounds, shown, strict=True)]
+        answers = [answer for _, answer in rounds]
+        if None in answers[:-1]:
+            raise InputError("only the last answer may be None")
+        shape = tuple((count, answer is not None) for count, answer in zip(images, answers, strict=True))
+        texts = [text for pair in zip(questions, answers, strict=True) for text in pair if text is not None]
+        whole = self._text(_messages(zip(images, questions, answers, strict=True)), answers[-1] is None)
+        written = _cut(whole, self._around(shape), texts)
+        if written is None:  # some templates write the day's date
+            self._known.clear()
+            written = _cut(whole, self._around(shape), texts)
+        if written is None:
+            raise ChatTemplateError("the chat template makes something else of a turn's text than the text itself")
+        literals = self._around(shape)
+        leads = [self._lead(images, number) for number, answer in enumerate(answers) if answer is not None]
+        pieces = [Segment(literals[0], False)]
+        for number, answer in enumerate(answers):
+            pieces.append(Segment(written[2 * number], False, written=True))
+            before = literals[2 * number + 1]
+            if answer is None:
+                pieces.append(Segment(before, False))
+                continue
+            learnt, lead = not is_blank(answer), _common(before, leads[number])
+            behind = literals[2 * number + 2]
+            if self.end not in behind:
+                raise ChatTemplateError(f"the chat template ends an answer with {behind!r}, without {self.end!r}")
+            stop = behind.index(self.end) + len(self.end)
+            pieces += [Segment(before[:lead], False), Segment(before[lead:], learnt)]
+            pieces += [Segment(written[2 * number + 1], learnt, written=True), Segment(behind[:stop], learnt)]
+            pieces.append(Segment(behind[stop:], False))
+        return [piece for piece in pieces if piece.text]
+
+    def render(self, rounds: Sequence[Round]) -> str:
+        """Same as `segments`, as one string; without the beginning of sequence where the tokenizer puts it."""
+        return "".join(segment.text for segment in self.segments(rounds))
+
+    def _around(self, shape: tuple[tuple[int, bool], ...]) -> list[str]:
+        """What the template writes before, between and behind the texts of such rounds: (images, whether it is answered)."""
+        if shape not in self._known:
+            marks = iter(f"{_OPEN}{number}{_CLOSE}" for number in range(2 * len(shape)))
+            rounds = [(count, next(marks), next(marks) if answered else None) for count, answered in shape]
+            text = self._text(_messages(rounds), not shape[-1][1])
+            pieces, position = [], 0
+            for mark in [mark for _, *pair in rounds for mark in pair if mark]:
+                if text.count(mark) != 1:
+                    raise ChatTemplateError(f"the chat template writes a text {text.count(mark)} times")
+                at = text.index(mark)
+                if at < position:
+                    raise ChatTemplateError("the chat template changes the order of the turns")
+                pieces.append(text[position:at])
+                position = at + len(mark)
+            self._known[shape] = [*pieces, text[position:]]
+        return self._known[shape]
+
+    def _lead(self, images: Sequence[int], number: int) -> str:
+        """What the template writes behind a question when it is asked for the answer."""
+        shape = tuple((count, at < number) for at, count in enumerate(images[: number + 1]))
+        return self._around(shape)[-1]
+
+    def _text(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.source, tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise ChatTemplateError(f"the chat template refuses it: {' '.join(str(error).split())}") from error
+        bos = self.tokenizer.bos_token
+        return text.removeprefix(bos) if bos and begins_with_bos(self.tokenizer) else text
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts the beginning of sequence ahead of every text itself."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _messages(rounds: Any) -> list[dict[str, Any]]:
+    messages = []
+    for images, question, answer in rounds:
+        parts = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        messages.append({"role": "user", "content": parts})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def _cut(whole: str, literals: Sequence[str], texts: Sequence[str]) -> list[str] | None:
+    """The texts as they stand in a rendering, stripped or not; None where it holds something else between the literals."""
+    if not texts:
+        return [] if whole == literals[0] else None
+    if not whole.startswith(literals[0]):
+        return None
+    rest = whole[len(literals[0]) :]
+    for text in dict.fromkeys(cut(texts[0]) for cut in _CUTS):
+        found = _cut(rest[len(text) :], literals[1:], texts[1:]) if rest.startswith(text) else None
+        if found is not None:
+            return [text, *found]
+    return None
+
+
+def _common(text: str, start: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next(
+        (at for at, (one, other) in enumerate(zip(text, start, strict=False)) if one != other),
+        min(len(text), len(start)),
+    )
+
+
+def resolve_template(
+    name: str | Template | ChatTemplate, processor: Any, system: str | None = None
+) -> Template | ChatTemplate:
+    """A template by name, or the one that comes with a processor or tokenizer.
+
+    Args:
+        name: one of `TEMPLATES`, or `OWN`.
+        processor: knows the chat template and the tokenizer.
+        system: takes the place of the template's own system text.
+
+    Raises:
+        InputError: there is none of that name, it has no place for a system text, or it does not fit the model.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    marker = getattr(processor, "image_token", None) or IMAGE_MARKER
+    if isinstance(name, ChatTemplate):
+        return name
+    if name != OWN:
+        template = get_template(name)
+        if marker != IMAGE_MARKER:
+            raise InputError(
+                f"template {template.name!r} writes {IMAGE_MARKER} for an image, and this model reads {marker}: take {OWN!r}"
+            )
+        return template if system is None else spoken_by(template, system)
+    source = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    if not source:
+        raise InputError(
+            f"template {OWN!r}: the model brings no chat template along; there are: {', '.join(sorted(TEMPLATES))}"
+        )
+    source = with_images(source) if marker == IMAGE_MARKER else source
+    return ChatTemplate(source if system is None else with_system(source, system), tokenizer, marker)
+
+
+def spoken_by(template: Template, system: str) -> Template:
+    """A template with another system text.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not template.system:
+        raise InputError(f"template {template.name!r} has no place for a system text")
+    return replace(template, opening=template.opening.replace(template.system, system), system=system)
+
+
+def stored_template(template: Template | ChatTemplate) -> str:
+    """A template in Jinja, to be kept beside a model that was trained with it."""
+    return template.source if isinstance(template, ChatTemplate) else chat_template(template)
+
+
+def template_of(processor: Any, default: str = DEFAULT) -> Template | ChatTemplate:
+    """The template that a model is to be asked with: the one it was trained with, as far as its processor tells.
+
+    A LLaVA-1.5 whose chat template is none of ours comes from elsewhere, and is asked as LLaVA asks.
+    """
+    source = getattr(processor, "chat_template", None) or getattr(processor, "tokenizer", processor).chat_template
+    found = next((one for one in TEMPLATES.values() if source == chat_template(one)), None)
+    if found is not None:
+        return found
+    from_elsewhere = type(processor).__name__ == "LlavaProcessor" and not is_text_models(source)
+    return get_template(default) if from_elsewhere or not source else resolve_template(OWN, processor)

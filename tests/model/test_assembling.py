@@ -1,0 +1,123 @@
+"""A LLaVA-1.5 of any served language model and any served tower: put together, asked, saved and loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import KINDS, TOWERS, write_decoder, write_tower
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.model.assembling import assemble
+from llava_prumerge.model.decoder import SERVED
+from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.vision_tower import TOWERS as SERVED_TOWERS
+from llava_prumerge.model.weight_files import LoadingError
+from llava_prumerge.text.chat_templates import resolve_template, template_of
+
+PAIRS = [(kind, "clip") for kind in KINDS] + [("qwen2", tower) for tower in TOWERS if tower != "clip"]
+METHOD = {"vision": {"name": "uniform", "budget": 4}, "decoder": {"name": "fastv", "layer": 1, "keep": 0.5}}
+PICTURE = Image.effect_noise((50, 34), 90).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By kind: the language model as it was written, and the places of an image behind a tower; `folder` has all."""
+    folder = tmp_path_factory.mktemp("parts")
+    found: dict[str, Any] = {kind: write_decoder(kind, folder / kind).eval() for kind in KINDS}
+    return found | {tower: write_tower(tower, folder / tower) for tower in TOWERS} | {"folder": folder}
+
+
+def test_all_served_types_are_tried() -> None:
+    assert set(KINDS) == {kind for kind in SERVED if not kind.endswith("_vl_text")}
+    tried = {"clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "pixtral"}
+    assert tried == {kind for kind in SERVED_TOWERS if "vl" not in kind} - {"siglip2_vision_model"}
+
+
+@pytest.mark.parametrize(("kind", "tower"), PAIRS)
+@torch.no_grad()
+def test_a_model_of_any_parts(parts: dict[str, Any], kind: str, tower: str, tmp_path: Path) -> None:
+    folder = parts["folder"]
+    model, processor = assemble(folder / kind, folder / tower)
+    assert not any(value.is_meta for value in [*model.parameters(), *model.buffers()])
+    tokenizer, config = processor.tokenizer, model.config
+    assert (
+        tokenizer.pad_token not in (None, tokenizer.eos_token, tokenizer.unk_token)
+        and len(tokenizer) <= config.text_config.vocab_size
+    )
+    alone, text = parts[kind], torch.tensor([tokenizer("What colour is this")["input_ids"]])
+    logits, expected = model(text).logits[..., : alone.config.vocab_size], alone(text).logits
+    cap = getattr(alone.config, "final_logit_softcapping", None)  # transformers' Llava leaves the last cap out
+    torch.testing.assert_close(torch.tanh(logits / cap) * cap if cap else logits, expected, atol=1e-5, rtol=1e-5)
+
+    template = resolve_template("own", processor)
+    assert template_of(processor) == template and processor.chat_template == template.source
+    ends = model.generation_config.eos_token_id
+    assert tokenizer.convert_tokens_to_ids(template.end) in (ends if isinstance(ends, list) else [ends])
+    asked = [
+        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is this"}]}
+    ]
+    inputs = processor.apply_chat_template(
+        asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = encode(tokenizer, prompt(template, "What is this"), config.image_token_id, config.image_seq_length)
+    assert (
+        inputs["input_ids"][0].tolist() == ids
+        and ids.count(config.image_token_id) == parts[tower] == config.image_seq_length
+    )
+    if tower != "siglip":  # whose own processor squeezes images into a square
+        padded = ImagePreprocessor(processor.image_processor)([PICTURE])
+        torch.testing.assert_close(inputs["pixel_values"], padded, atol=0.02, rtol=0)
+
+    full = model(**inputs).logits
+    stock = LlavaForConditionalGeneration(stock_config(config)).eval()
+    stock.load_state_dict(model.state_dict())
+    sizes = {"image_sizes": torch.tensor([[28, 28]])} if tower == "pixtral" else {}
+    torch.testing.assert_close(full, stock(**inputs, **sizes).logits, atol=1e-5, rtol=1e-5)
+
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    again, other = load_model(tmp_path / "whole", reduction={}, device="cpu")
+    torch.testing.assert_close(again(**inputs).logits, full)
+    assert (
+        other.chat_template
+        == processor.chat_template
+        == AutoProcessor.from_pretrained(tmp_path / "whole").chat_template
+    )
+    short, _ = load_model(tmp_path / "whole", reduction=METHOD, device="cpu")
+    short(**inputs)
+    layers = short.reduction_stats()["layer_tokens"]
+    left = 4 + (4 if tower == "dinov2_with_registers" else 0)  # registers stay
+    assert layers[0] == left and layers[-1] == left // 2
+    assert short.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > len(ids)
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")) is type(model)
+
+
+def stock_config(config: Any) -> Any:
+    """The stock configuration of one of ours."""
+    from transformers import LlavaConfig
+
+    values = config.to_dict()
+    for key in ("model_type", "reduction", "architectures"):
+        values.pop(key, None)
+    return LlavaConfig(**values)
+
+
+def test_other_parts_are_refused_by_their_type(parts: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import GPT2Config, ViTConfig
+
+    folder = parts["folder"]
+    for name, config in (("gpt2", GPT2Config()), ("vit", ViTConfig())):
+        (tmp_path / name).mkdir()
+        for file in (folder / "qwen2").glob("token*"):
+            (tmp_path / name / file.name).symlink_to(file)
+        config.save_pretrained(tmp_path / name)
+    with pytest.raises(LoadingError, match="a 'gpt2' is no language model that is served; there are: llama, mistral"):
+        assemble(tmp_path / "gpt2", folder / "clip")
+    with pytest.raises(LoadingError, match="vit"):
+        assemble(folder / "qwen2", tmp_path / "vit")
