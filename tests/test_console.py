@@ -36,6 +36,24 @@ def test_the_map_names_everything_and_loads_nothing() -> None:
     assert all(f"\n  {one.name} " in done.stdout and one.summary in done.stdout for one in COMMANDS.values())
 
 
+def test_no_help_waits_for_torch() -> None:
+    """One process for all: whichever command loaded it would be named by the first."""
+    code = (
+        "import contextlib, io, sys\n"
+        "from llava_prumerge.__main__ import COMMANDS, main\n"
+        "from llava_prumerge.search.__main__ import SEARCHES\n"
+        "for words in [*([name] for name in COMMANDS), *(['search', name] for name in SEARCHES)]:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as said:\n"
+        "        assert main([*words, '--help']) == 0 and '--help' in said.getvalue(), words\n"
+        "    heavy = sorted({'torch', 'transformers'} & set(sys.modules))\n"
+        "    assert not heavy, f'{words} loads {heavy}'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     inner = [INNER[name]] if name in INNER else []

@@ -11,7 +11,6 @@ import json
 import sys
 
 from llava_prumerge.ground.command import Parser, command
-from llava_prumerge.methods.listing import as_text, describe, find_method, list_methods
 
 
 @command()
@@ -21,6 +20,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("name", nargs="?", help="a method")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
+    from llava_prumerge.methods.listing import as_text, describe, find_method, list_methods  # with torch
+
     if given.name is not None:
         method = find_method(given.name)
         print(json.dumps(method.as_json(), default=str) if given.json else describe(method))

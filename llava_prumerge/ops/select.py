@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ops.layout import TokenLayout, rows_of
 
-ROWS = ("last", "text")
-
 
 def prompt_attention(
     attention: Callable[[int, Tensor], Tensor], layout: TokenLayout, layer: int, rows: str = "last"

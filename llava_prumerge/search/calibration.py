@@ -1,12 +1,10 @@
-"""Calibration questions: a few pairs of a file in LLaVA's format as batches, and the searches' command line."""
-
-# ruff: noqa: T201  (entry points talk to people)
+"""Calibration questions: a few pairs of a file in LLaVA's format as batches, and the model that they are asked."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,8 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
-from llava_prumerge.ground.command import Main, Parser, command
-from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.loading import load_model
+from llava_prumerge.search.command import SearchError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +22,6 @@ if TYPE_CHECKING:
 
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
     from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-
-
-class SearchError(InputError):
-    """A search that cannot be run as asked, or that finds nothing; the message is one line for the person who asked."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +82,6 @@ def make_batches(
     return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]
 
 
-def search_parser(module: str, description: str | None, out: Path, samples: int) -> Parser:
-    """The command line that all searches share: a model, questions, and a file to write.
-
-    Args:
-        module: the command's, below `llava_prumerge.search`.
-        description: of the command.
-        out, samples: what the command takes where nothing is given.
-    """
-    parser = Parser(f"llava_prumerge.search.{module}", description)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--out", type=Path, default=out, help="the file to write")
-    parser.add_argument(
-        "--trusted", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable"
-    )
-    parser.add_argument(
-        "--limit", "--samples", dest="samples", type=int, default=samples, help="questions to measure on"
-    )
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--template", default="vicuna_v1")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device")
-    return parser
-
-
 def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGeneration, list[dict[str, Tensor]], int]:
     """The model, the batches and the number of questions that a command line asks for."""
     pairs = read_pairs(given.questions, given.samples)
@@ -123,13 +90,3 @@ def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGener
         pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=given.trusted
     )
     return model, batches, len(pairs)
-
-
-def run_search(search: Callable[[argparse.Namespace], str], parse: Callable[[list[str]], argparse.Namespace]) -> Main:
-    """The entry point of a search, which says what it found."""
-
-    @command()
-    def main(words: list[str]) -> None:
-        print(search(parse(words)))
-
-    return main

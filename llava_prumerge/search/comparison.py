@@ -14,9 +14,7 @@ from llava_prumerge.methods.base import DecoderPruner
 from llava_prumerge.methods.registry import build_pruner
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration, decoder_shape
 from llava_prumerge.ops.layout import IGNORE_INDEX
-from llava_prumerge.search.calibration import SearchError
-
-SCORES = ("agreement", "kl", "loss")
+from llava_prumerge.search.command import SCORES, SearchError
 
 
 def divergence(reduced: Tensor, full: Tensor) -> Tensor:

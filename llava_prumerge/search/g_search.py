@@ -27,10 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava_prumerge.ops.select import ROWS
-from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
-from llava_prumerge.search.comparison import SCORES, Comparison
-from llava_prumerge.search.drawing import draw_shares
+from llava_prumerge.search.command import ROWS, SCORES, SearchError, run_search, search_parser
 from llava_prumerge.search.method_file import write_method
 
 TOLERANCES = {"agreement": 0.02, "kl": 0.003, "loss": 0.01}
@@ -85,6 +82,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def search(given: argparse.Namespace) -> str:
     """Run the search, write the method file and the picture. -> what was found"""
+    from llava_prumerge.search.calibration import prepare
+    from llava_prumerge.search.comparison import Comparison
+    from llava_prumerge.search.drawing import draw_shares
+
     tolerance = TOLERANCES[given.score] if given.tolerance is None else given.tolerance
     if not tolerance >= 0:
         raise SearchError(f"--tolerance {tolerance} is not 0 or more")

@@ -32,17 +32,14 @@ from tqdm import tqdm
 
 from llava_prumerge.efficiency.conventions import prefill_flops
 from llava_prumerge.efficiency.shapes import LanguageShape, language_shape
-from llava_prumerge.methods.base import DecoderShape
-from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.ops.select import ROWS
-from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
-from llava_prumerge.search.comparison import SCORES, Comparison
-from llava_prumerge.search.drawing import draw_shares
+from llava_prumerge.search.command import ROWS, SCORES, SearchError, run_search, search_parser
 from llava_prumerge.search.method_file import write_method
 from llava_prumerge.search.prefill_cost import budget_for
 
 if TYPE_CHECKING:
     import optuna
+
+    from llava_prumerge.methods.base import DecoderShape
 
 SLOPES = (2.0, 256.0)
 """Steepness per whole depth, from nearly a line to a step within a layer of 32."""
@@ -151,7 +148,7 @@ class SigmoidSpace:
             raise SearchError("give one of --budget and --flops")
         self.shape, self.present, self.most, self.rows = shape, present, most, rows
         self.budget, self.flops, self.decoder, self.text = budget, flops, decoder, text
-        self.first = build_pruner({"name": "rank_schedule", "form": "height"}, shape).layers[0]
+        self.first = self._pruner({"name": "rank_schedule", "form": "height"}).layers[0]
         self.least = (self.first * most + (shape.layers - self.first)) / shape.layers  # one token in each later layer
         if budget is not None and not self.least <= budget < present:
             raise SearchError(
@@ -186,8 +183,13 @@ class SigmoidSpace:
     def layer_tokens(self, block: dict[str, Any]) -> list[int]:
         """Visual tokens of each layer at the mean number of them."""
         present = round(self.present)
-        plan = build_pruner(block, self.shape).schedule.plan(present)
+        plan = self._pruner(block).schedule.plan(present)
         return [present] * self.first + list(plan)
+
+    def _pruner(self, block: dict[str, Any]) -> Any:
+        from llava_prumerge.methods.registry import build_pruner  # with torch, which the help does not need
+
+        return build_pruner(block, self.shape)
 
     def _budget(self, place: float, slope: float) -> float:
         """The budget in tokens, to a hundredth, whose operations are the share asked for."""
@@ -214,6 +216,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def search(given: argparse.Namespace) -> str:
     """Run the search, write the method file and the picture. -> what was found"""
+    from llava_prumerge.search.calibration import prepare
+    from llava_prumerge.search.comparison import Comparison
+    from llava_prumerge.search.drawing import draw_shares
+
     import_optuna()
     if given.trials < 1:
         raise SearchError(f"--trials {given.trials} is not 1 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llava_prumerge.search.calibration import SearchError
+from llava_prumerge.search.command import SearchError
 
 HALVINGS = 40
 

@@ -17,15 +17,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.search.calibration import SearchError, prepare, run_search, search_parser
-from llava_prumerge.search.comparison import Comparison
+from llava_prumerge.search.command import SearchError, run_search, search_parser
 from llava_prumerge.search.method_file import write_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 
 EARLIEST = 5 / 32
 """Layers before this fraction of the depth are not tried: the authors begin at layer 5 of 32."""
@@ -41,6 +43,10 @@ def withdrawal_divergences(
         batches: left-padded prompts with images.
         layers: the K to try.
     """
+    import torch
+
+    from llava_prumerge.search.comparison import Comparison
+
     comparison = Comparison(model, batches, "kl")
     bar = tqdm(layers, desc="withdrawal", unit="layer", disable=not sys.stderr.isatty())
     return torch.stack([comparison.costs({"name": "vtw", "layer": layer}) for layer in bar], dim=1)
@@ -71,6 +77,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def search(given: argparse.Namespace) -> str:
     """Run the search and write the method file. -> what was found"""
+    from llava_prumerge.search.calibration import prepare
+
     model, batches, number = prepare(given)
     depth = model.config.text_config.num_hidden_layers
     first = max(1, round(EARLIEST * depth)) if given.first is None else given.first

@@ -15,13 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llava_prumerge.data.images import read_image
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.methods.plugins import add_plugin_option
-from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.methods.resolve import read_settings, resolve, resolve_part, stored_reduction
-from llava_prumerge.viz.overlay import describe, write_overlay
-from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
 
 BATCH = 8
 
@@ -58,6 +54,11 @@ def reducer_of(given: argparse.Namespace) -> dict[str, Any] | None:
 
 def draw(given: argparse.Namespace) -> list[Path]:
     """Draw, and print a line for each picture. -> the files written"""
+    from llava_prumerge.data.images import read_image  # with torch, which the help does not need
+    from llava_prumerge.methods.registry import build_reducer
+    from llava_prumerge.viz.overlay import describe, write_overlay
+    from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
+
     reducer = reducer_of(given)
     if given.model:
         viewer = viewer_of_model(given.model, reducer, given.prompt)

@@ -15,8 +15,8 @@ from llava_prumerge.efficiency.conventions import prefill_flops
 from llava_prumerge.efficiency.shapes import language_shape
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner
-from llava_prumerge.search import g_search, p_sigmoid, stability
-from llava_prumerge.search.calibration import SearchError
+from llava_prumerge.search import g_search, p_sigmoid, rank_agreement, stability
+from llava_prumerge.search.command import SearchError
 from llava_prumerge.search.comparison import Comparison
 
 SHAPE = DecoderShape(4, 32, 4, 16)
@@ -34,7 +34,7 @@ def command(pocket: Path, out: Path, *more: str) -> list[str]:
 
 def test_tau_is_the_double_loop() -> None:
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.9, 0.5], [1.0, 3.0, 2.0, 5.0, 4.0], [0.0, 0.0, 1.0, 2.0, 3.0]])
-    found = stability.kendall_tau(scores)
+    found = rank_agreement.kendall_tau(scores)
 
     def tau(x: list[float], y: list[float]) -> float:
         pairs = list(itertools.combinations(range(len(x)), 2))
@@ -44,17 +44,17 @@ def test_tau_is_the_double_loop() -> None:
 
     for i, j in itertools.product(range(3), repeat=2):
         assert found[i, j].item() == pytest.approx(tau(scores[i].tolist(), scores[j].tolist()))
-    assert stability.kendall_tau(torch.stack([scores[0], -scores[0]]))[0, 1] == -1
+    assert rank_agreement.kendall_tau(torch.stack([scores[0], -scores[0]]))[0, 1] == -1
 
 
 def test_layers_are_watched_in_the_full_model() -> None:
     model = tiny_model({"decoder": {"name": "fastv"}})
     own = model.model.language_model.pruner
-    matrix = stability.layer_agreement(model, [batch()])
+    matrix = rank_agreement.layer_agreement(model, [batch()])
     assert matrix.shape == (2, 4, 4) and model.model.language_model.pruner is own
     assert torch.allclose(matrix.diagonal(dim1=1, dim2=2), torch.ones(2, 4, dtype=torch.double))
     assert torch.equal(matrix, matrix.mT) and matrix[:, 0, 1:].abs().max() < 1
-    assert not torch.equal(matrix, stability.layer_agreement(model, [batch()], "text"))
+    assert not torch.equal(matrix, rank_agreement.layer_agreement(model, [batch()], "text"))
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.3, 1.1, 9.0])

@@ -13,7 +13,8 @@ import yaml
 from tiny_llava import IMAGE, pixels, rows_of, sample_rows, stock_twin, tiny_model
 
 from llava_prumerge.search import vtw
-from llava_prumerge.search.calibration import SearchError, read_pairs
+from llava_prumerge.search.calibration import read_pairs
+from llava_prumerge.search.command import SearchError
 from llava_prumerge.search.comparison import divergence
 from llava_prumerge.search.method_file import method_text
 

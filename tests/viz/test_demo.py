@@ -24,8 +24,9 @@ from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.resolve import read_method_file
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.search.method_file import write_method
-from llava_prumerge.viz.demo import MAX_BYTES, DemoServer, main, serve
+from llava_prumerge.viz.demo import main, serve
 from llava_prumerge.viz.demo_model import DemoModel
+from llava_prumerge.viz.demo_server import MAX_BYTES, DemoServer
 from llava_prumerge.viz.doors import LOOPBACK
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
 from llava_prumerge.viz.overlay import OUTLINE

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from llava_prumerge.viz import demo
-from llava_prumerge.viz.demo import DemoServer
+from llava_prumerge.viz import demo_server
+from llava_prumerge.viz.demo_server import DemoServer
 from llava_prumerge.viz.doors import LOOPBACK, Doors, host_name
 
 OPEN = "https://page.example"
@@ -123,7 +123,7 @@ def test_a_client_that_drips_without_end_is_let_go(server: DemoServer) -> None:
 
 
 def test_an_idle_client_is_let_go(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.DemoHandler, "timeout", 0.2)
+    monkeypatch.setattr(demo_server.DemoHandler, "timeout", 0.2)
     with connect(server) as client:
         client.sendall(b"GET / HT")
         assert client.recv(100) == b""
@@ -148,7 +148,7 @@ def test_too_many_clients_are_turned_away_and_room_comes_back(server: DemoServer
 
 def test_the_page_forgets_before_it_asks() -> None:
     """Beside an error nothing of an earlier answer or image may stand."""
-    script = demo.PAGE.read_text("utf-8")
+    script = demo_server.PAGE.read_text("utf-8")
     asked = script[script.index('at("form").onsubmit') :]
     assert asked.index("clear();") < asked.index("choose an image first") < asked.index("fetch(")
     chosen = script[script.index("const choose") :]
