@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ASKED = {"train", "evaluate", "score", "tables", "compare", "prepare", "convert", "search"} | {
     *("efficiency", "viz", "demo", "release", "methods")
 }
-INNER = {"prepare": "check", "efficiency": "flops", "search": "vtw"}  # a command within the command
+INNER = {"prepare": "check", "efficiency": "flops", "search": "layer"}  # a command within the command
 
 
 def test_the_map_names_everything_and_loads_nothing() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = {"ops", "methods.words", "methods.base"}
-WORDS = ("methods.settings", "methods.cost", "methods.labels", "methods.plugins")
+WORDS = ("methods.settings", "methods.cost", "methods.labels", "methods.plugins", "methods.search_target")
 LOWEST = CONTRACTS | {"methods.resolve"}
 LIBRARIES = {"text", "model", "data", "efficiency", "profiling"}
 FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself

@@ -9,15 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = re.compile(r"atp|fastv|vtw|prumerge|pyramid")
 OURS = re.compile(r"llava[_-]prumerge|matplotlib|prumerge_llava|[\"'(`]prumerge_(?=[\"'.<])")
 """The package's and its model types' names, and a library's: no names of methods."""
-SEARCHES = {"llava_prumerge/search/vtw.py", "llava_prumerge/search/__main__.py"}
-"""The authors' own search of one method's setting, a command of the method's name."""
 
 
 def test_only_methods_know_methods() -> None:
     found = []
     for path in sorted((ROOT / "llava_prumerge").rglob("*.py")):
         place = path.relative_to(ROOT).as_posix()
-        if place.startswith("llava_prumerge/methods/") or place in SEARCHES:
+        if place.startswith("llava_prumerge/methods/"):
             continue
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
             if NAMES.search(OURS.sub("", line)):

@@ -22,6 +22,7 @@ from llava_prumerge.evaluation.benchmark import Files
 from llava_prumerge.evaluation.settings import whole_number
 from llava_prumerge.ground import process
 from llava_prumerge.ground.command import Parser, command, pairs
+from llava_prumerge.methods.plugins import add_plugin_option, plugin_settings
 
 logger = logging.getLogger("eval")
 
@@ -65,6 +66,7 @@ def make_parser() -> Parser:
         made.add_argument("--model", required=True)
         made.add_argument("--data", type=Path, default=DATA, help=f"folder of the benchmarks (default {DATA})")
         made.add_argument("--out", type=Path, default=RESULTS, help=f"folder of all results (default {RESULTS})")
+        add_plugin_option(made)
         made.add_argument("--check", action="store_true", help="stop when files and settings have been looked at")
     known = ", ".join(benchmark.names())
     score.add_argument("--task", required=True, help=known)
@@ -79,7 +81,8 @@ def main(words: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = make_parser().parse_args(words)
     work = score_command if arguments.command == "score" else run_command
-    result = work(arguments, pairs(arguments.settings))
+    plugins = [] if arguments.command == "score" else plugin_settings(arguments)
+    result = work(arguments, pairs([*arguments.settings, *plugins]))
     if result is not None:
         sys.stdout.write(f"{json.dumps(result)}\n")
 

@@ -33,7 +33,7 @@ from llava_prumerge.evaluation.settings import Settings, parse_generation
 from llava_prumerge.ground.command import Parser, command, pairs
 from llava_prumerge.methods.cost import Benchmark
 from llava_prumerge.methods.labels import label_of
-from llava_prumerge.methods.plugins import load_plugins
+from llava_prumerge.methods.plugins import add_plugin_option, load_plugins, plugin_settings
 from llava_prumerge.methods.resolve import resolve
 from llava_prumerge.ops.errors import ReductionError
 
@@ -275,10 +275,11 @@ def main(words: list[str]) -> None:
     for name in ("model", "language-model", "vision-tower", "projector"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names, files or blocks of vision reducers")
+    add_plugin_option(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
     arguments = parser.parse_args(words)
-    result = run_command(arguments, parse_generation(pairs(arguments.settings)))
+    result = run_command(arguments, parse_generation(pairs([*arguments.settings, *plugin_settings(arguments)])))
     print(as_text(result))
     print(finish(result, arguments.out))
 

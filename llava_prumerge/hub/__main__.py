@@ -22,6 +22,7 @@ from llava_prumerge.hub.export import check_out, export, stored_dtype
 from llava_prumerge.hub.scan import check_clean
 from llava_prumerge.hub.source import BASE_KEYS, ReleaseError, Source, find_source
 from llava_prumerge.hub.upload import check_login, upload
+from llava_prumerge.methods.plugins import add_plugin_option
 
 logger = logging.getLogger("llava_prumerge.hub")
 
@@ -62,6 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--private", action="store_true", help="a new repository is seen by its owners alone")
     parser.add_argument("--image", type=Path, help="asked about in the check (default: a drawn one)")
     parser.add_argument("--question", default=QUESTION)
+    add_plugin_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -120,7 +122,7 @@ def release(given: argparse.Namespace) -> str:
     logger.info("evaluation results in the card: %s", numbers)
     export(source, card, out)
     check_clean(out)
-    seen = check_release(source, out, given.image, given.question)
+    seen = check_release(source, out, given.image, given.question, given.plugin or ())
     print(
         f"loaded back as {seen['class']} ({seen['dtype']}); {seen['kept']:g} of {seen['visual_tokens']} visual tokens, "
         f"{seen['kept_over_layers']:g} over the layers\n{seen['question']} -> {seen['answer']!r}"

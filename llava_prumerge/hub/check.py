@@ -12,11 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.hub.source import BASE_FILE, ReleaseError, Source
+from llava_prumerge.methods.plugins import add_plugin_option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +29,16 @@ NEW_TOKENS = 32
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def check_release(source: Source, folder: Path, image: Path | None, question: str) -> dict[str, Any]:
+def check_release(
+    source: Source, folder: Path, image: Path | None, question: str, plugins: Sequence[str] = ()
+) -> dict[str, Any]:
     """Check a release folder in a fresh process, which sees no token and no network.
+
+    Args:
+        source: what is released.
+        folder: the release.
+        image, question: what is asked; a drawn image for None.
+        plugins: modules or files that register its methods; users of the release need them too.
 
     Returns:
         class, dtype, question, answer, and how many visual tokens the method kept.
@@ -43,6 +53,7 @@ def check_release(source: Source, folder: Path, image: Path | None, question: st
         place = with_local_base(source, folder, Path(scratch)) if (folder / BASE_FILE).is_file() else folder
         command = [sys.executable, "-m", "llava_prumerge.hub.check", str(place.resolve()), "--question", question]
         command += ["--image", str(image.resolve())] if image else []
+        command += [word for name in plugins for word in ("--plugin", name)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -138,6 +149,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--image", type=Path)
     parser.add_argument("--question", default=QUESTION)
+    add_plugin_option(parser)
     given = parser.parse_args(words)
     from transformers.utils.logging import disable_progress_bar
 

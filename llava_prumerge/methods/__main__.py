@@ -3,6 +3,7 @@
 llava-prumerge methods            a line for each
 llava-prumerge methods NAME       what it does, and its settings with what they accept
 llava-prumerge methods [NAME] --json
+llava-prumerge methods [NAME] --plugin MODULE|FILE.py
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 
 from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.methods.plugins import add_plugin_option
 
 
 @command()
@@ -19,6 +21,7 @@ def main(words: list[str]) -> None:
     parser = Parser("llava_prumerge.methods", __doc__)
     parser.add_argument("name", nargs="?", help="a method")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_plugin_option(parser)
     given = parser.parse_args(words)
     from llava_prumerge.methods.listing import as_text, describe, find_method, list_methods  # with torch
 

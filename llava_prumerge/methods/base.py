@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llava_prumerge.methods.contract import check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, Course, Expected, TokensLeft
+from llava_prumerge.methods.search_target import SearchTarget
 from llava_prumerge.methods.settings import Settings, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
 from llava_prumerge.ops.layout import TokenLayout
@@ -291,12 +292,14 @@ class DecoderPruner(Method):
         ranks: it computes attention of the prompt to choose by.
         ranks_ahead: for that it needs the keys of the layer about to run, which no cache holds yet.
         gates_in_training: while it trains it weighs tokens and drops none.
+        search_targets: what searches on calibration questions can find for it.
     """
 
     positions: ClassVar[Literal["original", "renumbered"]] = "original"
     ranks: ClassVar[bool] = False
     ranks_ahead: ClassVar[bool] = False
     gates_in_training: ClassVar[bool] = False
+    search_targets: ClassVar[tuple[SearchTarget, ...]] = ()
     layers: tuple[int, ...]
 
     def __init__(self, settings: Settings, shape: DecoderShape, layers: Iterable[int]) -> None:

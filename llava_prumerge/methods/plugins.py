@@ -114,5 +114,10 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         nargs=1,
         action=LoadPlugin,
         metavar="MODULE|FILE.py",
-        help="Python that registers methods of your own",
+        help="Python that registers methods of your own; repeatable",
     )
+
+
+def plugin_settings(given: argparse.Namespace) -> list[str]:
+    """What `--plugin` gave as the setting `plugin=`, for commands that keep it among theirs; [] where nothing was."""
+    return [f"plugin={','.join(given.plugin)}"] if given.plugin else []

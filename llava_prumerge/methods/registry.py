@@ -17,6 +17,7 @@ from llava_prumerge.methods import decoder, vision
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
 from llava_prumerge.methods.cost import Benchmark
 from llava_prumerge.methods.plugins import load_announced
+from llava_prumerge.methods.search_target import SearchKind, SearchTarget
 from llava_prumerge.methods.settings import SettingInfo, Settings
 from llava_prumerge.ops.errors import ReductionError
 
@@ -79,6 +80,16 @@ def method_names(kind: type) -> list[str]:
 def measured_methods(benchmark: Benchmark) -> list[str]:
     """Names of the vision reducers that a measurement of the project takes where none is named."""
     return [name for name, cls in discover().items() if benchmark in getattr(cls, "benchmarks", ())]
+
+
+def search_targets(kind: SearchKind) -> dict[str, SearchTarget]:
+    """Methods for which a search of that kind can find settings, with what they say of it."""
+    return {
+        name: target
+        for name, cls in discover().items()
+        for target in getattr(cls, "search_targets", ())
+        if target.kind == kind
+    }
 
 
 def fields_of(cls: type[VisionReducer] | type[DecoderPruner]) -> dict[str, SettingInfo]:

@@ -1,7 +1,7 @@
 """Kernels, launch gaps and host waits of the reduction, the tower, the prefill and a decoding step on a GPU.
 
-    python -m llava_prumerge.profiling.kernels --model llava-1.5-7b --batch 1 8
-    python -m llava_prumerge.profiling.kernels --model pocket --device cpu --dtype float32    # tries it out
+    python -m llava_prumerge.profiling.kernels --methods NAME=TOKENS... --model llava-1.5-7b --batch 1 8
+    python -m llava_prumerge.profiling.kernels --methods NAME=TOKENS --model pocket --device cpu --dtype float32   # tries it
 
 At batch 1 a GPU often waits for the host to launch the next kernel. So each part is told by how many kernels it
 launches, how long they keep the GPU busy, how long the part takes by CUDA events, and how often the host waits for the
@@ -154,7 +154,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--model", default=MODEL, help=f"a shape or the path of a config.json (default: {MODEL})")
     parser.add_argument("--layers", type=int, metavar="N", help="decoder layers (default: all)")
     parser.add_argument("--blocks", type=int, metavar="N", help="tower blocks that run (default: all)")
-    parser.add_argument("--methods", nargs="+", default=["prumerge_plus=144", "prumerge=40"], metavar="NAME=TOKENS")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="NAME=TOKENS")
     add_plugin_option(parser)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--prompt", type=int, default=40)

@@ -1,11 +1,11 @@
 """Searches for a method's settings on calibration questions: `python -m llava_prumerge.search NAME`.
 
-    vtw        the first layer from which on image tokens can be withdrawn
+    layer      the first layer that may run without image tokens
     g_search   a rate for every layer, by a greedy search under a budget
     p_sigmoid  the two numbers of a curve of rates, by Bayesian optimisation
     stability  how alike the layers rank the tokens
 
-`NAME --help` lists a search's options.
+`NAME --help` lists a search's options. The name of a method with a layer to search for is short for `layer --method NAME`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_prumerge.ground.command import called_as, calling_name, command
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.naming import not_known
 
-SEARCHES = ("vtw", "g_search", "p_sigmoid", "stability")
+SEARCHES = ("layer", "g_search", "p_sigmoid", "stability")
 """Each a module with a `main`, imported only when it is asked for."""
 
 
@@ -27,11 +27,18 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print((__doc__ or "").rstrip())
         return 0
-    name = words[0].replace("-", "_")
+    name, rest = words[0].replace("-", "_"), words[1:]
+    module = name
     if name not in SEARCHES:
-        raise InputError(not_known("search", words[0], SEARCHES))
+        from llava_prumerge.methods.registry import search_targets
+        from llava_prumerge.methods.search_target import SearchKind
+
+        named = search_targets(SearchKind.LAYER)
+        if name not in named:
+            raise InputError(not_known("search", words[0], [*SEARCHES, *named]))
+        module, rest = "layer", ["--method", name, *rest]
     with called_as(f"{calling_name('llava_prumerge.search')} {name}"):
-        return importlib.import_module(f"llava_prumerge.search.{name}").main(words[1:])
+        return importlib.import_module(f"llava_prumerge.search.{module}").main(rest)
 
 
 if __name__ == "__main__":

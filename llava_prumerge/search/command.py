@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llava_prumerge.ground.command import Main, Parser, command
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.methods.plugins import add_plugin_option
 
 ROWS = ("last", "text")
 """Rows of the prompt that rank: the last token's, or all of the text that sees an image."""
@@ -21,19 +22,23 @@ class SearchError(InputError):
     """A search that cannot be run as asked, or that finds nothing; the message is one line for the person who asked."""
 
 
-def search_parser(module: str, description: str | None, out: Path, samples: int) -> Parser:
+def search_parser(module: str, description: str | None, out: Path | None, samples: int, method: bool = False) -> Parser:
     """The command line that all searches share: a model, questions, and a file to write.
 
     Args:
         module: the command's, below `llava_prumerge.search`.
         description: of the command.
         out, samples: what the command takes where nothing is given.
+        method: it takes `--method`.
     """
     parser = Parser(f"llava_prumerge.search.{module}", description)
     parser.add_argument("--model", required=True)
     parser.add_argument("--questions", type=Path, required=True, help="LLaVA's JSONL: image, text")
     parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--out", type=Path, default=out, help="the file to write")
+    add_plugin_option(parser)
+    if method:
+        parser.add_argument("--method", help="the pruner to search for, where several can be searched so")
     parser.add_argument(
         "--trusted", action="append", default=[], metavar="DIR", help="links may lead to here; repeatable"
     )

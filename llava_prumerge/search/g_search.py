@@ -10,8 +10,8 @@ shallow to deep, the least number of tokens per layer without loss, which is ass
 bisection per layer (a note on the paper has Bayesian optimisation there); layers after the one that is searched keep
 what it leaves, as dropped tokens do not return; the scores, their tolerances and the grid of shares.
 
-Written are a method file for the pruner `rank_schedule` (a vision reducer that the checkpoint names stays) and, beside
-it, a picture of the curve (PNG).
+Written are a method file for the pruner with a rate for each layer (`--method` where there are several; a vision reducer
+that the checkpoint names stays) and, beside it, a picture of the curve (PNG).
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -27,8 +27,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava_prumerge.methods.search_target import SearchKind
 from llava_prumerge.search.command import ROWS, SCORES, SearchError, run_search, search_parser
-from llava_prumerge.search.method_file import write_method
+from llava_prumerge.search.method_file import block_of, find_target, write_method
 
 TOLERANCES = {"agreement": 0.02, "kl": 0.003, "loss": 0.01}
 """Ours: one question of 64; VTW's threshold; a hundredth of a nat."""
@@ -68,7 +69,7 @@ def least_steps(
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = search_parser("g_search", __doc__, Path("runs/search/g_search.yaml"), 64)
+    parser = search_parser("g_search", __doc__, Path("runs/search/g_search.yaml"), 64, method=True)
     parser.add_argument("--score", choices=SCORES, default="agreement", help="what must not change")
     parser.add_argument("--answer-tokens", type=int, default=1, help="tokens of the full model's answer that count")
     parser.add_argument(
@@ -91,6 +92,7 @@ def search(given: argparse.Namespace) -> str:
         raise SearchError(f"--tolerance {tolerance} is not 0 or more")
     if given.steps < 1:
         raise SearchError(f"--steps {given.steps} is not 1 or more")
+    name, target = find_target(SearchKind.RATES, given.method)
     model, batches, number = prepare(given)
     comparison = Comparison(model, batches, given.score, given.answer_tokens)
     layers = comparison.shape.layers
@@ -98,7 +100,7 @@ def search(given: argparse.Namespace) -> str:
         raise SearchError(f"--first {given.first} is not one of the layers 1 to {layers - 1}")
 
     def block(rates: list[float]) -> dict[str, Any]:
-        return {"name": "rank_schedule", "rates": rates, "first": given.first, "rows": given.rows}
+        return block_of(name, target, rates=rates, first=given.first, rows=given.rows)
 
     bits, began, costs = (given.steps + 1).bit_length(), time.monotonic(), {}
     bar = tqdm(total=bits * (layers - given.first), desc="g-search", unit="run", disable=not sys.stderr.isatty())

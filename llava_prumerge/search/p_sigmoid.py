@@ -14,7 +14,8 @@ The budget is `--budget`, visual tokens per image averaged over all layers (equi
 the operations of the full decoder's prefill (text included, at the questions' mean lengths). The optimiser is Optuna's
 (extra `search`): its Gaussian-process sampler, or TPE. Trials are kept in a journal beside the output; the same command
 goes on from there, and ends as an uninterrupted one: each trial's randomness comes from the seed and its number alone.
-Written are a method file for `rank_schedule` (a vision reducer that the checkpoint names stays) and the curve (PNG).
+Written are a method file for the pruner with such a sigmoid (`--method` where there are several; a vision reducer that
+the checkpoint names stays) and the curve (PNG).
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -32,8 +33,9 @@ from tqdm import tqdm
 
 from llava_prumerge.efficiency.conventions import prefill_flops
 from llava_prumerge.efficiency.shapes import LanguageShape, language_shape
+from llava_prumerge.methods.search_target import SearchKind, SearchTarget
 from llava_prumerge.search.command import ROWS, SCORES, SearchError, run_search, search_parser
-from llava_prumerge.search.method_file import write_method
+from llava_prumerge.search.method_file import block_of, find_target, write_method
 from llava_prumerge.search.prefill_cost import budget_for
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ class SigmoidSpace:
         budget: equivalent tokens; or
         flops: a share of the full decoder's operations, with its shape in `decoder` and `text` tokens.
         rows: rows of the prompt that rank.
+        method: the pruner that has such a sigmoid, and what it says of it; None where there is one alone.
     """
 
     def __init__(
@@ -143,12 +146,14 @@ class SigmoidSpace:
         decoder: LanguageShape | None = None,
         text: float = 0.0,
         rows: str = "last",
+        method: tuple[str, SearchTarget] | None = None,
     ) -> None:
+        self.method = find_target(SearchKind.SIGMOID, None) if method is None else method
         if (budget is None) == (flops is None):
             raise SearchError("give one of --budget and --flops")
         self.shape, self.present, self.most, self.rows = shape, present, most, rows
         self.budget, self.flops, self.decoder, self.text = budget, flops, decoder, text
-        self.first = self._pruner({"name": "rank_schedule", "form": "height"}).layers[0]
+        self.first = self._pruner(self._block(1.0, 1.0, None)).layers[0]
         self.least = (self.first * most + (shape.layers - self.first)) / shape.layers  # one token in each later layer
         if budget is not None and not self.least <= budget < present:
             raise SearchError(
@@ -171,14 +176,10 @@ class SigmoidSpace:
     def _with(self, place: float, slope: float, budget: float) -> dict[str, Any]:
         least = self.least_height(budget)
         height = math.ceil((least + place * (1 - least)) * 1e6) / 1e6  # what is written is what is tried
-        return {
-            "name": "rank_schedule",
-            "form": "height",
-            "height": min(1.0, height),
-            "slope": float(f"{slope / self.shape.layers:.6g}"),
-            "rows": self.rows,
-            "budget": budget,
-        }
+        return self._block(min(1.0, height), float(f"{slope / self.shape.layers:.6g}"), budget)
+
+    def _block(self, height: float, slope: float, budget: float | None) -> dict[str, Any]:
+        return block_of(*self.method, height=height, slope=slope, rows=self.rows, budget=budget)
 
     def layer_tokens(self, block: dict[str, Any]) -> list[int]:
         """Visual tokens of each layer at the mean number of them."""
@@ -201,7 +202,7 @@ class SigmoidSpace:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = search_parser("p_sigmoid", __doc__, Path("runs/search/p_sigmoid.yaml"), 64)
+    parser = search_parser("p_sigmoid", __doc__, Path("runs/search/p_sigmoid.yaml"), 64, method=True)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--budget", type=float, help="visual tokens per image averaged over all layers")
     target.add_argument("--flops", type=float, help="share of the operations of the full decoder's prefill")
@@ -223,12 +224,17 @@ def search(given: argparse.Namespace) -> str:
     import_optuna()
     if given.trials < 1:
         raise SearchError(f"--trials {given.trials} is not 1 or more")
+    method = find_target(SearchKind.SIGMOID, given.method)
     model, batches, number = prepare(given)
     comparison = Comparison(model, batches, given.score, given.answer_tokens)
     target = {"budget": given.budget, "flops": given.flops, "rows": given.rows}
     counts = {"present": comparison.present, "most": comparison.most, "text": comparison.text}
     space = SigmoidSpace(
-        comparison.shape, decoder=language_shape(model.config.text_config.to_dict()), **counts, **target
+        comparison.shape,
+        decoder=language_shape(model.config.text_config.to_dict()),
+        method=method,
+        **counts,
+        **target,
     )
     names = ("score", "answer_tokens", "sampler", "seed", "template", "dtype")
     settings = {"model": given.model, "questions": str(given.questions), "samples": number, **target}

@@ -5,7 +5,7 @@
 
 The finding that rank schedules rest on (Zhao et al., CVPR 2025, arXiv 2412.00556): rankings agree between all layers
 but the first; second-hand notes have tau of at least 0.7. A layer's ranking is by the attention from the prompt in the
-full model, as the pruner `rank_schedule` reads it. Printed and drawn (PNG) is the mean over the questions; the
+full model, as pruners with a rate for each layer read it. Printed and drawn (PNG) is the mean over the questions; the
 numbers are written beside the picture (JSON).
 """
 

@@ -176,10 +176,10 @@ def method_settings(unknown: dict[str, Any], typed: dict[str, Any], known: Itera
 
 def resolve_reduction(described: Any, settings: dict[str, Any], arguments: TrainArguments) -> dict[str, Any] | None:
     """The reduction block of a recipe; see `methods.resolve`. Settings alone act on what the model carries."""
-    if described is None and not settings:
-        return None
     try:
-        load_plugins(arguments.plugin)
+        load_plugins(arguments.plugin)  # what the model carries may be a plugin's, too
+        if described is None and not settings:
+            return None
         return resolve(described, settings, None if described is not None else stored_reduction(arguments.model))
     except ReductionError as error:
         raise RecipeError(str(error)) from error

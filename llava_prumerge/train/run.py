@@ -26,6 +26,7 @@ from llava_prumerge.ground import process, shipped
 from llava_prumerge.ground.command import INTERRUPTED, Parser, command
 from llava_prumerge.ground.locks import hold
 from llava_prumerge.ground.ranks import is_main_rank, world_size
+from llava_prumerge.methods.plugins import add_plugin_option, plugin_settings
 from llava_prumerge.model.devices import (
     choose_device,
     describe_start,
@@ -66,6 +67,7 @@ def make_parser() -> Parser:
         "files", nargs="*", metavar="FILE", help="a recipe, a method; their names, or paths of YAML files"
     )
     parser.add_argument("--method", help="a name, a file or a block; the same as a method among the files")
+    add_plugin_option(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would train")
     parser.add_argument("--check", action="store_true", help="verify that everything the recipe names exists")
     return parser
@@ -78,7 +80,7 @@ def main(words: list[str]) -> int:
     if not given.files and not given.settings:
         raise RecipeError(f"name a recipe, such as {' or '.join(shipped.names('train')[:2])}, or one of your own")
     method = [] if given.method is None else [f"method={given.method}"]
-    arguments = load_arguments([*given.files, *method, *given.settings])
+    arguments = load_arguments([*given.files, *method, *given.settings, *plugin_settings(given)])
     check(arguments, inputs=not given.dry_run)
     if given.check:
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ REDUCTION = {"vision": {"name": "prumerge_plus", "budget": 36}}
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check in this process: the same loading and asking, without the seconds that a fresh one takes to start."""
 
-    def check(source: object, folder: Path, image: Path | None, question: str) -> dict:
+    def check(source: object, folder: Path, image: Path | None, question: str, plugins: Sequence[str]) -> dict:
         return ask(*load(folder), drawn_image(), question)
 
     monkeypatch.setattr("llava_prumerge.hub.__main__.check_release", check)

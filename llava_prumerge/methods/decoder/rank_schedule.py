@@ -21,6 +21,7 @@ from typing import Literal
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.search_target import SearchKind, SearchTarget
 from llava_prumerge.methods.settings import Rule, fraction, setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import Curve, falling_sigmoid, raised, sigmoid_of_height
@@ -129,6 +130,24 @@ class RankSchedule(PromptRankedPruner):
     """Keep a given share of the visual tokens in each layer, best first."""
 
     paper = "G-Search and P-Sigmoid, Zhao et al., CVPR 2025 (arXiv 2412.00556), our reading"
+    search_targets = (
+        SearchTarget(
+            SearchKind.RATES,
+            lambda rates, first, rows: {"rates": rates, "first": first, "rows": rows},
+            "G-Search (Zhao et al., CVPR 2025, arXiv 2412.00556)",
+        ),
+        SearchTarget(
+            SearchKind.SIGMOID,
+            lambda height, slope, rows, budget: {
+                "form": "height",
+                "height": height,
+                "slope": slope,
+                "rows": rows,
+                "budget": budget,
+            },
+            "P-Sigmoid (Zhao et al., CVPR 2025, arXiv 2412.00556)",
+        ),
+    )
     settings: RankScheduleSettings
 
     def __init__(self, settings: RankScheduleSettings, shape: DecoderShape) -> None:

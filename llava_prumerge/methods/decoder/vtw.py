@@ -2,7 +2,7 @@
 
 Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, Lin et al., AAAI 2025
 (arXiv 2405.05803; code lzhxmu/VTW a3d8cfc). The authors' search for K, by the divergence of output distributions on a
-few samples, is `python -m llava_prumerge.search.vtw`; it found K = 15 of 32 layers for LLaVA-1.5-7B, which is our
+few samples, is `python -m llava_prumerge.search vtw`; it found K = 15 of 32 layers for LLaVA-1.5-7B, which is our
 default at the same fraction of the depth.
 """
 
@@ -16,10 +16,13 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderToke
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.pruners import BudgetSettings
 from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.search_target import SearchKind, SearchTarget
 from llava_prumerge.methods.settings import setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import at_depth
 
+EARLIEST = 5 / 32
+"""The authors' search begins at layer 5 of 32."""
 FOUND = 15 / 32
 """The authors' K for LLaVA-1.5-7B, as a fraction of the depth."""
 
@@ -44,6 +47,15 @@ class VisualTokensWithdrawal(DecoderPruner):
     """Drop every visual token before one layer."""
 
     paper = "VTW, Lin et al., AAAI 2025 (arXiv 2405.05803)"
+    search_targets = (
+        SearchTarget(
+            SearchKind.LAYER,
+            lambda layer: {"layer": layer},
+            "VTW (Lin et al., AAAI 2025, arXiv 2405.05803)",
+            earliest=EARLIEST,
+            threshold=0.003,
+        ),
+    )
     settings: WithdrawalSettings
 
     def __init__(self, settings: WithdrawalSettings, shape: DecoderShape) -> None:

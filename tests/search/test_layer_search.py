@@ -1,4 +1,4 @@
-"""VTW's search: the divergence by hand, the choice of the layer, and the command from checkpoint to method file."""
+"""The layer search, on VTW: the divergence by hand, the choice of the layer, and the command from checkpoint to method file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import yaml
 from tiny_llava import IMAGE, pixels, rows_of, sample_rows, stock_twin, tiny_model
 
-from llava_prumerge.search import vtw
+from llava_prumerge.search import layer as layer_search
+from llava_prumerge.search.__main__ import main as search_main
 from llava_prumerge.search.calibration import read_pairs
 from llava_prumerge.search.command import SearchError
 from llava_prumerge.search.comparison import divergence
@@ -36,7 +37,9 @@ def test_divergences_equal_masking_in_the_stock_model(own: dict[str, Any] | None
     before = model.model.language_model.pruner
     rows = [sample_rows()[0], sample_rows()[1]]
     batch = rows_of(*rows) | {"pixel_values": pixels(2)}
-    found = vtw.withdrawal_divergences(model, [batch, batch], [1, 2, 3])
+    found = layer_search.layer_divergences(
+        model, [batch, batch], [1, 2, 3], lambda layer: {"name": "vtw", "layer": layer}
+    )
     assert found.shape == (4, 3) and torch.equal(found[:2], found[2:]) and (found > 0).all()
     assert model.model.language_model.pruner is before
     for row, ids in enumerate(rows):
@@ -64,10 +67,10 @@ def masked_logits(model: Any, inputs: dict[str, torch.Tensor], layer: int) -> to
 
 
 def test_the_first_layer_within_the_threshold_is_chosen() -> None:
-    assert vtw.choose_layer([2, 3, 4, 5], [0.4, 0.01, 0.02, 0.001], 0.015) == 3
-    assert vtw.choose_layer([2, 3], [0.01, 0.0], 0.01) == 2
+    assert layer_search.choose_layer([2, 3, 4, 5], [0.4, 0.01, 0.02, 0.001], 0.015) == 3
+    assert layer_search.choose_layer([2, 3], [0.01, 0.0], 0.01) == 2
     with pytest.raises(SearchError, match="no layer of 2 to 3 .* the least is 0.2"):
-        vtw.choose_layer([2, 3], [0.4, 0.2], 0.1)
+        layer_search.choose_layer([2, 3], [0.4, 0.2], 0.1)
 
 
 def test_the_file_keeps_the_vision_reducer_and_replaces_the_pruner() -> None:
@@ -112,13 +115,17 @@ def test_the_command_writes_a_method_file_that_builds(
         "--out",
         str(out),
     ]
-    assert vtw.main([*command, "--samples", "3", "--batch-size", "2", "--threshold", "1e9", "--device", "cpu"]) == 0
+    assert (
+        search_main(["vtw", *command, "--samples", "3", "--batch-size", "2", "--threshold", "1e9", "--device", "cpu"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert printed.count("KL(withdrawn || full)") == 5 and "K = 1" in printed
     assert yaml.safe_load(out.read_text()) == {"decoder": {"name": "vtw", "layer": 1}}
     assert out.read_text().startswith("# VTW") and "on 3 questions of questions.jsonl" in out.read_text()
-    assert vtw.main([*command, "--samples", "3", "--threshold", "-1", "--device", "cpu"]) == 2
+    assert search_main(["vtw", *command, "--samples", "3", "--threshold", "-1", "--device", "cpu"]) == 2
     assert "no layer of 1 to 5" in capsys.readouterr().err
-    assert vtw.main([*command, "--first", "9"]) == 2 and "--first 9" in capsys.readouterr().err
+    assert search_main(["vtw", *command, "--first", "9"]) == 2 and "--first 9" in capsys.readouterr().err
+    assert layer_search.main([*command, "--method", "dart"]) == 2 and "there are: vtw" in capsys.readouterr().err
     command[3] = str(pocket / "none.jsonl")
-    assert vtw.main(command) == 2 and "no such file" in capsys.readouterr().err
+    assert search_main(["vtw", *command]) == 2 and "no such file" in capsys.readouterr().err
