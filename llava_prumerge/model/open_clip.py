@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -46,6 +47,8 @@ _PLAIN: dict[str, Any] = {
     "act_kwargs": None,
 }
 Value = TypeVar("Value")
+TOWER_PREFIX = "vision_model."
+"""Of keys in a tower's files, for every transformers release; version 5 takes it off when it loads, 4 needs it."""
 _BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -153,7 +156,7 @@ def tower_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of CLIPVisionModel's tensors, without the prefix that some releases give them."""
     with torch.device("meta"):
         state = CLIPVisionModel(config).state_dict()
-    return {name.removeprefix("vision_model."): tuple(value.shape) for name, value in state.items()}
+    return {name.removeprefix(TOWER_PREFIX): tuple(value.shape) for name, value in state.items()}
 
 
 def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVisionModel:
@@ -164,11 +167,23 @@ def build_tower(config: CLIPVisionConfig, weights: dict[str, Tensor]) -> CLIPVis
     """
     tower = CLIPVisionModel(config)
     state = tower.state_dict()
-    nested = any(name.startswith("vision_model.") for name in state)
-    weights = {f"vision_model.{name}" if nested else name: value for name, value in weights.items()}
+    nested = any(name.startswith(TOWER_PREFIX) for name in state)
+    weights = {TOWER_PREFIX + name if nested else name: value for name, value in weights.items()}
     check_fit(shapes_of(weights), shapes_of(state), "the open_clip checkpoint")
     tower.load_state_dict(weights)
     return tower.eval()
+
+
+def save_tower(tower: CLIPVisionModel, folder: Path) -> None:
+    """Write a tower's configuration and weights so that every transformers release reads them.
+
+    transformers 5 alone would write keys that version 4 passes over, and start the tower at random.
+    """
+    tower.config.architectures = [type(tower).__name__]
+    tower.config.dtype = tower.dtype
+    tower.config.save_pretrained(folder)
+    weights = {TOWER_PREFIX + key.removeprefix(TOWER_PREFIX): value for key, value in tower.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def read_checkpoint(checkpoint: str | Path) -> dict[str, Tensor]:

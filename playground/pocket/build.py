@@ -92,7 +92,7 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
     import torch
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from llava_prumerge.model.open_clip import build_tower, convert_open_clip
+    from llava_prumerge.model.open_clip import build_tower, convert_open_clip, save_tower
     from playground.pocket import probe, rescale, train_clip
     from playground.pocket import tokenizer as pocket_tokenizer
     from playground.pocket.scenes import SIZE
@@ -104,7 +104,7 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
     shape = json.loads(train_clip.CONFIG.read_text())
     config, converted = convert_open_clip(weights, shape["vision_cfg"], shape["quick_gelu"], shape["embed_dim"])
     tower = rescale.to_unit_features(build_tower(config, converted))
-    tower.save_pretrained(out)
+    save_tower(tower, out)
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     processor.save_pretrained(out)
     shutil.copy(work / "clip" / "train_log.jsonl", out / "train_log.jsonl")
@@ -118,13 +118,14 @@ def build_clip(work: Path, values: dict[str, Any]) -> None:
 
 def build_lm(work: Path, values: dict[str, Any]) -> None:
     """Trains, exports and measures the language model."""
+    from llava_prumerge.text.tokenizers import save_tokenizer
     from playground.pocket import train_lm
 
     settings = settings_of(train_lm.LanguageSettings, values)
     model, tokenizer = train_lm.train(settings, work / "lm")
     out = HERE / "backbones" / "lm"
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     shutil.copy(work / "lm" / "train_log.jsonl", out / "train_log.jsonl")
     gate = train_lm.gate(model, tokenizer, "test", per_kind=400)
     parameters = sum(p.numel() for p in model.parameters())

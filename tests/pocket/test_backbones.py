@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from llava_prumerge.model.weight_files import read_header
 
 BACKBONES = Path(__file__).resolve().parents[2] / "playground" / "pocket" / "backbones"
 
@@ -17,6 +20,24 @@ def language() -> tuple:
 
     folder = BACKBONES / "lm"
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def test_every_release_of_transformers_reads_them(tmp_path: Path) -> None:
+    """Keys and settings that version 4 knows, in what is committed and in what the builder writes; weights by header alone."""
+    from transformers import AutoTokenizer, CLIPVisionModel
+
+    from llava_prumerge.model.open_clip import save_tower
+    from llava_prumerge.text.tokenizers import save_tokenizer
+
+    save_tower(CLIPVisionModel.from_pretrained(BACKBONES / "clip"), tmp_path)
+    save_tokenizer(AutoTokenizer.from_pretrained(BACKBONES / "lm"), tmp_path)
+    for tower, language in ((BACKBONES / "clip", BACKBONES / "lm"), (tmp_path, tmp_path)):
+        assert all(key.startswith("vision_model.") for key in read_header(tower / "model.safetensors"))
+        settings = json.loads((language / "tokenizer_config.json").read_text())
+        assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert not isinstance(settings.get("extra_special_tokens"), list)
+    ours, again = (load_file(folder / "model.safetensors") for folder in (BACKBONES / "clip", tmp_path))
+    assert set(ours) == set(again) and all(torch.equal(ours[key], again[key]) for key in ours)
 
 
 def test_every_kind_of_question_meets_the_gate() -> None:

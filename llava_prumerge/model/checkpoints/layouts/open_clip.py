@@ -10,6 +10,7 @@ from llava_prumerge.model.checkpoints.layout import MODEL_FILE, TOWER, Layout, R
 from llava_prumerge.model.checkpoints.plan import with_dtype
 from llava_prumerge.model.checkpoints.request import Request
 from llava_prumerge.model.open_clip import (
+    TOWER_PREFIX,
     OpenClipFolder,
     architecture,
     config_of,
@@ -21,7 +22,6 @@ from llava_prumerge.model.open_clip import (
 from llava_prumerge.model.tensor_files import Entry, list_tensors
 from llava_prumerge.model.weight_files import LoadingError, name_first
 
-PREFIX = "vision_model."  # of every transformers release; version 5 takes it off when it loads
 
 
 class OpenClip(Layout):
@@ -64,8 +64,8 @@ class OpenClip(Layout):
                 raise LoadingError(f"{file}: {name} is {shape}, the configuration makes it {needed[name]}")
             make = None if part is None else (lambda weight, part=part: weight.chunk(3)[part])
             how = "as it is" if part is None else f"third {part + 1} of 3"
-            found.append(Entry(PREFIX + name, shape, item.dtype, (item,), how, make))
-        lacking = set(needed) - {entry.key.removeprefix(PREFIX) for entry in found}
+            found.append(Entry(TOWER_PREFIX + name, shape, item.dtype, (item,), how, make))
+        lacking = set(needed) - {entry.key.removeprefix(TOWER_PREFIX) for entry in found}
         assert not lacking, name_first(lacking)
         return Tower(found, config, pixel_settings(config, statistics), Record(str(source), self.name))
 
