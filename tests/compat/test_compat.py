@@ -21,7 +21,8 @@ from llava_prumerge.model.checkpoints.__main__ import main
 
 RELEASES = ("4.37.2", "4.51.3", "4.57.6")
 CACHE = "LLAVA_PRUMERGE_COMPAT"  # a folder for the environments; by default one in the system's temporary folder
-READER = Path(__file__).with_name("read_export.py")
+READER, BACKBONES_READER = (Path(__file__).with_name(name) for name in ("read_export.py", "read_backbones.py"))
+BACKBONES = Path(__file__).parents[2] / "playground" / "pocket" / "backbones"
 TEXTS = [
     "the  fox",
     "  lead",
@@ -100,10 +101,14 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(interpreter: Path | str, export: Path) -> dict:
     """What a release makes of the export."""
+    return run(interpreter, READER, *(str(export / name) for name in ("hf", "texts.json", "image.png")))
+
+
+def run(interpreter: Path | str, script: Path, *words: str) -> dict:
+    """What a script of this folder prints under a release."""
     start = "import runpy, sys; " + ("" if interpreter != sys.executable else "import llava_prumerge; ")
-    start += f"sys.argv = ['', *sys.argv[1:]]; runpy.run_path({str(READER)!r})"
-    files = [str(export / name) for name in ("hf", "texts.json", "image.png")]
-    done = subprocess.run([str(interpreter), "-c", start, *files], capture_output=True, text=True, check=False)
+    start += f"sys.argv = ['', *sys.argv[1:]]; runpy.run_path({str(script)!r})"
+    done = subprocess.run([str(interpreter), "-c", start, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -120,3 +125,24 @@ def test_another_release_reads_the_same(python: Path, export: Path, own: dict) -
     assert theirs.pop("version") != own["version"]
     assert theirs == {key: value for key, value in own.items() if key != "version"}
     assert len(own["ids"]) == len(TEXTS) and len(set(own["answer"])) > 1
+
+
+@pytest.fixture(scope="session")
+def backbones() -> tuple[str, ...]:
+    return str(BACKBONES / "clip"), str(BACKBONES / "lm"), "USER: a red star at the top left.\n<image> ASSISTANT:"
+
+
+@pytest.fixture(scope="session")
+def own_backbones(backbones: tuple[str, ...]) -> dict:
+    return run(sys.executable, BACKBONES_READER, *backbones)
+
+
+@pytest.mark.compat
+def test_another_release_reads_the_pocket_backbones(
+    python: Path, backbones: tuple[str, ...], own_backbones: dict
+) -> None:
+    """Tower, language model and tokenizer as they are committed: nothing starts at random, and all compute the same."""
+    theirs = run(python, BACKBONES_READER, *backbones)
+    assert theirs["missing"] == own_backbones["missing"] == [] and theirs["ids"] == own_backbones["ids"]
+    for name in ("states", "logits"):
+        assert theirs[name] == pytest.approx(own_backbones[name], abs=0.02) and len(set(theirs[name])) > 5

@@ -23,7 +23,6 @@ from llava_prumerge.model.tensor_files import Entry, list_tensors
 from llava_prumerge.model.weight_files import LoadingError, name_first
 
 
-
 class OpenClip(Layout):
     """The layout."""
 
