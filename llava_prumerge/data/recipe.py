@@ -96,7 +96,7 @@ def read_names(key: str, value: Any) -> list[str]:
     items = value.split(",") if isinstance(value, str) else value
     items = [] if items in (["none"], [""], None) else items
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise RecipeError(f"{key}={value!r}: must be a list of names")
+        raise RecipeError(f"{key}={shown(value)}: must be a list of names")
     return [item.strip() for item in items]
 
 

@@ -10,10 +10,13 @@ import llava_prumerge
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.hub_names import is_hub_name, why_missing
+from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.text.hub_files import folder_of
 
 KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
+LONGEST = 10_000_000
+"""Tokens that `max_length` may ask for."""
 _OPEN_CLIP = "open_clip_config.json"
 
 
@@ -55,8 +58,10 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
     trusted = read_names("trusted", values.pop("trusted", None))
     for key in KEYS:
         expected: type = int if key == "max_length" else str
-        if not isinstance(values.get(key), expected | None):
-            raise RecipeError(f"{key}={values[key]!r}: must be {'a whole number' if expected is int else 'text'}")
+        if not isinstance(values.get(key), expected | None) or isinstance(values.get(key), bool):
+            raise RecipeError(f"{key}={shown(values[key])}: must be {'a whole number' if expected is int else 'text'}")
+    if not 0 < (1 if values.get("max_length") is None else values["max_length"]) <= LONGEST:
+        raise RecipeError(f"max_length={values['max_length']}: must be at least 1 and at most {LONGEST:,}")
     whole = values.get("model")
     return RecipeData(
         data=Path(values["data"]),

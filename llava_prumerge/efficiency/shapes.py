@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,8 @@ from typing import Any
 import yaml
 
 from llava_prumerge.efficiency.errors import EfficiencyError, refuse
+from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.reading import read_json
 
 DATA = Path(__file__).with_name("shapes.yaml")
 
@@ -173,10 +174,9 @@ def model_shape(name: str) -> ModelShape:
     if not path.is_file():
         raise refuse("model", name, [*named_shapes(), "the path of a LLaVA's config.json"])
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EfficiencyError(f"{path} is not JSON: {error}") from error
-    return _shape_of(config, path)
+        return _shape_of(read_json(path), path)
+    except FileError as error:
+        raise EfficiencyError(str(error)) from error
 
 
 def _shape_of(config: Any, path: Path) -> ModelShape:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.ground.naming import not_known
+from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.methods.resolve import is_setting, read_value
 from llava_prumerge.ops.errors import ReductionError
 
 TRAINED = ("none", "projector", "lora", "full")
+MOST = {"batch_size": 100_000, "max_new_tokens": 1_000_000, "workers": 1024, "limit": 10**12}
 CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
 
 
@@ -111,6 +113,7 @@ def method_setting(key: str, text: str, plugin: str | None) -> Any:
 
 def whole_number(name: str, value: str) -> int:
     """A setting that must be a positive whole number."""
-    if not value.isdecimal() or int(value) < 1:
-        raise EvaluationError(f"{name} must be a positive whole number, not {value!r}")
+    most = MOST.get(name, MOST["limit"])
+    if not re.fullmatch("0*[0-9]{1,18}", value) or not 1 <= int(value) <= most:
+        raise EvaluationError(f"{name} must be a whole number from 1 to {most:,}, not {shown(value)}")
     return int(value)

@@ -163,7 +163,11 @@ def save_model(source: Source, dtype: str, folder: Path) -> None:
 def write_hub_base(source: Source, folder: Path) -> None:
     """Let base.json name repositories that anyone can get, in place of folders of this machine."""
     values = read_object(source.weights / BASE_FILE)
-    named = {key: {"hub": source.hub_name(key)} if key in source.base_paths else value for key, value in values.items()}
+    named = dict(values)
+    for key in source.base_paths:
+        told = values.get(key)
+        weights = {"weights": told["weights"]} if isinstance(told, dict) and "weights" in told else {}
+        named[key] = {"hub": source.hub_name(key), **weights}
     write_json(folder / BASE_FILE, named)
     file = folder / "adapter_config.json"
     if file.is_file():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.errors import FileError, InputError
+from llava_prumerge.ground.reading import kind_of, read_json, read_json_object
+from llava_prumerge.ground.yaml_files import read_yaml
 from llava_prumerge.model.families import is_own_type
 from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.model.weight_files import LoadingError, read_index
@@ -84,20 +84,37 @@ class Source:
         """The run's resolved settings; {} without a run."""
         if self.run is None:
             return {}
-        return yaml.safe_load((self.run / "config.yaml").read_text("utf-8")) or {}
+        file = self.run / "config.yaml"
+        with _as_release_error():
+            found = read_yaml(file)
+        if not isinstance(found, dict):
+            raise ReleaseError(f"{file} must hold the settings of the run, and holds {kind_of(found)}")
+        return found
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
         """One entry per start of the training: command, code and versions; [] where none is recorded."""
         file = self.run / "environment.json" if self.run is not None else None
-        return json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else []
+        if file is None or not file.is_file():
+            return []
+        with _as_release_error():
+            found = read_json(file)
+        if not isinstance(found, list) or not all(isinstance(start, dict) for start in found):
+            raise ReleaseError(
+                f"{file} must hold a list of the run's starts; repeat the run's command to write it anew"
+            )
+        return found
 
     @cached_property
     def base_entries(self) -> dict[str, dict[str, Any]]:
         """What base.json says of each base; {} for a complete model."""
         file = self.weights / BASE_FILE
         found = read_object(file) if file.is_file() else {}
-        return {key: entry for key, entry in found.items() if key in BASE_KEYS and entry}
+        entries = {key: entry for key, entry in found.items() if key in BASE_KEYS and entry}
+        for key, entry in entries.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("path", entry.get("hub")), str):
+                raise ReleaseError(f"{file}: {key} must be an object with a path or a name on the Hub")
+        return entries
 
     @cached_property
     def base_paths(self) -> dict[str, str]:
@@ -120,13 +137,16 @@ class Source:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, or an error that names the file."""
+    with _as_release_error():
+        return read_json_object(path)
+
+
+@contextlib.contextmanager
+def _as_release_error() -> Iterator[None]:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ReleaseError(f"{path} holds no JSON object")
-    return content
+        yield
+    except FileError as error:
+        raise ReleaseError(str(error)) from error
 
 
 def find_source(folder: Path, merge: bool, hub_bases: Mapping[str, str] | None = None) -> Source:

@@ -19,7 +19,6 @@ checked. Torch is only loaded when a method is looked up.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.naming import not_known, shown
+from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.ground.yaml_files import parse_yaml, read_yaml
 from llava_prumerge.methods.labels import ENDINGS, NONE, SITES, method_name
 from llava_prumerge.ops.errors import ReductionError
@@ -130,9 +130,12 @@ def stored_reduction(model: str | Path | None) -> dict[str, Any]:
     if model is None or not config.is_file():
         return {}
     try:
-        return dict(json.loads(config.read_text("utf-8")).get("reduction") or {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise ReductionError(f"{config} cannot be read: {' '.join(str(error).split())}") from error
+        found = read_json_object(config).get("reduction") or {}
+    except FileError as error:
+        raise ReductionError(str(error)) from error
+    if not isinstance(found, dict):
+        raise ReductionError(f"{config}: reduction must be an object, found {shown(found)}")
+    return found
 
 
 def read_settings(words: Iterable[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -22,10 +23,14 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, Self
 
-from llava_prumerge.ground.naming import not_known
+from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.ops.errors import ReductionError
 
 logger = logging.getLogger(__name__)
+
+LARGEST = 2**31 - 1
+"""Whole numbers beyond it are no setting's: tensors are counted in 32 bits in places."""
+_LONGEST_NUMBER = 40
 
 TYPES: dict[Any, str] = {
     bool: "true or false",
@@ -228,7 +233,7 @@ def _read(item: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             break
     rule: Rule | None = item.metadata.get("rule")
     if read is MISSING or (rule is not None and not rule.holds(read)):
-        raise ReductionError(f"{item.name} {value!r} is not {_accepted(item, hint)}")
+        raise ReductionError(f"{item.name} {shown(value)} is not {_accepted(item, hint)}")
     return read
 
 
@@ -253,6 +258,8 @@ def _as_type(kind: Any, value: Any, numbers_only: bool = False) -> Any:
         isinstance(value, int | float | Fraction) or (isinstance(value, str) and not numbers_only)
     ):
         return _number(kind, value)
+    if kind is int and isinstance(value, int) and abs(value) > LARGEST:
+        return MISSING
     return value if kind in (int, str) and isinstance(value, kind) else MISSING
 
 
@@ -260,7 +267,11 @@ def _number(kind: Any, value: int | float | Fraction | str) -> Any:
     """A float or an exact fraction; "1/9" is the fraction it is written as."""
     try:
         if kind is float and not (isinstance(value, str) and "/" in value):
-            return float(value)
-        return kind(Fraction(str(value)))
+            number = float(value)
+        else:
+            if isinstance(value, str) and len(value) > _LONGEST_NUMBER:
+                return MISSING
+            number = kind(Fraction(str(value)))
+        return number if math.isfinite(number) else MISSING
     except (ValueError, OverflowError, ZeroDivisionError):
         return MISSING

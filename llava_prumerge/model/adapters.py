@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +23,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_prumerge.ground.files import write_json
-from llava_prumerge.ground.hub_names import is_hub_name, is_missing, why_missing
+from llava_prumerge.ground.hub_names import is_missing, why_missing
+from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.public import make_public, public_name
 from llava_prumerge.model import strict_loading
 from llava_prumerge.model.assembling import PROJECTOR_FILE, assemble, load_projector, load_whole, parse_dtype
+from llava_prumerge.model.base_file import BASE_FILE, read_base_file, write_base_file
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.processors import load_processor, save_processor, save_settings
+from llava_prumerge.model.strict_loading import in_one_line
 from llava_prumerge.model.weight_files import (
     LoadingError,
     check_fit,
     check_weight_file,
     read_header,
+    read_object,
     read_weights,
     shapes_of,
     whole_files,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
 METHOD_FILE = "method.safetensors"
-BASE_FILE = "base.json"  # beside trained parts: where the rest of the model is
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", strict_loading.ADAPTER_CONFIG_FILE
 PROJECTOR_PREFIX = "model.multi_modal_projector."
 METHOD_PREFIXES = tuple(strict_loading.METHOD_PREFIXES.values())
@@ -185,40 +185,17 @@ def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLl
 
 
 def write_base(base: Base, folder: Path, place: Path | None = None) -> None:
-    """Store the base's folders as seen from `place` (or `folder`) as well, so that a tree that is moved as a whole still loads."""
-    values: dict[str, Any] = dataclasses.asdict(base)
-    for key in ("model", "language_model", "vision_tower"):
-        if values[key] is not None and is_hub_name(values[key]):
-            values[key] = {"hub": str(values[key])}
-        elif values[key] is not None:
-            values[key] = {"path": str(values[key]), "from_here": os.path.relpath(values[key], place or folder)}
-    write_json(folder / BASE_FILE, values)
+    """Store the base's folders, also as seen from `place` (or `folder`), so that a tree that is moved as a whole still loads."""
+    write_base_file(dataclasses.asdict(base), folder, place)
 
 
 def read_base(folder: str | Path) -> Base:
     """Read base.json and find the folders it names; a released one names repositories on the Hub instead.
 
     Raises:
-        LoadingError: the file or a folder it names is missing.
+        LoadingError: the file or a folder it names is missing, or a base has other weights than in training.
     """
-    folder = Path(folder)
-    file = folder / BASE_FILE
-    if not file.is_file():
-        raise LoadingError(f"{folder} has no {BASE_FILE}, which says what model its weights belong to")
-    values = json.loads(file.read_text(encoding="utf-8"))
-    for key in ("model", "language_model", "vision_tower"):
-        entry = values.get(key)
-        if entry is None:
-            continue
-        if "hub" in entry:  # a released folder: its base is a name on the Hub
-            values[key] = entry["hub"]
-            continue
-        places = (folder / entry["from_here"], Path(entry["path"]))
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            raise LoadingError(f"{file} names {key} {entry['path']}, which is neither there nor at {places[0]}")
-        values[key] = str(found)
-    return Base(**values)
+    return Base(**read_base_file(Path(folder)))
 
 
 def load_on_cpu(
@@ -254,17 +231,27 @@ def load_adapter(
     path = Path(path)
     check_parts(path)
     if reduction is None:
-        reduction = json.loads((path / "config.json").read_text(encoding="utf-8")).get("reduction") or {}
+        reduction = read_reduction(path / "config.json")
         strict = True
     else:
         strict = False
     model, processor = read_base(path).build(path / PROJECTOR_FILE, reduction, dtype, attn)
     load_method(model, path, strict)
     if (path / ADAPTER_CONFIG_FILE).is_file():
-        model = add_lora(model, path).merge_and_unload()
+        wrapped = add_lora(model, path)
+        with in_one_line(path / ADAPTER_CONFIG_FILE):
+            model = wrapped.merge_and_unload()
     if (path / SETTINGS_FILE).is_file():
         processor = load_processor(path, model.config)  # with the chat template of this training, not the base's
     return model.eval(), processor
+
+
+def read_reduction(file: Path) -> dict[str, Any]:
+    """The method's block in the config.json of trained parts; {} for none."""
+    found = read_object(file).get("reduction") or {}
+    if not isinstance(found, dict):
+        raise LoadingError(f"{file}: reduction must be an object, found {shown(found)}")
+    return found
 
 
 def check_parts(folder: Path) -> None:
@@ -299,7 +286,7 @@ def add_lora(model: nn.Module, folder: Path) -> Any:
         settings = PeftConfig.from_pretrained(str(folder))
         settings.inference_mode = True
         wrapped = PeftModel(model, settings)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # an odd value makes the library raise whatever it meets first
         reason = " ".join(str(error).split())[:300]
         raise LoadingError(f"{file} is no configuration of adapters for this model: {reason}") from error
     load_lora(wrapped, folder / ADAPTER_FILE)

@@ -75,10 +75,8 @@ def load_whole(
 
     The processor is None where the folder has none of its files.
     """
-    try:
+    with in_one_line(path):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"{path} holds no readable config.json: {error}") from error
     kind = stock_type(config.model_type)
     if kind not in family_types():
         known = ", ".join(family_types())
@@ -92,10 +90,8 @@ def load_whole(
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return model, None
     own = family_of(kind).processor
-    if own is not None:
-        return model, own(path, config)
     with in_one_line(path):
-        return model, AutoProcessor.from_pretrained(path)
+        return model, own(path, config) if own is not None else AutoProcessor.from_pretrained(path)
 
 
 def assemble(

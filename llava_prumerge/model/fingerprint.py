@@ -20,7 +20,7 @@ from pathlib import Path
 from llava_prumerge.ground.caching import remember
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.reading import file_digest, read_json_object
-from llava_prumerge.model.weight_files import SAFETENSORS, LoadingError, read_header
+from llava_prumerge.model.weight_files import SAFETENSORS, LoadingError, read_header, whole_files
 
 WEIGHTS = (SAFETENSORS, ".bin", ".pt")
 SMALL = (".json", ".model", ".txt", ".jinja")
@@ -65,6 +65,23 @@ def fingerprint(model: str | os.PathLike[str]) -> str:
     for part in base_places(path):
         digest.update(fingerprint(part).encode())
     return f"{VERSION}{digest.hexdigest()}"
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """A hash of a model's weights alone, wherever they lie and whatever else stands beside them; None where there are none.
+
+    Raises:
+        LoadingError: an index of shards cannot be read.
+    """
+    files = whole_files(folder)
+    if not all(file.is_file() for file in files):  # half-downloaded: whoever loads it will get the rest, or say so
+        return None
+    others = (*PART_FILES, "open_clip_")
+    files += sorted(file for file in folder.glob("*") if file.name.startswith(others) and file.suffix in WEIGHTS)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file_fingerprint(file)}".encode())
+    return f"{VERSION}{digest.hexdigest()}" if files else None
 
 
 def hub_commit(name: str) -> str | None:

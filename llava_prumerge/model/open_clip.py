@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_prumerge.ground.errors import InputError
-from llava_prumerge.ground.naming import not_known
+from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.model.weight_files import (
     SAFETENSORS,
     LoadingError,
@@ -233,7 +233,15 @@ def architecture(name: str) -> dict[str, Any]:
         return named_architecture(name)
     settings = read_object(Path(name))
     inner: dict[str, Any] = settings.get("model_cfg", settings)
+    check_object({"model_cfg": inner}, "model_cfg", name)
+    check_object(inner, "vision_cfg", name)
     return inner
+
+
+def check_object(settings: dict[str, Any], key: str, file: str | Path) -> None:
+    """Refuse a configuration that has no object of that name."""
+    if not isinstance(settings.get(key), dict):
+        raise LoadingError(f"{file} must have {key}, an object, found {shown(settings.get(key))}")
 
 
 def load_open_clip_tower(model: str | Path, checkpoint: str | Path) -> CLIPVisionModel:
@@ -258,7 +266,9 @@ class OpenClipFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        settings = json.loads((self.path / self.CONFIG).read_text())
+        settings = read_object(self.path / self.CONFIG)
+        check_object(settings, "model_cfg", self.path / self.CONFIG)
+        check_object(settings["model_cfg"], "vision_cfg", self.path / self.CONFIG)
         self.model, self.preprocess = settings["model_cfg"], settings.get("preprocess_cfg", {})
 
     @classmethod

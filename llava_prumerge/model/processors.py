@@ -12,6 +12,7 @@ from llava_prumerge.ground.public import make_public
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.model.parts import input_side, load_image_processor
 from llava_prumerge.model.strict_loading import in_one_line
+from llava_prumerge.model.template_files import checked_template
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.chat_templates import ChatTemplate, is_text_models, stored_template, with_images
@@ -32,7 +33,9 @@ def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
     tokenizer = _tokenizer(path)
     with in_one_line(path):
         beside, _ = LlavaProcessor.get_processor_dict(path)
-    return make_processor(tokenizer, load_image_processor(path), config, beside.get("chat_template"))
+    template = checked_template(beside.get("chat_template") or tokenizer.chat_template, path)
+    with in_one_line(path):
+        return make_processor(tokenizer, load_image_processor(path), config, template)
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

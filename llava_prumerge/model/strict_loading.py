@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
+from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.weight_files import LoadingError, check_finite, check_whole_files, name_first
@@ -79,13 +81,15 @@ def in_one_line(path: Any) -> Iterator[None]:
         raise LoadingError(f"{path}: {why_missing(path)}")
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise LoadingError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST]}") from error
-    except ValueError as error:
-        if "attn_implementation" not in str(error):
-            raise
-        reason = str(error).split(". ")[0].removesuffix(" yet")
-        raise LoadingError(f"{path}: {reason}; take another, such as eager") from error
+    except (InputError, FileError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # an odd value in a configuration makes libraries raise whatever they meet first
+        if "attn_implementation" in str(error):
+            reason = str(error).split(". ")[0].removesuffix(" yet")
+            raise LoadingError(f"{path}: {reason}; take another, such as eager") from error
+        told = " ".join(str(error).split())[:_LONGEST]
+        kind = "" if isinstance(error, OSError | SafetensorError) else f"{type(error).__name__}: "
+        raise LoadingError(f"{path} cannot be loaded: {kind}{told or 'no reason is given'}") from error
 
 
 def check_folder(path: Any, settings: Mapping[str, Any]) -> None:

@@ -9,13 +9,13 @@ the median meets it, and met clearly where the quartile on the wrong side does, 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.ground.files import write_json, write_text
+from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.methods.cost import Benchmark
 from llava_prumerge.methods.registry import measured_methods
 from llava_prumerge.profiling.latency_report import as_text, draw, shown
@@ -81,10 +81,7 @@ def read(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith(".partial.json"):
             continue
-        try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise EfficiencyError(f"{path} is not JSON: {error}") from error
+        found[path.stem] = read_json_object(path)
     if not found:
         raise EfficiencyError(f"{folder} holds no results; scripts/bench_cpu.sh writes them")
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.options import columns
+from llava_prumerge.ground.reading import read_json_object
 
 ORDER = ("tower", "reducer", "projector", "prefill", "decode", "end to end")
 NOISY = 0.15
@@ -22,10 +22,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise EfficiencyError(f"{path}: there is no such file")
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EfficiencyError(f"{path} is not JSON: {error}") from error
+    result = read_json_object(path)
     if not isinstance(result, dict) or result.get("what") != "latency" or "runs" not in result:
         raise EfficiencyError(f"{path} is no result of the latency command")
     return result

@@ -6,6 +6,7 @@ Imports nothing heavy, so that a mistake in a recipe is reported in a fraction o
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -14,14 +15,19 @@ from typing import Any, Literal
 
 from llava_prumerge.data.recipe import SETTINGS, RecipeError, read_names, read_recipe
 from llava_prumerge.ground import shipped
-from llava_prumerge.ground.naming import not_known
+from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.plugins import load_plugins
 from llava_prumerge.methods.resolve import is_setting, resolve, stored_reduction
 from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.train.ranges import check_ranges
 
 ACCEPTED = ("recipe", "method", "records", "images", "base")
 """What a run is bound to, by the names that `accept_changes` takes."""
+
+
+LARGEST = 10**18
+"""Whole numbers beyond it are no setting's."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -196,13 +202,13 @@ def coerce(key: str, value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise RecipeError(f"{key}={value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
+            raise RecipeError(f"{key}={shown(value)}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
         return value
     if origin is list:
         return read_names(key, value)
     if origin is dict:
         if not isinstance(value, dict):
-            raise RecipeError(f"{key}={value!r}: must be a mapping")
+            raise RecipeError(f"{key}={shown(value)}: must be a mapping")
         return value
     return coerce_scalar(key, value, hint)
 
@@ -213,42 +219,30 @@ def coerce_scalar(key: str, value: Any, kind: type) -> Any:
         return value
     if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    if kind in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if kind is float and number == number:
-            return number
-        if kind is int and number.is_integer():
-            return int(number)
-    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    raise RecipeError(f"{key}={value!r}: must be {names[kind]}")
+    if kind in (int, float):
+        number = read_number(value)
+        if number is not None and (kind is float or number == int(number)):
+            return kind(number)
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a finite number"}
+    raise RecipeError(f"{key}={shown(value)}: must be {names[kind]}")
+
+
+def read_number(value: Any) -> int | float | None:
+    """A finite number, or the text of one; None for anything else. Whole numbers stay exact."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, int):
+        return value if abs(value) < LARGEST else None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def check_values(arguments: TrainArguments) -> None:
     """Refuse values that no run can use, before anything heavy is imported."""
-    positive = (
-        "global_batch",
-        "per_device_batch",
-        "length_pool",
-        "max_length",
-        "logging_steps",
-        "lora_rank",
-        "lora_alpha",
-        "epochs",
-    )
-    positive += ("max_skipped_steps",)
-    for key in (*positive, "max_steps", "save_total_limit", "learning_rate", "projector_lr", "method_lr"):
-        value = getattr(arguments, key)
-        if value is not None and value <= 0:
-            raise RecipeError(f"{key}={value!r}: must be greater than 0")
-    for key in ("workers", "save_steps", "weight_decay", "max_grad_norm"):
-        if getattr(arguments, key) < 0:
-            raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be 0 or greater")
-    for key in ("warmup_ratio", "lora_dropout", "bad_sample_limit"):
-        if not 0 <= getattr(arguments, key) < 1:
-            raise RecipeError(f"{key}={getattr(arguments, key)!r}: must be at least 0 and less than 1")
+    check_ranges(dataclasses.asdict(arguments))
     unknown = sorted(set(arguments.report_to) - {"tensorboard", "wandb"})
     if unknown:
         raise RecipeError(f"report_to={arguments.report_to!r}: {', '.join(unknown)} is not one of tensorboard, wandb")

@@ -5,9 +5,7 @@ Memory is `llava_prumerge.efficiency.memory`'s sum for the longest sample the re
 
 from __future__ import annotations
 
-import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from llava_prumerge.data.recipe import RecipeError
@@ -15,6 +13,7 @@ from llava_prumerge.efficiency.memory import Training, training
 from llava_prumerge.efficiency.options import columns
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts, reduction_counts
+from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.settings import uses_bf16
@@ -55,9 +54,9 @@ def read_backend(arguments: TrainArguments) -> str:
     if arguments.deepspeed is None:
         return PLAIN
     try:
-        zero = json.loads(Path(str(arguments.deepspeed_file)).read_text(encoding="utf-8")).get("zero_optimization", {})
+        zero = read_json_object(str(arguments.deepspeed_file)).get("zero_optimization", {})
         found = (int(zero.get("stage", 0)), zero.get("offload_optimizer", {}).get("device", "none") != "none")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(f"deepspeed={arguments.deepspeed}: cannot be read: {' '.join(str(error).split())}") from error
     named = {value: name for name, value in BACKENDS.items()}
     if found not in named:

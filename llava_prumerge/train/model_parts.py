@@ -5,12 +5,12 @@ Asked before torch is imported. A projector that is here is judged by its shapes
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.efficiency.shapes import named_shapes
+from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.text.hub_files import folder_of, is_here
 from llava_prumerge.train.arguments import TrainArguments
 
@@ -103,7 +103,7 @@ def width_of(key: str, model: str, published: dict[str, str]) -> int | None:
         shape = named_shapes()[known]
         return shape.vision.width if key == "vision_tower" else shape.language.hidden
     try:
-        config = json.loads((folder_of(model) / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(folder_of(model) / "config.json")
         inner = config.get("vision_config" if key == "vision_tower" else "text_config") or config
         width = inner.get("hidden_size")
     except (OSError, ValueError, AttributeError):

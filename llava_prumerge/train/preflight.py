@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_prumerge.data.image_paths import TrustError, trusted_folders
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.ground import shipped
@@ -17,7 +15,8 @@ from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.ground.locks import LOCK_FILES
 from llava_prumerge.ground.ranks import is_main_rank
-from llava_prumerge.ground.reading import read_json_object, read_text
+from llava_prumerge.ground.reading import read_json_object
+from llava_prumerge.ground.yaml_files import read_yaml
 from llava_prumerge.text.hub_files import folder_of, is_here, is_offline
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.checkpoints import find_fault, list_checkpoints, newest_sound, read_manifest
@@ -174,11 +173,9 @@ def read_recorded(folder: Path) -> tuple[dict[str, Any] | None, str]:
     if not (folder / CONFIG_FILE).exists():
         return None, ""
     try:
-        recorded = yaml.safe_load(read_text(folder / CONFIG_FILE))
+        recorded = read_yaml(folder / CONFIG_FILE)
     except FileError as error:
         return None, error.reason
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None, "it is no YAML"
     return (recorded, "") if isinstance(recorded, dict) and recorded else (None, "it holds no settings")
 
 

@@ -21,7 +21,11 @@ def test_settings_are_typed_and_checked() -> None:
     assert settings.overrides == {"reduction.vision.budget": 40}
     for values, message in (
         ({"batchsize": "4"}, "setting 'batchsize' is not known; did you mean 'batch_size'. There are: method"),
-        ({"batch_size": "0"}, "batch_size must be a positive whole number, not '0'"),
+        ({"batch_size": "0"}, "batch_size must be a whole number from 1 to 100,000, not '0'"),
+        ({"workers": "-1"}, "workers must be a whole number from 1 to 1,024, not '-1'"),
+        ({"max_new_tokens": "9" * 5000}, "max_new_tokens must be a whole number from 1 to 1,000,000, not '999"),
+        ({"limit": "2.0"}, "limit must be a whole number from 1 to"),
+        ({"limit": "\u0663"}, "limit must be a whole number from 1 to"),
         ({"images": "maybe"}, "images must be one of on, off, not 'maybe'"),
         ({"train": "yes"}, "train must be one of none, projector, lora, full"),
     ):

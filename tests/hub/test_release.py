@@ -157,6 +157,7 @@ def test_adapters_are_released_with_bases_that_others_can_get(
     assert dry_run(runs / "lora", out, *bases) == 0
     assert "36 of 144 visual tokens" in capsys.readouterr().out
     base = json.loads((out / "base.json").read_text())
+    assert all(base[key].pop("weights").startswith("2:") for key in ("language_model", "vision_tower"))
     assert base == {
         "model": None,
         "language_model": {"hub": "me/pocket-lm"},
@@ -193,7 +194,12 @@ SOURCE_FAULTS: dict[str, tuple[str, list[str], Callable[[Path], object], str]] =
     "to resume from": ("full/checkpoint-2", [], spoil_nothing, "give the run's own folder"),
     "unfinished": ("full", [], lambda run: (run / "finished.json").unlink(), "not finished"),
     "no model": ("full", [], lambda run: (run / "config.json").unlink(), "no checkpoint"),
-    "broken config": ("full", [], lambda run: (run / "config.json").write_text("{"), "config.json cannot be read"),
+    "broken config": (
+        "full",
+        [],
+        lambda run: (run / "config.json").write_text("{"),
+        "config.json: line 1, column 2: not JSON",
+    ),
     "stock": (
         "full",
         [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,11 @@ def _shape() -> Any:
     from llava_prumerge.methods.base import DecoderShape
 
     return DecoderShape(32, 4096, 32, 576)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "nan", "1e999", 10**400, "1/0", f"1/{'9' * 5000}"])
+def test_a_number_that_is_none_is_no_setting(value: object) -> None:
+    with pytest.raises(ReductionError, match="prumerge: iqr_factor .* is not a"):
+        resolve({"vision": {"name": "prumerge", "iqr_factor": value}}, {}, None)
+    with pytest.raises(ReductionError, match="fastv: layer .* is not a"):
+        resolve({"decoder": {"name": "fastv", "layer": value}}, {}, None)

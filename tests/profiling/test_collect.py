@@ -9,6 +9,7 @@ import pytest
 
 from llava_prumerge.efficiency.__main__ import report as main
 from llava_prumerge.efficiency.errors import EfficiencyError
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.profiling import collect
 from llava_prumerge.profiling.collect import Target
 
@@ -118,5 +119,5 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EfficiencyError, match="holds no results"):
         main(["collect", str(tmp_path), "--out", str(tmp_path / "x")])
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(EfficiencyError, match="is not JSON"):
+    with pytest.raises(FileError, match="not JSON"):
         collect.read(tmp_path)

@@ -1,5 +1,6 @@
 """Recipes: how files and overrides merge, and what is refused with which words."""
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,17 @@ import pytest
 from llava_prumerge.data.recipe import read_recipe
 from llava_prumerge.train.arguments import (
     RecipeError,
+    TrainArguments,
     accumulation_steps,
     build_arguments,
     describe_arguments,
     load_arguments,
     method_name,
 )
+from llava_prumerge.train.ranges import RANGES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NUMBERS = (int, int | None, float, float | None)
 RECIPES = sorted(str(path.relative_to(CONFIGS / "train")) for path in (CONFIGS / "train").rglob("*.yaml"))
 
 
@@ -86,18 +90,52 @@ def test_an_unknown_key_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("learning_rate", "fast", "must be a number"),
+        ("learning_rate", "fast", "must be a finite number"),
         ("global_batch", 2.5, "must be a whole number"),
         ("merge", "yes please", "must be true or false"),
         ("stage", "qlora", "must be one of projector, lora, full"),
         ("report_to", 3, "must be a list of names"),
         ("output_dir", ["a"], "must be text"),
-        ("learning_rate", float("nan"), "must be a number"),
+        ("learning_rate", float("nan"), "must be a finite number"),
+        ("epochs", float("inf"), "must be a finite number"),
+        ("weight_decay", "-.inf", "must be a finite number"),
+        ("adam_beta1", True, "must be a finite number"),
+        ("lora_rank", True, "must be a whole number"),
+        ("lora_rank", 10**400, "must be a whole number"),
+        ("learning_rate", 10**400, "must be a finite number"),
+        ("max_steps", "1e999", "must be a whole number"),
+        ("workers", [2], "must be a whole number"),
+        ("seed", "x" * 5000, "must be a whole number"),
+        ("stage", {"a": ["lora"] * 999}, "must be one of"),
     ],
 )
 def test_a_wrong_type_is_refused_by_name(key: str, value: object, message: str) -> None:
     with pytest.raises(RecipeError, match=f"{key}=.*{message}"):
         build_arguments({key: value})
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_numbers_beyond_their_range_are_refused_by_name(key: str) -> None:
+    accepted, hints = RANGES[key], typing.get_type_hints(TrainArguments)
+    whole = hints[key] in (int, int | None)
+    beyond = [accepted.low - 1, accepted.high + 1, *([] if whole else [accepted.low - 1e-9])]
+    beyond += [accepted.low] * (not accepted.with_low) + [accepted.high] * (not accepted.with_high)
+    for value in beyond:
+        with pytest.raises(RecipeError, match=rf"^{key}=\S+: must be (at least|greater than) "):
+            load_arguments([f"{key}={value}"])
+
+
+def test_every_number_has_a_range_that_its_default_and_every_recipe_keep() -> None:
+    """The recipes that ship are read by the first test, with the same check."""
+    numbers = {key for key, hint in typing.get_type_hints(TrainArguments).items() if hint in NUMBERS}
+    assert numbers == set(RANGES)
+    load_arguments([])
+
+
+def test_large_whole_numbers_stay_exact() -> None:
+    assert load_arguments(["max_steps=999999937"]).max_steps == 999_999_937
+    with pytest.raises(RecipeError, match="max_steps=1000000000000000001: must be a whole number"):
+        load_arguments(["max_steps=1000000000000000001"])
 
 
 @pytest.mark.parametrize(
