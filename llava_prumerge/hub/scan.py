@@ -28,16 +28,24 @@ SECRETS = {
     "a wandb key": r"(?i:wandb)[^\n]{0,40}?\b[0-9a-f]{40}\b",
     "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+",
     "a bearer token": r"(?i:bearer)\s+[\w.~+/-]{16,}",
-    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+    "a Stripe key": r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",
+    "a package index's token": r"\b(?:pypi-[\w-]{40,}|npm_[A-Za-z0-9]{30,})",
+    "an Azure key": r"(?i:AccountKey|SharedAccessKey)=[A-Za-z0-9+/=]{20,}",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "credentials in an address": r"""\b[a-zA-Z][\w+.-]*://(?:[^\s/@:"']+:[^\s/@"']+|[^\s/@:"']{16,})@""",
     "a token in an address": r"""[?&](?i:access_token|token|api_key|apikey|sig|signature|x-amz-signature)=[^\s"'&]{6,}""",
     "a password or key": rf"(?i:(?<![A-Za-z])(?:password|passwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token){_VALUE})",
     "a token setting": r"""(?<![\w-])(?i:token)=[^\s"',}]{4,}""",
 }
-_ROOTS = "home|root|Users|mnt|data|scratch|work|workspace|tmp|var|gpfs|lustre|opt|srv|media|nfs|storage|private|project|projects|usr"
+_ROOTS = (
+    "home|root|[Uu]sers|mnt|data\\d*|scratch\\d*|work|workspace|tmp|var|gpfs|lustre|fsx|efs|opt|srv|media|nfs|storage|shared|private|"
+    "projects?|usr|etc|run|Volumes|vol|volume|export|cluster|content|kaggle|nobackup|ssd\\d*|disk\\d*|raid|cache|models|datasets|s3"
+)
 PATHS = {
-    "a path of a machine": rf"(?<![\w.:/~>-])/(?:{_ROOTS})/[^\s\"'`<>,;)\\]+",
-    "a path of a Windows machine": r"\b[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)[^\s\"']+",
+    "a path of a machine": rf"(?<![\w./~>-])/(?:{_ROOTS})/[^\s\"'`<>,;)\\]+",
+    "an absolute path": r"""(?:(?<=["'])(?:/[\w.@+-]+){2,}/?(?=["'])|(?m:^[ \t-]*[\w.-]+:[ \t]+(?:/[\w.@+-]+){2,}/?[ \t]*$))""",
+    "an address of a file": r"\bfile://[^\s\"'`<>,;)]+",
+    "a path of a Windows machine": r"\b[A-Za-z]:(?:(?:\\\\?|/)Users(?:\\\\?|/)|\\\\\w[\w .-]*\\\\|/\w[\w.-]*/)[^\s\"']*",
 }
 _NAME_OR_PATH = re.compile(r'"\w*_name_or_path"\s*:\s*"([^"]+)"')
 _SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD)$")

@@ -43,10 +43,10 @@ def checked_template(template: Any, path: str | Path) -> Any:
 
 
 def _compile(template: str, path: str | Path) -> None:
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        _compile_jinja_template(template)
+        render_jinja_template([], chat_template=template)  # compiled, of no conversation
     except (TemplateError, RecursionError, ValueError) as error:
         line = getattr(error, "lineno", None)
         told = " ".join(str(error).split())[:200] or type(error).__name__

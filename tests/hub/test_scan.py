@@ -35,6 +35,18 @@ SECRETS = {
     "Authorization: Bearer abcdefghijklmnop123": "a bearer token",
     "-----BEGIN RSA PRIVATE KEY-----": "a private key",
     "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
+    "aws_secret_access_key = " + LETTERS[:40]: "a password or key",
+    "sk_live_" + LETTERS[:24]: "a Stripe key",
+    "pypi-AgEIcHlwaS5vcmc" + LETTERS + LETTERS: "a package index's token",
+    "DefaultEndpointsProtocol=https;AccountKey=" + LETTERS + "==": "an Azure key",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----": "a private key",
+    "scp me@host:/home/me/x .": "a path of a machine",
+    "file:///private/x": "an address of a file",
+    '{"data": "/fsx9/team/records.json"}': "an absolute path",
+    "images: /somewhere/else/coco": "an absolute path",
+    "- vision_tower: /opt9/clip": "an absolute path",
+    "D:\\\\models\\\\llava": "a path of a Windows machine",
+    "D:/models/llava": "a path of a Windows machine",
     "/home/somebody/models/llava": "a path of a machine",
     '"/mnt/disk2/vicuna"': "a path of a machine",
     "images=/data/coco/train2017": "a path of a machine",
@@ -50,6 +62,7 @@ HARMLESS = (
     "an API key is not needed; the password is yours; /usr is a folder, and/or so; 10/home",
     "python -m llava_prumerge.train.run ~/recipe.yaml data=.../records.json",
     '{"secret": null, "password": none}',
+    'USER: and A:\\nB, 3:/4, https://host.org/a/b, /v1 and a/b/c, "/" or "//" or \'/n\'',
 )
 
 
