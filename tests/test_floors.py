@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "methods": CONTRACTS,  # and never another method, see below
     "model": LOWEST | {"text"},
     "data": LOWEST | {"text"},
-    "efficiency": LOWEST,
+    "efficiency": LOWEST | {"model"},  # shapes of other families than LLaVA-1.5, from their modules
     "inference": LOWEST | LIBRARIES,
     "train": LOWEST | LIBRARIES,
     "profiling": LOWEST | {"efficiency"},

@@ -39,7 +39,7 @@ def split(shape: ModelShape, counts: TokenCounts, reducer: float = 0, causal: bo
     return {
         "tower": matrix_flops(tower(shape.vision, counts.tower, fused=False)),
         "reducer": reducer or ranking_flops(language, counts),
-        "projector": matrix_flops(projector(shape.vision.width, language.hidden, counts.projected)),
+        "projector": matrix_flops(projector(shape.projector, counts.projected)),
         "prefill": prefill_flops(language, counts.lengths, causal) + head_flops(language),
         "decode": matrix_flops(decode(language, lengths, HALF, fused=False)),
     }

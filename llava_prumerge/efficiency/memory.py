@@ -14,8 +14,8 @@ import json
 from dataclasses import dataclass
 
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.options import add_layout, columns, counts_of, positive
-from llava_prumerge.efficiency.shapes import LanguageShape, ModelShape, VisionShape, model_shape
+from llava_prumerge.efficiency.options import add_layout, columns, counts_of, positive, shape_of
+from llava_prumerge.efficiency.shapes import LanguageShape, ModelShape, VisionShape
 from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts
 from llava_prumerge.ground.command import Parser
 
@@ -63,7 +63,7 @@ def layer_peak(shape: LanguageShape, tokens: int, fused: bool) -> int:
 
 def tower_peak(shape: VisionShape, patches: int, fused: bool) -> int:
     """The same for a block of the vision tower."""
-    tokens = patches + 1
+    tokens = patches + 1 if shape.cut is None else shape.cut.patches + shape.cut.prefix  # one tile at a time at least
     scores = 0 if fused else 2 * shape.heads * tokens**2
     return tokens * shape.width + max(
         4 * tokens * shape.width + scores, tokens * (shape.width + 2 * shape.intermediate)
@@ -190,7 +190,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(given: argparse.Namespace) -> str:
     """The command. -> what to print"""
-    shape = model_shape(given.model)
+    shape = shape_of(given)
     positive(given.batch, "--batch")
     if given.train is None:
         return _run_inference(given, shape)

@@ -8,11 +8,11 @@ precision. `layer` and what is built of it are ours: each tensor is moved as oft
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from llava_prumerge.efficiency.shapes import LanguageShape, VisionShape
+from llava_prumerge.efficiency.shapes import Cut, LanguageShape, VisionShape
 
 
 class Widths(NamedTuple):
@@ -202,20 +202,42 @@ def tower(shape: VisionShape, patches: int, fused: bool, blocks: int | None = No
         fused: see `layer`.
         blocks: that run; None is those LLaVA needs for the features.
     """
+    times, cut = shape.run if blocks is None else blocks, shape.cut
+    if cut is not None:
+        return _tower_of_tiles(shape, cut, patches // cut.tiles, times, fused)
     block = Block(shape.width, shape.width, shape.width, shape.heads, shape.intermediate, False)
     rows = patches + 1
-    times = shape.run if blocks is None else blocks
     made = [replace(item, times=times) for item in layer(block, rows, rows, HALF, fused, causal=False)]
     return [linear("patches", 3 * shape.patch**2, shape.width, patches, HALF), *made]
 
 
-def projector(inputs: int, hidden: int, tokens: int) -> list[Operation]:
-    """Two linear layers with a GELU between, at 16 bits."""
+def _tower_of_tiles(shape: VisionShape, cut: Cut, patches: int, times: int, fused: bool) -> list[Operation]:
+    """A tower that sees each tile by itself; blocks with a window attend to that many patches."""
+    block = Block(shape.width, shape.width, shape.width, shape.heads, shape.intermediate, cut.gated)
+    rows, runs = (
+        patches + cut.prefix,
+        [(times, 0)] if not cut.window else [(times - cut.whole, cut.window), (cut.whole, 0)],
+    )
+    made = [linear("patches", cut.patch_inputs, shape.width, patches * cut.tiles, HALF)]
+    for blocks, window in runs:
+        keys = min(window, rows) if window else rows
+        one = layer(block, rows, keys, HALF, fused, causal=False)
+        made += [replace(item, times=blocks * cut.tiles) for item in one]
+    return made
+
+
+def projector(matrices: Sequence[tuple[int, int]], tokens: int) -> list[Operation]:
+    """Linear layers with a GELU between, at 16 bits."""
     if not tokens:
         return []
-    mapped = tokens * hidden * HALF.activations
-    activation = Operation("activation", 5 * tokens * hidden, read=mapped, written=mapped)
-    return [linear("first", inputs, hidden, tokens, HALF), activation, linear("second", hidden, hidden, tokens, HALF)]
+    made: list[Operation] = []
+    for at, (inputs, outputs) in enumerate(matrices):
+        if made:
+            mapped = tokens * inputs * HALF.activations
+            made.append(Operation("activation", 5 * tokens * inputs, read=mapped, written=mapped))
+        name = ("first", "second")[at] if len(matrices) == 2 else f"matrix {at + 1}"
+        made.append(linear(name, inputs, outputs, tokens, HALF))
+    return made
 
 
 def matrix_flops(operations: Iterable[Operation]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
+from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts, layered_counts, method_counts
 from llava_prumerge.ground.command import Parser
 from llava_prumerge.ground.files import write_json
@@ -31,6 +31,12 @@ def add_layout(parser: Parser, tokens: int | None = None) -> None:
     names = ", ".join(named_shapes())
     parser.add_argument("--model", default=MODEL, help=f"{names}, or the path of a config.json (default: %(default)s)")
     parser.add_argument(
+        "--image",
+        default="640x480",
+        metavar="WxH",
+        help="width and height in pixels of the image, for families whose tokens depend on it (default: %(default)s)",
+    )
+    parser.add_argument(
         "--method",
         help="a vision reducer, a decoder pruner or both: name, file or block; without it plain visual tokens",
     )
@@ -49,6 +55,14 @@ def add_layout(parser: Parser, tokens: int | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.setting_names = None  # key=value: those of the method
+
+
+def shape_of(given: argparse.Namespace) -> ModelShape:
+    """The model asked for, and the image."""
+    sides = given.image.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise EfficiencyError(f"--image {given.image!r} is not of the form WxH, such as 640x480")
+    return model_shape(given.model, (int(sides[1]), int(sides[0])))
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:

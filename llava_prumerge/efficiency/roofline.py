@@ -35,8 +35,8 @@ from llava_prumerge.efficiency.operations import (
     tool_prefill,
     tower,
 )
-from llava_prumerge.efficiency.options import MODEL, add_layout, amount, columns, counts_of, positive
-from llava_prumerge.efficiency.shapes import ModelShape, model_shape, named_shapes
+from llava_prumerge.efficiency.options import MODEL, add_layout, amount, columns, counts_of, positive, shape_of
+from llava_prumerge.efficiency.shapes import ModelShape, named_shapes
 from llava_prumerge.efficiency.tokens import TEXT, TokenCounts, constant_counts
 from llava_prumerge.ground.command import Parser
 
@@ -87,7 +87,7 @@ def honest_seconds(
     widths, grouped = PRECISIONS[precision], counts.grouped()
     parts = {
         "tower": tower(shape.vision, counts.tower, fused),
-        "projector": projector(shape.vision.width, shape.language.hidden, counts.projected),
+        "projector": projector(shape.projector, counts.projected),
         "prefill": prefill(shape.language, grouped, widths, fused),
         "decode": decode(shape.language, grouped, widths, fused, written),
     }
@@ -195,7 +195,7 @@ def run(given: argparse.Namespace) -> str:
         return both_presets(given.json)
     if given.preset == "paper" and not asked:
         return cost_table.as_json() if given.json else cost_table.as_text()
-    shape = model_shape(given.model)
+    shape = shape_of(given)
     if given.tokens is None and not given.method and not given.per_layer:
         given.tokens = TOKENS
     counts = counts_of(given, shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,43 @@ from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.reading import read_json
 
+CLIP = "clip_vision_model"
 DATA = Path(__file__).with_name("shapes.yaml")
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a model that is no LLaVA-1.5 makes of one image; see `model.image_shape.ImageShape`, which it is taken from."""
+
+    tiles: int
+    patches: int
+    fold: int
+    tokens: int
+    special: int
+    gated: bool
+    prefix: int
+    window: int
+    whole: int
+    patch_inputs: int
+    tower_parameters: int
+    projector: tuple[tuple[int, int], ...]
+    projector_parameters: int
+
+    @property
+    def units(self) -> int:
+        """Tokens of a tile, without those that are no units."""
+        return self.patches // self.fold
+
+
+@dataclass(frozen=True)
 class VisionShape:
-    """A CLIP vision transformer.
+    """A CLIP vision transformer, or the tower of another family.
 
     Attributes:
         blocks: it has; `run` of them are needed for the features.
         width, intermediate, heads: of each block.
         image, patch: sides in pixels.
+        cut: how an image reaches it, of other families.
     """
 
     blocks: int
@@ -34,6 +61,7 @@ class VisionShape:
     heads: int
     image: int
     patch: int
+    cut: Cut | None = None
 
     @property
     def side(self) -> int:
@@ -42,12 +70,19 @@ class VisionShape:
 
     @property
     def patches(self) -> int:
-        """P."""
-        return self.side**2
+        """P, visual tokens of an image."""
+        return self.side**2 if self.cut is None else self.cut.tokens
+
+    @property
+    def seen(self) -> int:
+        """Patches of an image that the tower sees, in all tiles."""
+        return self.side**2 if self.cut is None else self.cut.tiles * self.cut.patches
 
     @property
     def parameters(self) -> int:
         """All weights and biases, the blocks behind the features included."""
+        if self.cut is not None:
+            return self.cut.tower_parameters
         width, wide = self.width, self.intermediate
         block = 4 * (width**2 + width) + 2 * width * wide + wide + width + 4 * width
         ends = 3 * self.patch**2 * width + (self.patches + 2) * width + 4 * width  # patches, positions and class, norms
@@ -72,7 +107,8 @@ class LanguageShape:
     Attributes:
         layers: L; `hidden` is D, `intermediate` the FFN's width.
         heads, kv_heads, head_width: of attention.
-        vocabulary: rows of the embedding and of the head, which are not shared.
+        vocabulary: rows of the embedding and of the head.
+        embeddings: how many such matrices there are: 1 where both share one.
     """
 
     layers: int
@@ -82,6 +118,7 @@ class LanguageShape:
     kv_heads: int
     head_width: int
     vocabulary: int
+    embeddings: int = 2
 
     @property
     def attention_width(self) -> int:
@@ -108,7 +145,7 @@ class LanguageShape:
     @property
     def parameters(self) -> int:
         """All weights."""
-        return self.layers * self.layer_parameters + self.hidden + 2 * self.vocabulary * self.hidden
+        return self.layers * self.layer_parameters + self.hidden + self.embeddings * self.vocabulary * self.hidden
 
     def as_config(self) -> dict[str, Any]:
         """In transformers' names, for LlamaConfig."""
@@ -134,14 +171,25 @@ class ModelShape:
     def __post_init__(self) -> None:
         for part in (self.vision, self.language):
             for key, value in vars(part).items():
+                if key == "cut":
+                    continue
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise EfficiencyError(f"{self.name}: {key} {value!r} is not a whole number of at least 1")
         if self.vision.run > self.vision.blocks:
             raise EfficiencyError(f"{self.name}: features after {self.vision.run} of {self.vision.blocks} blocks")
 
     @property
+    def projector(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the projector's matrices."""
+        if self.vision.cut is not None:
+            return self.vision.cut.projector
+        return ((self.vision.width, self.language.hidden), (self.language.hidden, self.language.hidden))
+
+    @property
     def projector_parameters(self) -> int:
         """Two linear layers with biases."""
+        if self.vision.cut is not None:
+            return self.vision.cut.projector_parameters
         hidden = self.language.hidden
         return self.vision.width * hidden + hidden**2 + 2 * hidden
 
@@ -161,22 +209,69 @@ def named_shapes() -> dict[str, ModelShape]:
     }
 
 
-def model_shape(name: str) -> ModelShape:
+def model_shape(name: str, image: tuple[int, int] = (480, 640)) -> ModelShape:
     """A shape by name, or from the path of a config.json or of the folder it lies in.
 
+    Args:
+        name: see above.
+        image: (height, width) in pixels, for families whose tokens depend on it.
+
     Raises:
-        EfficiencyError: there is neither a shape nor a file of that name, or the file is no LLaVA's.
+        EfficiencyError: there is neither a shape nor a file of that name, or the file is of no served family.
     """
     if name in named_shapes():
         return named_shapes()[name]
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        raise refuse("model", name, [*named_shapes(), "the path of a LLaVA's config.json"])
+        raise refuse("model", name, [*named_shapes(), "the path of a config.json"])
     try:
-        return _shape_of(read_json(path), path)
+        config = read_json(path)
     except FileError as error:
         raise EfficiencyError(str(error)) from error
+    return _shape_of_family(config, path, image) if _is_other(config) else _shape_of(config, path)
+
+
+def _is_other(config: Any) -> bool:
+    """Whether it is of a model whose costs are not those of LLaVA-1.5's CLIP."""
+    if not isinstance(config, dict) or not isinstance(config.get("vision_config"), dict):
+        return False
+    from llava_prumerge.model.families import MAIN, stock_type
+
+    tower = config["vision_config"].get("model_type", CLIP)
+    return stock_type(str(config.get("model_type", MAIN))) != MAIN or tower != CLIP
+
+
+def _shape_of_family(config: dict[str, Any], path: Path, image: tuple[int, int]) -> ModelShape:
+    """Of any served family, from its own modules. Loads torch."""
+    from llava_prumerge.model.image_shape import image_shape, stock_config
+
+    try:
+        made = stock_config(config)
+        found = image_shape(made, *image, _pixel_settings(path.parent))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise EfficiencyError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    known = vars(found)
+    cut = Cut(**{name: known[name] for name in Cut.__dataclass_fields__})
+    sides = (math.isqrt(found.patches), 1)
+    vision = VisionShape(found.blocks, found.run, found.width, found.intermediate, found.heads, *sides, cut=cut)
+    language = language_shape(made.get_text_config().to_dict())
+    embeddings = 1 if made.tie_word_embeddings else 2
+    return ModelShape(path.parent.resolve().name, vision, replace(language, embeddings=embeddings))
+
+
+def _pixel_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the processor's part for images, from whichever file holds them; {} where there is none."""
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        file = folder / name
+        try:
+            found = read_json(file) if file.is_file() else {}
+        except FileError as error:
+            raise EfficiencyError(str(error)) from error
+        found = found if part is None else found.get(part) or {}
+        if found:
+            return found
+    return {}
 
 
 def _shape_of(config: Any, path: Path) -> ModelShape:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.shapes import ModelShape
+from llava_prumerge.efficiency.shapes import Cut, ModelShape
 from llava_prumerge.methods.cost import Course, TokensLeft
 from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.resolve import Block, Described, resolve
@@ -89,7 +89,7 @@ def constant_counts(shape: ModelShape, tokens: int | None = None, text: int = TE
     patches = shape.vision.patches
     tokens = patches if tokens is None else tokens
     _check(tokens, patches)
-    return TokenCounts(text, (tokens,) * shape.language.layers, patches, tokens)
+    return TokenCounts(text, (tokens,) * shape.language.layers, shape.vision.seen, tokens)
 
 
 def layered_counts(shape: ModelShape, written: str, text: int = TEXT) -> TokenCounts:
@@ -113,7 +113,7 @@ def layered_counts(shape: ModelShape, written: str, text: int = TEXT) -> TokenCo
     for tokens in (visual[0], visual[-1]):
         _check(tokens, shape.vision.patches)
     drops = tuple(before for before, after in zip(visual, visual[1:]) if after < before)
-    return TokenCounts(text, tuple(visual), shape.vision.patches, visual[0], drops)
+    return TokenCounts(text, tuple(visual), shape.vision.seen, visual[0], drops)
 
 
 def method_counts(
@@ -158,6 +158,9 @@ def method_block(
         raise EfficiencyError(f"--tokens {tokens:g} is the budget; leave out budget={budgets[0]}")
     if not block and tokens != patches:
         raise EfficiencyError(f"none keeps all {patches} tokens; leave out --tokens {tokens:g} or name a method")
+    cut = shape.vision.cut
+    if cut is not None and set(block) == {"vision"}:  # a reducer's budget is that of a tile
+        tokens = max(1, (tokens - cut.special) // cut.tiles)
     return resolve(block, {"budget": int(tokens) if tokens == int(tokens) else tokens}) or {} if block else {}
 
 
@@ -178,14 +181,18 @@ def reduction_counts(shape: ModelShape, reduction: Block, text: int = TEXT, trai
 
     vision, language, patches = shape.vision, shape.language, shape.vision.patches
     reducer = build_reducer(reduction.get("vision"))
-    left, seen, projected, sources = TokensLeft(patches, "every patch stays"), patches, patches, []
+    left, seen, projected, sources = TokensLeft(patches, "every patch stays"), vision.seen, patches, []
     if reducer is not None:
-        height, width = reducer.input_size(vision.image, vision.image, vision.patch)
-        seen, left = (height // vision.patch) * (width // vision.patch), reducer.tokens_left(patches)
+        if vision.cut is None:
+            height, width = reducer.input_size(vision.image, vision.image, vision.patch)
+            seen, left = (height // vision.patch) * (width // vision.patch), reducer.tokens_left(patches)
+        else:
+            left = _left_of_tiles(reducer, vision.cut)
         projected = seen if reducer.site == "projected" else left.tokens
         sources.append(f"{reducer.name}: {left.source}")
     reduced = reducer is not None and not (left.exact and left.tokens == patches)
-    among = DecoderShape(language.layers, language.hidden, language.heads, patches, reduced=reduced)
+    places = patches if vision.cut is None else None
+    among = DecoderShape(language.layers, language.hidden, language.heads, places, reduced=reduced)
     pruner = build_pruner(reduction.get("decoder"), among)
     course, ranked = Course((left.tokens,) * language.layers, left.source), ()
     if pruner is not None and training and pruner.gates_in_training:
@@ -206,6 +213,15 @@ def reduction_counts(shape: ModelShape, reduction: Block, text: int = TEXT, trai
         exact=left.exact and course.exact,
         known=left.known and course.known,
     )
+
+
+def _left_of_tiles(reducer: Any, cut: Cut) -> TokensLeft:
+    """What is left of all tiles, and of what is no patch; an expectation where patches at the border were cut away."""
+    each = reducer.tokens_left(cut.units)
+    total = cut.tiles * each.tokens + cut.special
+    exact = each.exact and cut.tiles * cut.units + cut.special == cut.tokens
+    source = each.source if cut.tiles == 1 else f"{each.source}, {each.tokens} of each of {cut.tiles} tiles"
+    return replace(each, tokens=min(total, cut.tokens), exact=exact, source=source)
 
 
 def _check(tokens: float, patches: int) -> None:

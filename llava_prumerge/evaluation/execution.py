@@ -269,7 +269,7 @@ class LoadedModel:
 
     @property
     def placeholders(self) -> int:
-        """Visual tokens of an image without reduction."""
+        """Visual tokens of an image without reduction, for models whose images all have the same number."""
         return self.subject.config.get("image_seq_length") or self.parts[0].config.image_seq_length
 
     def answer(self, run: Run) -> list[Record] | None:
@@ -316,7 +316,7 @@ def conclude(
     run: Run, header: Mapping[str, Any], records: Sequence[Record], loaded: LoadedModel, scored: bool
 ) -> dict[str, Any]:
     """Write what follows from a run's answers, and return what to print."""
-    kept = summarise_kept(records, loaded.placeholders)
+    kept = summarise_kept(records, lambda: loaded.placeholders)
     printed: dict[str, Any] = {"task": run.task.name, "questions": len(records)}
     if scored:
         score = run.score()

@@ -9,25 +9,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from llava_prumerge.data.conversation import encode, prompt
-from llava_prumerge.data.errors import SampleError
-from llava_prumerge.data.images import ImagePreprocessor, decode_base64, load_image
 from llava_prumerge.evaluation.answers import AnswerWriter, answer_record, pending
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, make_prefix_cache
-from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.evaluation.prompts import Prompter, make_prompter, on_device, picture_of
 from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.ground import ranks
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from llava_prumerge.model.chat import fixed_places
 
 logger = logging.getLogger("eval")
 
@@ -71,89 +65,6 @@ class Ranks:
         torch.distributed.barrier()
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The images of a batch.
-
-    Attributes:
-        pixels: [U, 3, S, S], each different image once.
-        index: [B], which of them a question is about.
-    """
-
-    pixels: Tensor
-    index: Tensor
-
-
-class Prompter:
-    """Turns questions into token ids and pixels as LLaVA does.
-
-    Args:
-        processor: the checkpoint's; its tokenizer and image processor are used.
-        config: the model's, for the image token and the placeholders per image.
-        settings: template and image aspect.
-        images: the folder of the images.
-    """
-
-    def __init__(self, processor: Any, config: Any, settings: Settings, images: Path | None) -> None:
-        self.tokenizer = processor.tokenizer
-        self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
-        self.config, self.template = config, settings.template
-        self.images, self.trusted = images, settings.trusted
-        self.encoded: dict[tuple[str, bool], list[int]] = {}
-        self.padding = self.tokenizer.pad_token_id
-        if self.padding is None:
-            self.padding = self.tokenizer.eos_token_id
-
-    def encode(self, question: Question) -> list[int]:
-        """Token ids of the whole prompt, with a single placeholder for an image; kept, as they are asked for twice."""
-        key = question.text, question.has_image
-        if key not in self.encoded:
-            text = prompt(self.template, question.text, images=int(question.has_image))
-            self.encoded[key] = encode(self.tokenizer, text, self.config.image_token_id, 1)
-        return self.encoded[key]
-
-    def whole(self, question: Question) -> list[int]:
-        """The same with as many placeholders as the model expects."""
-        ids, image = self.encode(question), self.config.image_token_id
-        if not question.has_image:
-            return ids
-        at = ids.index(image)
-        return [*ids[:at], *[image] * self.config.image_seq_length, *ids[at + 1 :]]
-
-    def read_image(self, question: Question) -> Image:
-        """The question's image, in RGB."""
-        try:
-            if question.embedded is not None:
-                return decode_base64(question.embedded, "its image")
-            if self.images is None:
-                raise EvaluationError("this task has no image folder")
-            return load_image(self.images, question.image, trusted=self.trusted)
-        except SampleError as error:
-            raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
-
-    def pictures(self, questions: Sequence[Question]) -> Pictures | None:
-        """The images of a batch, one per question, equal ones read once; None for a batch without images."""
-        if not questions[0].has_image:
-            return None
-        first: dict[str | None, int] = {}
-        index = [first.setdefault(picture_of(question), len(first)) for question in questions]
-        firsts = [questions[index.index(at)] for at in range(len(first))]
-        return Pictures(self.preprocess(self.read_image(question) for question in firsts), torch.tensor(index))
-
-    def collate(self, rows: Sequence[list[int]], start: Sequence[int] = ()) -> dict[str, Tensor]:
-        """Ids and their mask, [B, L] each: the start that all rows have, padding, and what follows it in each row."""
-        ahead, rests = list(start), [row[len(start) :] for row in rows]
-        length = max(map(len, rests))
-        ids = torch.tensor([ahead + [self.padding] * (length - len(rest)) + rest for rest in rests])
-        mask = torch.tensor([[1] * len(ahead) + [0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
-        return {"input_ids": ids, "attention_mask": mask}
-
-
-def picture_of(question: Question) -> str | None:
-    """What two questions about one image have in common: its path, or its content."""
-    return question.image if question.embedded is None else question.embedded
-
-
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: int) -> list[list[Question]]:
     """Batches of similar length, with and without images apart; the longest first, so that memory fails at once.
 
@@ -177,10 +88,10 @@ def make_batches(questions: Sequence[Question], lengths: Sequence[int], size: in
 
 def read_ahead(
     batches: Sequence[list[Question]], prompter: Prompter, workers: int
-) -> Iterator[tuple[list[Question], Pictures | None]]:
+) -> Iterator[tuple[list[Question], Any]]:
     """Batches with their images, read in threads a few batches before they are needed."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[tuple[list[Question], Future[Pictures | None]]] = []
+        waiting: list[tuple[list[Question], Future[Any]]] = []
         remaining = iter(batches)
         while True:
             waiting += [
@@ -218,7 +129,7 @@ def answer_batch(
     model: Any,
     prompter: Prompter,
     batch: Sequence[Question],
-    pictures: Pictures | None,
+    pictures: Any,
     max_new_tokens: int,
     start: PrefixCache | None = None,
 ) -> list[str]:
@@ -232,16 +143,9 @@ def answer_batch(
         max_new_tokens: limit of an answer.
         start: what all prompts begin with, where it has been run beforehand.
     """
-    device = next(model.parameters()).device
-    rows = [prompter.whole(question) for question in batch]
-    collated = prompter.collate(rows, () if start is None else start.ids)
-    inputs: dict[str, Any] = {name: value.to(device) for name, value in collated.items()}
+    inputs = on_device(prompter.inputs(batch, pictures, () if start is None else start.ids), model)
     if start is not None:
         inputs["past_key_values"] = start.cache(len(batch))
-    if pictures is not None:
-        inputs["pixel_values"] = pictures.pixels.to(device, next(model.parameters()).dtype)
-        if len(pictures.pixels) < len(batch):
-            inputs["image_index"] = pictures.index.to(device)
     with torch.inference_mode():
         sequences = model.generate(
             **inputs,
@@ -264,6 +168,8 @@ def count_kept(model: Any, batch: Sequence[Question]) -> dict[str, float]:
     if not batch[0].has_image or not statistics.get("images"):
         return {}
     names = {"kept": "kept_mean", "kept_min": "kept_min", "kept_max": "kept_max", "equivalent": "equivalent_tokens"}
+    if fixed_places(model.config) is None:  # each image has its own
+        names["full"] = "full_mean"
     return {name: round(float(statistics[key]), 4) for name, key in names.items()}
 
 
@@ -291,14 +197,14 @@ def generate(
         model_id: as written to the answers.
         ranks: this process among all.
     """
-    prompter = Prompter(processor, model.config, settings, images)
+    prompter = make_prompter(processor, model.config, settings, images)
     lengths = {question.key: len(prompter.encode(question)) for question in questions}
     # Questions are dealt before any are taken as done, so that ranks agree whatever they find on disk.
     order = sorted(range(len(questions)), key=lambda at: (not questions[at].has_image, -lengths[questions[at].key], at))
     mine = {questions[at].key for at in order[ranks.rank :: ranks.world]}
     waiting = [question for question in pending(answers, questions) if question.key in mine]
     batches = make_batches(waiting, [lengths[question.key] for question in waiting], settings.batch_size)
-    start = make_prefix_cache(model, list(prompter.encoded.values()))
+    start = make_prefix_cache(model, prompter.begun())
     model.reduction_stats()  # what was counted before is not ours
     done = len(mine) - len(waiting)
     progress = tqdm(total=len(mine), initial=done, desc=answers.stem, unit="q", disable=ranks.rank != 0)

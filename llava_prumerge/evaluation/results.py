@@ -135,7 +135,7 @@ class Score:
         )
 
 
-def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, float] | None:
+def summarise_kept(records: Sequence[Record], placeholders: Callable[[], int]) -> dict[str, float] | None:
     """Visual tokens that reached the language model, over all answers about an image; None where there was none.
 
     `mean` and `share` are of what enters the decoder; `equivalent` and `equivalent_share` are averaged over its layers,
@@ -143,21 +143,24 @@ def summarise_kept(records: Sequence[Record], placeholders: int) -> dict[str, fl
 
     Args:
         records: the answers with their metadata.
-        placeholders: visual tokens of an image without reduction.
+        placeholders: gives the visual tokens of an image without reduction, where answers do not tell: of models whose
+            images each have their own number they do.
     """
     counts = [record["metadata"] for record in records if "kept" in record.get("metadata", {})]
     if not counts:
         return None
     mean = sum(count["kept"] for count in counts) / len(counts)
     equivalent = sum(count["equivalent"] for count in counts) / len(counts)
+    own = [count["full"] for count in counts if "full" in count]
+    full = sum(own) / len(own) if own else placeholders()
     return {
         "mean": mean,
         "min": min(count["kept_min"] for count in counts),
         "max": max(count["kept_max"] for count in counts),
-        "share": 100 * mean / placeholders,
-        "of": placeholders,
+        "share": 100 * mean / full,
+        "of": full,
         "equivalent": equivalent,
-        "equivalent_share": 100 * equivalent / placeholders,
+        "equivalent_share": 100 * equivalent / full,
         "images": len(counts),
     }
 

@@ -95,9 +95,10 @@ class Contestants:
 
     def loop(self, run: Run) -> Texts:
         """What most people write: one question after the other through the stock model."""
-        from llava_prumerge.evaluation.generate import Prompter, answer_batch
+        from llava_prumerge.evaluation.generate import answer_batch
+        from llava_prumerge.evaluation.prompts import make_prompter
 
-        prompter = Prompter(self.processor, self.model.config, run.settings, run.images)
+        prompter = make_prompter(self.processor, self.model.config, run.settings, run.images)
         return {
             question.key: answer_batch(
                 self.stock, prompter, [question], prompter.pictures([question]), run.max_new_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, read_image
-from llava_prumerge.inference.watching import STAGES, Watched, watching
+from llava_prumerge.inference.watching import STAGES, Tile, Token, Watched, watching
 from llava_prumerge.model.attach import attach, plain
+from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.whole import WithReduction
 
@@ -38,21 +40,39 @@ class ImageTokens:
         full: visual tokens of the image without a method.
         kept: visual tokens that reach the decoder.
         layers: visual tokens that each decoder layer sees.
-        grid: (rows, columns) of the patches at the size the method saw.
-        indices: the patch that each kept token stands for, in raster order of the grid's rows; -1 for a token that stands
-            for several patches.
-        pruned: the same after each layer before which a pruner acted, by layer.
-        attention: [rows, columns] the attention that each patch receives from the class token (from all patches where the
-            tower has none), as the method reads it; None where it was not asked for.
+        tokens: of each kept token its tile, and the patch in it that it stands for, in raster order of the grid's rows; -1
+            for a token that stands for several patches, or for none (a line break). LLaVA-1.5 has one tile.
+        left: the same after each layer before which a pruner acted, by layer.
+        tiles: the parts that the tower saw; none where nobody looked.
     """
 
     full: int
     kept: int
     layers: tuple[int, ...]
-    grid: tuple[int, int]
-    indices: tuple[int, ...] = field(repr=False)
-    pruned: dict[int, tuple[int, ...]] = field(repr=False)
-    attention: Tensor | None = field(default=None, repr=False)
+    tokens: tuple[Token, ...] = field(repr=False)
+    left: dict[int, tuple[Token, ...]] = field(repr=False)
+    tiles: tuple[Tile, ...] = field(default=(), repr=False)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches of the first tile, at the size the method saw; a single row where nobody looked."""
+        side = math.isqrt(self.full)
+        return self.tiles[0].grid if self.tiles else (side, side) if side * side == self.full else (1, self.full)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The patch, within its tile, that each kept token stands for."""
+        return tuple(unit for _, unit in self.tokens)
+
+    @property
+    def pruned(self) -> dict[int, tuple[int, ...]]:
+        """The same after each layer before which a pruner acted, by layer."""
+        return {layer: tuple(unit for _, unit in tokens) for layer, tokens in self.left.items()}
+
+    @property
+    def attention(self) -> Tensor | None:
+        """What the first tile's patches receive; see `Tile`."""
+        return self.tiles[0].attention if self.tiles else None
 
     @property
     def equivalent(self) -> float:
@@ -61,8 +81,8 @@ class ImageTokens:
 
     @property
     def patches(self) -> tuple[int, ...]:
-        """The patches that tokens stand for, each once, in raster order."""
-        return tuple(sorted({index for index in self.indices if index >= 0}))
+        """The patches of the first tile that tokens stand for, each once, in raster order."""
+        return tuple(sorted({unit for tile, unit in self.tokens if tile == 0 and unit >= 0}))
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,7 @@ def ask(
     max_new_tokens: int = NEW_TOKENS,
     template: str = TEMPLATE,
     attention: bool = False,
+    pictures: bool = False,
     **generation: Any,
 ) -> Answer:
     """Ask one question about one image, several, or none.
@@ -126,6 +147,7 @@ def ask(
         max_new_tokens: the longest answer.
         template: conversation template of LLaVA-1.5 and its kin; other families bring their own.
         attention: also note the attention that patches receive.
+        pictures: also note the tiles as the tower saw them.
         **generation: for `model.generate`; greedy without any.
 
     Raises:
@@ -134,7 +156,7 @@ def ask(
     """
     inputs, pixel_seconds = prepare(model, processor, question, images, template)
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    with method_of(model, reduction), watching(plain(model), attention) as watched:
+    with method_of(model, reduction), watching(plain(model), attention, pictures) as watched:
         sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or greedy))[0]
     length = inputs["input_ids"].shape[1]
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -163,7 +185,7 @@ def inspect_image(
     The question decides too, with methods that read it, and with pruners.
     """
     inputs, _ = prepare(model, processor, question, image, template)
-    with method_of(model, reduction), watching(plain(model), attention) as watched:
+    with method_of(model, reduction), watching(plain(model), attention, pictures=True) as watched:
         model(**inputs, use_cache=False)
     return _image_tokens(plain(model), watched)[0]
 
@@ -178,25 +200,20 @@ def prepare(
     """
     if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
         images = [images]
-    config, begun = model.config, time.perf_counter()
+    config, begun = plain(model).config, time.perf_counter()
     pictures = [read_image(image) if isinstance(image, str | os.PathLike) else image.convert("RGB") for image in images]
-    if getattr(config, "image_seq_length", None) and type(processor).__name__ == "LlavaProcessor":
+    check_processor(processor, config)
+    places = fixed_places(config)
+    if places is not None:
         pixels = ImagePreprocessor(processor.image_processor)(pictures) if pictures else None
         seconds = time.perf_counter() - begun
         text = prompt(template, question, images=len(pictures))
-        ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)])
+        ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, places)])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs |= {} if pixels is None else {"pixel_values": pixels}
     else:
-        parts = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
-        made = processor.apply_chat_template(
-            [{"role": "user", "content": parts}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        inputs, seconds = dict(made), time.perf_counter() - begun
+        inputs = ChatProcessor(processor, config, template)([(question, pictures)])
+        seconds = time.perf_counter() - begun
     dtype = model.dtype
     moved = {
         name: value.to(model.device, dtype) if torch.is_tensor(value) and value.is_floating_point() else value
@@ -229,22 +246,11 @@ def method_of(model: Any, reduction: Any) -> Iterator[None]:
 
 def _image_tokens(model: Any, watched: Watched) -> tuple[ImageTokens, ...]:
     depth, found = model.config.get_text_config().num_hidden_layers, []
-    full = getattr(model.config, "image_seq_length", None)
-    for at, kept in enumerate(watched.kept):
+    for at, (full, kept, tiles) in enumerate(zip(watched.full, watched.kept, watched.tiles, strict=True)):
         pruned = {layer: tuple(images[at]) for layer, images in watched.pruned.items() if at < len(images)}
         layers, count = [], len(kept)
         for layer in range(depth):
             count = len(pruned[layer]) if layer in pruned else count
             layers.append(count)
-        found.append(
-            ImageTokens(
-                full=full or len(kept),
-                kept=len(kept),
-                layers=tuple(layers),
-                grid=watched.grid,
-                indices=tuple(kept),
-                pruned=pruned,
-                attention=watched.attention[at] if at < len(watched.attention) else None,
-            )
-        )
+        found.append(ImageTokens(full, len(kept), tuple(layers), tuple(kept), pruned, tuple(tiles)))
     return tuple(found)

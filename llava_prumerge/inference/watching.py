@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,30 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderTokens, VisionTokens
+from llava_prumerge.methods.registry import build_reducer
 
 STAGES = ("tower", "reducer", "projector", "prefill", "decode")
 _PROJECTORS = ("multi_modal_projector", "projector", "connector")
+
+
+@dataclass
+class Tile:
+    """A part of an image that the tower saw by itself.
+
+    Attributes:
+        grid: (rows, columns) of its units: patches, or the blocks of patches that become one token.
+        pixels: [3, h, w] as the tower saw them, colours normalised; None where they were not asked for or are no picture.
+        attention: [rows, columns] that each unit receives from the class token (from all patches where the tower has
+            none), as the method reads it; None where it was not asked for.
+    """
+
+    grid: tuple[int, int]
+    pixels: Tensor | None = None
+    attention: Tensor | None = None
+
+
+Token = tuple[int, int]
+"""A visual token: the tile of its image, and the unit in it that the token stands for; -1 for several units, or none."""
 
 
 @dataclass
@@ -28,30 +49,53 @@ class Watched:
 
     Attributes:
         seconds: of each of STAGES; together they are the whole run.
-        grid: (rows, columns) of patches at the size the reducer saw.
-        kept: for each image the patch of each token that reached the decoder; -1 for a token of several patches.
+        full: for each image its visual tokens without a method.
+        tiles: for each image the parts that the tower saw; none where neither a reducer nor a picture looked at them.
+        kept: for each image the tokens that reached the decoder.
         pruned: the same after each layer before which a pruner acted.
-        attention: for each image [rows, columns] the attention its patches receive, where it was asked for.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    grid: tuple[int, int] = (0, 0)
-    kept: list[list[int]] = field(default_factory=list)
-    pruned: dict[int, list[list[int]]] = field(default_factory=dict)
-    attention: list[Tensor] = field(default_factory=list)
+    full: list[int] = field(default_factory=list)
+    tiles: list[list[Tile]] = field(default_factory=list)
+    kept: list[list[Token]] = field(default_factory=list)
+    pruned: dict[int, list[list[Token]]] = field(default_factory=dict)
+
+    def join(self, owners: Sequence[int]) -> None:
+        """Make one image of parts that belong together, their tiles counted through.
+
+        Args:
+            owners: the image that each part belongs to, from 0 on.
+        """
+        images, before = max(owners, default=-1) + 1, []
+        full, tiles = [0] * images, [[] for _ in range(images)]
+        for at, owner in enumerate(owners):
+            before.append(len(tiles[owner]))
+            full[owner] += self.full[at]
+            tiles[owner] += self.tiles[at] or [Tile((1, self.full[at]))]
+
+        def joined(tokens: Sequence[Sequence[Token]]) -> list[list[Token]]:
+            made: list[list[Token]] = [[] for _ in range(images)]
+            for owner, shift, part in zip(owners, before, tokens, strict=True):
+                made[owner] += [(tile + shift, unit) for tile, unit in part]
+            return made
+
+        self.full, self.tiles, self.kept = full, tiles, joined(self.kept)
+        self.pruned = {layer: joined(tokens) for layer, tokens in self.pruned.items()}
 
 
 @contextmanager
-def watching(model: Any, attention: bool = False) -> Iterator[Watched]:
+def watching(model: Any, attention: bool = False, pictures: bool = False) -> Iterator[Watched]:
     """Watch what happens within the block: one forward pass, or one call of `generate` without beams.
 
     Args:
         model: of `load_model`, or one that `attach` was called on.
         attention: note the attention that patches receive, too.
+        pictures: and the tiles that the tower saw.
     """
     watched = Watched()
     with ExitStack() as stack:
-        watch = _Watch(model, watched, attention, stack)
+        watch = _Watch(model, watched, attention, pictures, stack)
         begun = watch.now()
         yield watched
         watch.finish(begun)
@@ -60,15 +104,21 @@ def watching(model: Any, attention: bool = False) -> Iterator[Watched]:
 class _Watch:
     """What is wrapped during one run, until its stack is closed."""
 
-    def __init__(self, model: Any, watched: Watched, attention: bool, stack: ExitStack) -> None:
+    def __init__(self, model: Any, watched: Watched, attention: bool, pictures: bool, stack: ExitStack) -> None:
         self.watched, self.host, self.device = watched, model.model, model.device
-        self.wants_attention, self.stack = attention, stack
+        self.wants_attention, self.wants_pictures, self.stack = attention, pictures, stack
         self.vision, self.looked = 0.0, 0.0
         self.first_token: float | None = None
         self.input_ids: Tensor | None = None
-        self.lengths: list[int] = []
+        self.tile_of: list[Tensor] = []  # for each image the tile of the token at each of its places
+        self.looks: list[Tensor] = []
         host = self.host
+        self.lent = host.reducer is None and (attention or pictures)
+        if self.lent:  # what keeps everything shows what there is
+            host.reducer = build_reducer({"name": "none"})
+            stack.callback(setattr, host, "reducer", None)
         self._wrap(host, "get_image_features", self._encode)
+        self._wrap(host, "reduce", self._cut)
         self._wrap(host, "forward", self._begin)
         self._wrap(model.get_output_embeddings(), "forward", self._speak)
         self._wrap(host.reducer, "forward", self._reduce)
@@ -89,6 +139,12 @@ class _Watch:
         seconds["tower"] = self.vision - seconds["reducer"] - seconds["projector"]
         seconds["prefill"] = spoke - begun - self.vision - self.looked
         seconds["decode"] = end - spoke
+        spans = self._spans()
+        if spans:
+            rows, columns = (torch.tensor(part) for part in list(zip(*spans, strict=True))[:2])
+            owners = self.host.group(self.input_ids.cpu(), (rows, columns))
+            if owners is not None:
+                self.watched.join(owners.tolist())
 
     def _wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
         """Call `around(original, *args, **kwargs)` in the place of a method, whose signature stays readable."""
@@ -108,22 +164,56 @@ class _Watch:
         return forward(*args, **given)
 
     def _encode(self, encode: Callable[..., Any], *args: Any, **given: Any) -> Any:
-        begun = self.now()
+        begun, before = self.now(), self.looked
         output = encode(*args, **given)
-        self.vision += self.now() - begun - self.looked
+        self.vision += self.now() - begun - (self.looked - before)
         visual = getattr(output, "visual_tokens", None) or self.host.whole(output)
-        self.lengths += visual.lengths
-        sources = [None] * len(visual.lengths) if visual.source is None else visual.source.split(visual.lengths)
-        for origin, source in zip(visual.origin.split(visual.lengths), sources, strict=True):
-            self.watched.kept.append((origin if source is None else origin[source >= 0]).tolist())
-        if self.host.reducer is None:
-            self._look_without_reducer(given.get("pixel_values", args[0] if args else None))
+        if len(self.tile_of) == len(self.watched.full):  # nobody has cut these images
+            self.tile_of += [torch.zeros(length, dtype=torch.long) for length in visual.lengths]
+            self.watched.tiles += [[] for _ in visual.lengths]
+        sources = [None] * len(visual.lengths) if visual.source is None else visual.source.cpu().split(visual.lengths)
+        for origin, source in zip(visual.origin.cpu().split(visual.lengths), sources, strict=True):
+            there = torch.ones_like(origin, dtype=torch.bool) if source is None else source >= 0
+            at = len(self.watched.full)
+            if source is not None:
+                self.tile_of[at] = self.tile_of[at][source.clamp(min=0)]
+            self.watched.kept.append(list(zip(self.tile_of[at][there].tolist(), origin[there].tolist(), strict=True)))
+            self.watched.full.append(len(origin))
+        return output
+
+    def _cut(
+        self, reduce: Callable[..., Any], tiles: Any, places: Any, project: Any, pixels: Any, *args: Any, **given: Any
+    ) -> Any:
+        """Note how images were cut, and what became of each tile."""
+        self.looks = []
+        output = reduce(tiles, places, project, pixels, *args, **given)
+        begun = self.now()
+        parts: list[list[Tile]] = [[] for _ in places.lengths]
+        for number, (group, owners) in enumerate(zip(tiles, places.owners(), strict=True)):
+            seen = pixels(number) if self.wants_pictures else None
+            for at, owner in enumerate(owners.tolist()):
+                tile = Tile(group.grid)
+                if seen is not None:
+                    picture = self.host.picture(seen[at], group.grid)
+                    tile.pixels = None if picture is None else picture.detach().float().cpu()
+                if self.looks:
+                    tile.attention = self.looks[number][at].view(group.grid)
+                parts[owner].append(tile)
+        self.watched.tiles += parts
+        numbers = places.tile_numbers() if len(tiles) > 1 or max(map(len, parts), default=0) > 1 else None
+        zeros = torch.zeros(sum(places.lengths), dtype=torch.long)
+        self.tile_of += (zeros if numbers is None else numbers).split(places.lengths)
+        if self.wants_attention or self.wants_pictures:  # else too little to be worth a time of its own
+            self.looked += self.now() - begun
         return output
 
     def _reduce(self, reduce: Callable[..., Any], tokens: VisionTokens, *args: Any, **given: Any) -> Any:
         if self.wants_attention:
-            self._look(tokens, self.host.reducer.attention)
-        self.watched.grid = tokens.grid
+            begun = self.now()
+            self.looks.append(self.host.reducer.attention(tokens).detach().float().cpu())
+            self.looked += self.now() - begun
+        if self.lent:
+            return reduce(tokens, *args, **given)
         return self._timed("reducer", reduce, tokens, *args, **given)
 
     def _project(self, project: Callable[..., Any], *args: Any, **given: Any) -> Any:
@@ -135,10 +225,11 @@ class _Watch:
         if columns is None:  # a loop of somebody else's
             return keep
         stays = layout.is_image if keep is None else layout.is_image & (keep > 0.5)
-        self.watched.pruned[layer] = [
-            layout.origin[row][stays[row] & (columns[row] >= first) & (columns[row] <= last)].tolist()
-            for row, first, last in self._spans()
-        ]
+        self.watched.pruned[layer] = []
+        for (row, first, last), tiles in zip(self._spans(), self.tile_of, strict=False):
+            here = stays[row] & (columns[row] >= first) & (columns[row] <= last)
+            units, places = layout.origin[row][here].tolist(), (columns[row][here] - first).cpu()
+            self.watched.pruned[layer].append(list(zip(tiles[places].tolist(), units, strict=True)))
         return keep
 
     def _speak(self, speak: Callable[..., Any], *args: Any, **given: Any) -> Any:
@@ -155,35 +246,13 @@ class _Watch:
         self.watched.seconds[stage] += self.now() - begun
         return output
 
-    def _look(self, tokens: VisionTokens, attention: Callable[[VisionTokens], Tensor]) -> None:
-        """Note the attention; its time is nobody's."""
-        begun = self.now()
-        received = attention(tokens).detach().float().cpu()
-        self.watched.attention += [image.view(tokens.grid) for image in received]
-        self.looked += self.now() - begun
-
-    def _look_without_reducer(self, pixel_values: Tensor | None) -> None:
-        """The grid, and the attention where it is asked for: from another pass through the tower."""
-        if not hasattr(self.host, "encode_images") or pixel_values is None:
-            return
-        begun, before = self.now(), self.looked
-        if self.wants_attention:
-            with torch.inference_mode():
-                tiles = self.host.encode_images(pixel_values)
-            self._look(VisionTokens(tiles.features, tiles.grid, tiles.projections, tiles.heads), VisionTokens.attention)
-            self.watched.grid = tiles.grid
-        else:
-            size, patch = pixel_values.shape[-2:], self.host.config.vision_config.patch_size
-            self.watched.grid = (size[0] // patch, size[1] // patch)
-        self.looked = before + self.now() - begun
-
     def _spans(self) -> list[tuple[int, int, int]]:
         """For each image its row, and the first and last column of its placeholders."""
         if self.input_ids is None:
             return []
         rows, columns = self.host.placeholders(self.input_ids).nonzero(as_tuple=True)
         spans, begin = [], 0
-        for length in self.lengths:
+        for length in self.watched.full:
             end = begin + length
             spans.append((int(rows[begin]), int(columns[begin]), int(columns[end - 1])))
             begin = end

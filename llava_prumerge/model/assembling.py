@@ -10,7 +10,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LlavaProcessor,
     PreTrainedModel,
@@ -24,6 +23,7 @@ from llava_prumerge.model.attach import own_class, stock_class_of
 from llava_prumerge.model.configuration import with_reduction
 from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.families import family_of, family_types, stock_type
+from llava_prumerge.model.family_processors import read_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, load_tower
 from llava_prumerge.model.processors import make_processor, read_tokenizer
@@ -91,7 +91,7 @@ def load_whole(
         return model, None
     own = family_of(kind).processor
     with in_one_line(path):
-        return model, own(path, config) if own is not None else AutoProcessor.from_pretrained(path)
+        return model, (own or read_processor)(path, config)
 
 
 def assemble(

@@ -137,7 +137,7 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     family, inner, blocks = family_of(stock_type(model.config.model_type)), model.model, block or {}
     reasons = [
         family.refusal(model.config) if blocks.get("vision") else None,
-        _text_refusal(model.config) if blocks else None,
+        _text_refusal(model.config, family.language) if blocks else None,
     ]
     for reason in filter(None, reasons):
         raise ValueError(f"no reduction on this {stock_type(model.config.model_type)} model: {reason}")
@@ -203,10 +203,10 @@ def _check(model: Any) -> None:
         raise ValueError(f"a reduction goes on a {wanted}, and this is a {type(model).__name__}")
 
 
-def _text_refusal(config: Any) -> str | None:
-    kind = config.get_text_config().model_type
+def _text_refusal(config: Any, own: str | None) -> str | None:
+    kind, served = config.get_text_config().model_type, [*SERVED, *([own] if own else [])]
     return (
-        None if kind in SERVED else f"language models of type {kind!r} are not served; there are: {', '.join(SERVED)}"
+        None if kind in served else f"language models of type {kind!r} are not served; there are: {', '.join(served)}"
     )
 
 

@@ -22,9 +22,8 @@ from llava_prumerge.model.placement import ForwardPass, step_layout
 from llava_prumerge.model.stretch import FULL, ReducedCache, Stretch, layer_kind, reducing_cache, window_of
 from llava_prumerge.ops.layout import TokenLayout
 
-SERVED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
-SERVED += ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-"""Types of language models whose `forward` has been compared with this loop (tests/model/test_decoders.py)."""
+SERVED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text")
+"""Types of language models whose `forward` has been compared with this loop; a family may have one of its own beside."""
 
 
 class InitialisesMethods:
@@ -92,6 +91,8 @@ class PrunesLayers(InitialisesMethods):
     ) -> BaseModelOutputWithPast:
         """The loop. Tells the pass its final layout and the visual tokens of each layer."""
         kwargs.pop("input_ids", None)
+        if forward_pass.carries_mask:
+            attention_mask = forward_pass.attention_mask
         cache = reducing_cache(past_key_values, self.config) if use_cache or past_key_values is not None else None
         stretch, earlier = self._arrive(forward_pass, inputs_embeds, attention_mask, position_ids, cache)
         deep = deepstack_visual_embeds or []
@@ -162,7 +163,9 @@ class PrunesLayers(InitialisesMethods):
             if forward_pass.source is not None and position_ids is not None:
                 rope = rope.gather(2, forward_pass.source.clamp(min=0).expand_as(rope))
             rope = rope.movedim(0, 2)
-        return Stretch(self, layout, hidden, cache, rope), earlier
+        stretch = Stretch(self, layout, hidden, cache, rope, blocks=forward_pass.blocks)
+        stretch.blocks_pass_windows = forward_pass.blocks_pass_windows
+        return stretch, earlier
 
     def _acting_layers(self, stretch: Stretch) -> tuple[int, ...]:
         """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules.
@@ -189,7 +192,10 @@ class PrunesLayers(InitialisesMethods):
                 )
             if layer not in known:
                 states, held = (stretch.hidden, None) if layer == index else (previous, stretch.cache)
-                known[layer] = self.layer_projections(layer, states, stretch.layout, stretch.angles(layer), held)
+                asked = self.layer_projections(layer, states, stretch.layout, stretch.angles(layer), held)
+                if stretch.blocks is not None:
+                    asked.open_blocks(stretch.blocks.to(asked.device), stretch.blocks_pass_windows)
+                known[layer] = asked
             return known[layer]
 
         here = stretch.hidden.device  # which need not be the asked layer's

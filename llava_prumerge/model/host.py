@@ -8,7 +8,7 @@ code puts them at the placeholders, makes positions and calls the language model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +66,27 @@ class Host(InitialisesMethods):
             "image": {"pixel_values": torch.zeros(1, channels, height, width, dtype=self.dtype, device=self.device)}
         }
 
+    def group(self, input_ids: Tensor, first: tuple[Tensor, Tensor]) -> Tensor | None:
+        """Which image of the user each part belongs to whose places are told apart, counted from 0; None: each is one.
+
+        Args:
+            input_ids: [B, L].
+            first: rows and columns of the first placeholder of each part.
+        """
+        return None
+
+    def hand_over(self, kwargs: dict[str, Any], told: ForwardPass) -> None:
+        """Take from the stock code what it would make masks of that a reduction changes, and tell the decoder instead."""
+
+    def carry_mask(self, kwargs: dict[str, Any], told: ForwardPass, stands: Any) -> None:
+        """Let the decoder have the attention mask; the stock code gets what it hands on as it is."""
+        told.carries_mask, told.attention_mask = True, kwargs.get("attention_mask")
+        kwargs["attention_mask"] = stands
+
+    def picture(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """A tile's pixels, as the tower gets them, as an image [3, h, w] with normalised colours; None: they are none."""
+        return pixels if pixels.dim() == 3 and len(pixels) == 3 else None
+
     def whole(self, output: Any) -> VisualTokens:
         """What stock features stand for, where no reducer acts and nobody has told: each image is one tile."""
         lengths = [len(image) for image in output.pooler_output]
@@ -102,6 +123,25 @@ class Host(InitialisesMethods):
         return getattr(self, self.decoder_name)
 
     @property
+    def tower(self) -> Any:
+        """What sees images."""
+        return self.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        """What makes its features tokens of the language model."""
+        return self.multi_modal_projector
+
+    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+        """An image of this size in pixels: tiles, patches of each, patches of a unit, tokens, and those that are no units.
+
+        `pixels` are the settings of the processor's part for images, as far as they are known.
+        """
+        vision = self.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return 1, patches, 1, patches, 0
+
+    @property
     def reduces(self) -> bool:
         """Whether a method is there."""
         return self.reducer is not None or self.decoder.pruner is not None
@@ -129,9 +169,12 @@ class Host(InitialisesMethods):
             cache.check_turn(self.reducer, cache.reduced, bool(features))
         if told.reduces or told.touch is not None:
             kwargs["forward_pass"] = told
+        mask = kwargs.get("attention_mask")
+        if told.reduces:
+            self.hand_over(kwargs, told)
         output = super().forward(**kwargs)
         if told.kept is not None and counts:
-            self._count(told, kwargs.get("attention_mask"))
+            self._count(told, mask)
         if not isinstance(output, tuple):
             if self.full_length and told.reduces and told.layout.columns is not None:
                 given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
@@ -173,7 +216,7 @@ class Host(InitialisesMethods):
         for modality, output in features.items():
             visual = self._visual(output)
             spots = input_ids == getattr(self.config, f"{modality}_token_id")
-            told.see(visual, spots, modality)
+            told.see(visual, spots, modality, lambda first: self.group(input_ids, first))
 
     def _visual(self, output: Any) -> VisualTokens:
         visual = getattr(output, "visual_tokens", None)
@@ -199,7 +242,7 @@ class Host(InitialisesMethods):
             told.layout = told.begin(key_mask, 0)
             counts = told.layout.is_image.sum(dim=1)
             told.visual = counts[:, None].expand(-1, self.config.get_text_config().num_hidden_layers)
-        self.statistics.add(told.kept, told.layout.key_mask, told.visual, told.images, told.tiles)
+        self.statistics.add(told.kept, told.layout.key_mask, told.visual, told.images, told.tiles, told.full)
 
     def _touch(self, features: dict[str, Any]) -> Tensor | None:
         """Zero, by way of vision modules that this batch leaves out: all ranks must take part in their reductions."""

@@ -78,7 +78,12 @@ class LayerProjections:
     ) -> None:
         self.attention_module, self.norm = layer.self_attn, layer.input_layernorm
         self.hidden, self.layout, self.rotary, self.held, self.window = hidden, layout, rotary, held, window
+        self._blocks: tuple[Tensor, bool] | None = None
         self.rotate = rotation(type(layer.self_attn).__module__)
+
+    def open_blocks(self, blocks: Tensor, pass_windows: bool) -> None:
+        """Tokens of one block [B, L] (-1: of none) all see each other, across the layer's window too or within it."""
+        self._blocks = blocks, pass_windows
 
     @property
     def device(self) -> torch.device:
@@ -158,8 +163,15 @@ class LayerProjections:
         if self.layout.key_weight is not None:
             logits = logits + gate_logits(self.layout.key_weight)[:, None, None]
         places = torch.arange(self.hidden.shape[1], device=rows.device)
-        hidden_keys = ~self.layout.key_mask[:, None] | (places > rows[..., None])  # [B, R, L]
+        later = places > rows[..., None]  # [B, R, L]
+        far = torch.zeros_like(later)
         if self.window is not None:
             at = self.layout.position_ids
-            hidden_keys |= at.gather(1, rows)[..., None] - at[:, None] >= self.window
+            far = at.gather(1, rows)[..., None] - at[:, None] >= self.window
+        if self._blocks is not None:
+            blocks, pass_windows = self._blocks
+            own = blocks.gather(1, rows)[..., None]  # [B, R, 1]
+            apart = (own != blocks[:, None]) | (own < 0)
+            later, far = later & apart, far & apart if pass_windows else far
+        hidden_keys = ~self.layout.key_mask[:, None] | later | far
         return logits.masked_fill_(hidden_keys[:, None], torch.finfo(torch.float32).min).softmax(dim=-1)

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.packed_tower import encode_packed
 
 
+def vision_mark(processor: Any) -> str:
+    """What stands for an image in a prompt: its placeholder between the tokens that open and close it."""
+    return f"<|vision_start|>{processor.image_token}<|vision_end|>"
+
+
 class NativeHost(Host):
     """Positions have three parts and stay those of the patches; features for later layers follow the patches too."""
+
+    @property
+    def tower(self) -> Any:
+        """See `Host`."""
+        return self.visual
+
+    @property
+    def projector(self) -> Any:
+        """See `Host`."""
+        return self.visual.merger
+
+    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+        """See `Host`; sides are rounded as the processor does."""
+        side, patch = self.visual.spatial_merge_size, self.config.vision_config.patch_size
+        size = pixels.get("size") or {}
+        named = (("min_pixels", "shortest_edge", 56 * 56), ("max_pixels", "longest_edge", 14 * 14 * 4 * 1280))
+        least, most = (pixels.get(old) or size.get(new) or default for old, new, default in named)
+        sides = smart_resize(height, width, factor=side * patch, min_pixels=least, max_pixels=most)
+        rows, columns = (part // patch for part in sides)
+        return 1, rows * columns, side * side, rows * columns // side**2, 0
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """One unit."""
@@ -35,6 +62,13 @@ class NativeHost(Host):
         if self.reducer is None:
             return super().get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
         return self._native(pixel_values_videos, video_grid_thw, "video")
+
+    def picture(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Patches [S, channels x frames x p x p] in the order of units, as an image; of frames that are one patch the first."""
+        side, patch = self.visual.spatial_merge_size, self.config.vision_config.patch_size
+        parts = pixels.view(*grid, side, side, 3, -1, patch, patch)[..., 0, :, :]
+        rows, columns = grid[0] * side * patch, grid[1] * side * patch
+        return parts.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows, columns)
 
     def unit_order(self, grid_thw: Tensor) -> Tensor | None:
         """Where each unit stands in the tower's sequence; None: as they come."""

@@ -42,6 +42,7 @@ def encode_packed(
     depth: int | None = None,
     fold: int = 1,
     order: Tensor | None = None,
+    patch_order: Tensor | None = None,
 ) -> PackedImages:
     """Run such a tower and cut its sequence into images.
 
@@ -52,6 +53,7 @@ def encode_packed(
         grids: rows and columns of units of each image; the rows of all frames of a video together.
         depth: blocks that make the features; None for all.
         fold: patches of a unit, which follow each other.
+        patch_order: [S] patches in the order in which those of a unit follow each other; None: they do.
         order: [S / fold] where each unit stands in the sequence, of towers that permute it; None: as they come.
     """
     depth = len(blocks_of(tower)) if depth is None else depth
@@ -60,7 +62,8 @@ def encode_packed(
         output = run()
 
     def raster(rows: Tensor) -> Tensor:
-        rows = rows.reshape(-1, fold, rows.shape[-1])
+        rows = rows.reshape(-1, rows.shape[-1])
+        rows = (rows if patch_order is None else rows[patch_order]).reshape(-1, fold, rows.shape[-1])
         return (rows if order is None else rows[order]).flatten(0, 1)
 
     states = {which: raster(given[0])[None] for which, given in caught.items()}  # [1, S, C]

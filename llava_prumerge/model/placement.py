@@ -113,7 +113,16 @@ class Places:
     def owners(self) -> list[Tensor]:
         """For each group the image each of its tiles belongs to. [N]"""
         ends = torch.tensor(self.lengths).cumsum(0)
-        return [torch.bucketize(last, ends, right=True) for last in self.last]
+        return [torch.bucketize(last.contiguous(), ends, right=True) for last in self.last]
+
+    def tile_numbers(self) -> Tensor:
+        """The tile of its image, counted from 0, that each place holds a unit of; -1 for none. [P of all images]"""
+        numbers, seen = torch.full((sum(self.lengths),), -1), [0] * len(self.lengths)
+        for units, owners in zip(self.units, self.owners(), strict=True):
+            for row, owner in zip(units, owners.tolist(), strict=True):
+                numbers[row[row >= 0]] = seen[owner]
+                seen[owner] += 1
+        return numbers
 
     def origins(self) -> Tensor:
         """The unit within its tile that each place holds, -1 for none. [P of all images]"""
@@ -232,6 +241,9 @@ def _laid_out(
     return laid, source[:total], unit[:total], kept
 
 
+Grouping = Callable[[tuple[Tensor, Tensor]], Tensor | None]
+
+
 @dataclass
 class ForwardPass:
     """Rides through the stock `forward`s in their keyword arguments.
@@ -245,6 +257,11 @@ class ForwardPass:
         images: [B] images of each sequence.
         kept: [N] tokens that each image leaves the reducer with.
         tiles: how many parts the tower saw all images in.
+        full: placeholders of all images.
+        blocks: [B, L] the block of tokens that all see each other, -1 for none; None in causal models.
+        blocks_pass_windows: they do so across the windows of layers too.
+        carries_mask: `attention_mask` [B, keys] is the caller's, whose own way the stock code has made a mask of.
+        attention_mask: see there.
         positions: what a reducer says of positions: "contiguous" or "original".
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
@@ -259,19 +276,25 @@ class ForwardPass:
     images: Tensor | None = None
     kept: Tensor | None = None
     tiles: int = 0
+    full: int = 0
+    blocks: Tensor | None = None
+    blocks_pass_windows: bool = False
+    carries_mask: bool = False
+    attention_mask: Tensor | None = None
     positions: str = "contiguous"
     reduces: bool = True
     touch: Tensor | None = None
     layout: TokenLayout | None = None
     visual: Tensor | None = None
 
-    def see(self, visual: VisualTokens, spots: Tensor, modality: str) -> None:
+    def see(self, visual: VisualTokens, spots: Tensor, modality: str, group: Grouping) -> None:
         """Say where visual tokens stand in the sequences. Costs a host synchronisation.
 
         Args:
             visual: the tokens, of all images.
             spots: [B, L] bool, the modality's placeholders.
             modality: "image" or "video".
+            group: see `model.host.Host.group`.
 
         Raises:
             ValueError: there are more or fewer placeholders than the images have tokens.
@@ -284,7 +307,9 @@ class ForwardPass:
         lengths = torch.tensor(visual.lengths, device=rows.device)
         first = lengths.cumsum(0) - lengths
         images = rows.new_zeros(len(spots)) if self.images is None else self.images
-        self.images = images.index_add(0, rows[first], torch.ones_like(first))
+        owner = group((rows[first], columns[first]))
+        begins = torch.ones_like(first) if owner is None else torch.diff(owner, prepend=owner.new_full((1,), -1))
+        self.images = images.index_add(0, rows[first], begins)
         origin = torch.full_like(spots, -1, dtype=torch.long) if self.origin is None else self.origin
         self.origin = origin.masked_scatter(spots, visual.origin.to(rows.device))
         if visual.source is not None:
@@ -295,8 +320,11 @@ class ForwardPass:
             column = columns[begin + source.clamp(min=0)].masked_fill(source < 0, -1)
             self.source = self.source.masked_scatter(spots, column)
         kept = visual.kept.to(rows.device)
+        if owner is not None:
+            kept = kept.new_zeros(int(owner[-1]) + 1).index_add(0, owner, kept)
         self.kept = kept if self.kept is None else torch.cat([self.kept, kept])
         self.tiles += visual.tiles
+        self.full += len(rows)
 
     def begin(self, key_mask: Tensor, start: Tensor | int) -> TokenLayout:
         """The layout of the tokens passed in, unreduced, each at its position.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LEAST, MOST = ("kept_min", "equivalent_min"), ("kept_max", "equivalent_max")
-NAMES = ("images", "tiles", "kept_mean", "kept_per_tile", "kept_min", "kept_max", "padding_share")
+NAMES = ("images", "tiles", "full_mean", "kept_mean", "kept_per_tile", "kept_min", "kept_max", "padding_share")
 EQUIVALENT = ("equivalent_tokens", "equivalent_min", "equivalent_max")
 
 
@@ -18,12 +18,20 @@ class ReductionStatistics:
     def __init__(self) -> None:
         self._sums: list[
             Tensor
-        ] = []  # per batch: images, kept tokens, padding, places, tiles, and visual tokens of each layer
+        ] = []  # per batch: images, kept tokens, padding, places, tiles, placeholders, and visual tokens of each layer
         self._ends: list[Tensor] = []  # per batch: LEAST, then MOST with the sign turned
         self._limit = 4096
 
     @torch.no_grad()
-    def add(self, kept: Tensor, key_mask: Tensor, visual: Tensor, images: Tensor, tiles: int | None = None) -> None:
+    def add(
+        self,
+        kept: Tensor,
+        key_mask: Tensor,
+        visual: Tensor,
+        images: Tensor,
+        tiles: int | None = None,
+        full: int = 0,
+    ) -> None:
         """Count one batch.
 
         Args:
@@ -32,10 +40,11 @@ class ReductionStatistics:
             visual: [B, layers] visual tokens that each decoder layer sees.
             images: [B] images of each sequence.
             tiles: parts of images that the tower saw; each image is one where nobody says.
+            full: placeholders of all images: the visual tokens without a method.
         """
-        counted = [len(kept), key_mask.numel(), len(kept) if tiles is None else tiles]
-        number, places, parts = torch.tensor(counted, device=kept.device)
-        sums = torch.stack([number, kept.sum(), (~key_mask).sum(), places, parts])
+        counted = [len(kept), key_mask.numel(), len(kept) if tiles is None else tiles, full]
+        number, places, parts, whole = torch.tensor(counted, device=kept.device)
+        sums = torch.stack([number, kept.sum(), (~key_mask).sum(), places, parts, whole])
         equivalent = visual.double().mean(dim=1) / images.clamp(min=1)  # [B]
         blank = images == 0
         ends = [
@@ -58,13 +67,14 @@ class ReductionStatistics:
         """
         if not self._sums:
             return dict.fromkeys((*NAMES, *EQUIVALENT), 0.0) | {"layer_tokens": []}
-        images, kept, padding, places, tiles, *layers = torch.stack(self._sums).sum(dim=0).tolist()
+        images, kept, padding, places, tiles, full, *layers = torch.stack(self._sums).sum(dim=0).tolist()
         ends = dict(zip((*LEAST, *MOST), torch.stack(self._ends).amin(dim=0).tolist(), strict=True))
         self._sums, self._ends = [], []
         layer_tokens = [tokens / images for tokens in layers]
         return {
             "images": images,
             "tiles": tiles,
+            "full_mean": full / images,
             "kept_mean": kept / images,
             "kept_per_tile": kept / tiles,
             "kept_min": ends["kept_min"],

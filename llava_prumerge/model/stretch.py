@@ -172,6 +172,11 @@ def window_of(config: Any, index: int) -> int | None:
     return config.sliding_window if layer_kind(config, index) == SLIDING else None
 
 
+def same_block(blocks: Tensor) -> Tensor:
+    """Which tokens are of one block. [B, L] -> [B, L, L] bool"""
+    return (blocks[:, :, None] == blocks[:, None]) & (blocks >= 0)[:, None]
+
+
 class Stretch:
     """See the file.
 
@@ -180,11 +185,13 @@ class Stretch:
         hidden: [B, L, D] their states.
         rope: [B, L, 3] positions in three parts, of models that have such; None for others.
         rows: [B, L] which row of the features that are added after the first layers is a token's, -1 for none; or None.
+        blocks: [B, L] the block whose tokens all see each other, -1 for a token of none; or None.
+        blocks_pass_windows: they do so across a layer's window too.
         seen: [B, L] visual tokens that inference would have here: fewer than there are where a pruner in training gates them.
 
     Args:
         decoder: the language model.
-        layout, hidden, rope, rows: see above.
+        layout, hidden, rope, rows, blocks: see above.
         cache: where keys are kept, or None.
     """
 
@@ -196,9 +203,11 @@ class Stretch:
         cache: ReducedCache | None,
         rope: Tensor | None = None,
         rows: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> None:
         self.config, self.rotary_emb, self.cache = decoder.config, decoder.rotary_emb, cache
-        self.layout, self.hidden, self.rope, self.rows = layout, hidden, rope, rows
+        self.layout, self.hidden, self.rope, self.rows, self.blocks = layout, hidden, rope, rows, blocks
+        self.blocks_pass_windows = False
         self.seen = layout.is_image
         self._by_layer_type = "layer_type" in inspect.signature(self.rotary_emb.forward).parameters
         self._masks: dict[str, Tensor | None] = {}
@@ -210,7 +219,7 @@ class Stretch:
         device = self.hidden.device
         if self.layout.key_mask.device != device:
             self.layout = self.layout.to(device)
-            for name in ("rope", "rows", "seen"):
+            for name in ("rope", "rows", "blocks", "seen"):
                 state = getattr(self, name)
                 setattr(self, name, None if state is None else state.to(device))
 
@@ -224,7 +233,7 @@ class Stretch:
 
     def drop(self, keep: Tensor, start: Tensor | int | None = None) -> None:
         """Keep some tokens [B, L]; with a start ([B, 1] or a number) positions are counted anew from there."""
-        states = {name: state for name in ("rope", "rows") if (state := getattr(self, name)) is not None}
+        states = {name: state for name in ("rope", "rows", "blocks") if (state := getattr(self, name)) is not None}
         self.layout, self.hidden, *moved = self.layout.compact(keep, self.hidden, *states.values())
         for name, state in zip(states, moved, strict=True):
             setattr(self, name, state)
@@ -262,8 +271,13 @@ class Stretch:
                 layer_idx=index,
                 allow_is_causal_skip=self.layout.key_weight is None,
             )
+            opened = self.blocks is not None
+            if opened and not self.blocks_pass_windows:
+                mask = self._open_blocks(self._whole(mask))
             if kind == SLIDING:
                 mask = self._windowed(mask)
+            if opened and self.blocks_pass_windows:
+                mask = self._open_blocks(self._whole(mask))
             self._masks[kind] = mask if self.layout.key_weight is None else self._gated(mask)
         return self._masks[kind]
 
@@ -272,20 +286,30 @@ class Stretch:
         window = self.config.sliding_window
         if int(self._keys.amax()) < window:
             return mask
-        queries = self.hidden.shape[1]
-        if mask is None and self.config._attn_implementation in ("sdpa", "eager"):  # a plain causal mask
-            width = self._keys.shape[1]
+        queries, mask = self.hidden.shape[1], self._whole(mask)
+        held = self._keys[:, -mask.shape[-1] :]
+        near = (self._keys[:, -queries:, None] - held[:, None] < window)[:, None]  # [B, 1, L, keys]
+        return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+
+    def _whole(self, mask: Tensor | None) -> Tensor:
+        """A mask with all its numbers [B, 1, L, keys], where None stands for a plain causal one."""
+        if mask is None and self.config._attn_implementation in ("sdpa", "eager"):
+            width, queries = self._keys.shape[1], self.hidden.shape[1]
             places = torch.arange(width, device=self._keys.device)
             causal = places <= places[width - queries :, None]
             mask = causal[None, None] & (self._keys >= 0)[:, None, None]
         if not isinstance(mask, Tensor) or mask.dim() != 4:
             raise ValueError(
-                f"attn_implementation {self.config._attn_implementation} counts a sliding window in tokens that are left: "
-                "with a reduction take sdpa or eager"
+                f"attn_implementation {self.config._attn_implementation} takes no mask of single tokens, which windows and "
+                "blocks need with a reduction: take sdpa or eager"
             )
-        held = self._keys[:, -mask.shape[-1] :]
-        near = (self._keys[:, -queries:, None] - held[:, None] < window)[:, None]  # [B, 1, L, keys]
-        return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+        return mask
+
+    def _open_blocks(self, mask: Tensor) -> Tensor:
+        """Let the tokens of a block see each other. Keys of earlier turns are of no block."""
+        same = same_block(self.blocks) & self.layout.key_mask[:, None]  # [B, L, L]
+        same = torch.nn.functional.pad(same, (mask.shape[-1] - same.shape[-1], 0))[:, None]
+        return mask | same if mask.dtype == torch.bool else mask.masked_fill(same, 0.0)
 
     def _gated(self, mask: Tensor | None) -> Tensor:
         """Gates on keys, as terms of an additive mask."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,13 @@ class TiledHost(Host):
         """Tiles of each image, the base one included."""
         size, shapes = self.config.vision_config.image_size, self.config.image_grid_pinpoints
         return [image_size_to_num_patches(one, shapes, size) for one in image_sizes]
+
+    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+        """See `Host`."""
+        (_, units, *_), sizes = super().cut(height, width, pixels), torch.tensor([[height, width]])
+        (count,) = counts = self.tile_counts(sizes)
+        places = self.image_places(units, sizes, counts)
+        return count, units, 1, sum(places.lengths), len(places.special)
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """An image of one tile's size."""

@@ -126,7 +126,12 @@ def inner_tower(tower: nn.Module) -> nn.Module:
 
 
 def encode(
-    tower: nn.Module, pixel_values: Tensor, feature_layer: int = -2, units: Tensor | None = None, last: bool = False
+    tower: nn.Module,
+    pixel_values: Tensor,
+    feature_layer: int = -2,
+    units: Tensor | None = None,
+    last: bool = False,
+    **more: Any,
 ) -> Tiles:
     """Tiles of one size.
 
@@ -136,6 +141,7 @@ def encode(
         feature_layer: index into the tower's hidden states, as in LLaVA's configuration.
         units: [U, F] the patches that make a unit, side by side in its features; None: each is one.
         last: features are the tower's `last_hidden_state`, behind its final norm, in place of a hidden state.
+        **more: that the tower takes, where it runs whole.
 
     Raises:
         ValueError: there is no such hidden state, or the sides do not fit.
@@ -147,7 +153,7 @@ def encode(
         if spec.plain and not last:
             hidden, states = _run_blocks(tower, pixel_values, depth)
         else:
-            hidden, states = _run_whole(tower, pixel_values, depth, last)
+            hidden, states = _run_whole(tower, pixel_values, depth, last, more)
     patches = hidden[:, prefix:]
     if units is not None:
         fold = int(units.shape[1] ** 0.5)
@@ -181,10 +187,12 @@ def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> tuple[Ten
     return hidden, {"own": before, "next": hidden}
 
 
-def _run_whole(tower: nn.Module, pixel_values: Tensor, depth: int, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _run_whole(
+    tower: nn.Module, pixel_values: Tensor, depth: int, last: bool, more: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The tower's own forward pass, its blocks' inputs caught."""
     with caught_inputs(tower, depth) as caught:
-        output = tower(pixel_values, output_hidden_states=True, return_dict=True)
+        output = tower(pixel_values, output_hidden_states=True, return_dict=True, **more)
     hidden = output.last_hidden_state if last else output.hidden_states[depth]
     return hidden, {which: given[0] for which, given in caught.items()}
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from llava_prumerge.efficiency.flops import as_text, report
-from llava_prumerge.efficiency.options import add_layout, counts_of, settings_of
-from llava_prumerge.efficiency.shapes import ModelShape, model_shape
+from llava_prumerge.efficiency.options import add_layout, counts_of, settings_of, shape_of
+from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.efficiency.tokens import method_block
 from llava_prumerge.ground.command import Parser
 
@@ -40,11 +41,12 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
     from llava_prumerge.methods.registry import build_reducer
 
     reducer, vision = build_reducer(block), shape.vision
-    if not reducer.tokens_left(vision.patches).exact:
-        reducer = build_reducer({**block, "budget": tokens})
+    tiles, patches = (1, vision.patches) if vision.cut is None else (vision.cut.tiles, vision.cut.units)
+    if not reducer.tokens_left(patches).exact:
+        reducer = build_reducer({**block, "budget": max(1, min(tokens // tiles, patches))})
     reducer.eval()
     height, width = reducer.input_size(vision.image, vision.image, vision.patch)
-    grid = (height // vision.patch, width // vision.patch)
+    grid = (height // vision.patch, width // vision.patch) if vision.cut is None else near_square(patches)
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator)
     hidden = draw(1, grid[0] * grid[1] + 1, vision.width)
@@ -62,7 +64,13 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
         reducer(image)
-    return counter.get_total_flops()
+    return tiles * counter.get_total_flops()
+
+
+def near_square(patches: int) -> tuple[int, int]:
+    """Rows and columns of so many patches, as alike as whole numbers can be."""
+    rows = next(rows for rows in range(math.isqrt(patches), 0, -1) if patches % rows == 0)
+    return rows, patches // rows
 
 
 def add_arguments(parser: Parser) -> None:
@@ -72,7 +80,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(given: argparse.Namespace) -> str:
     """The command. -> what to print"""
-    shape = model_shape(given.model)
+    shape = shape_of(given)
     counts = counts_of(given, shape)
     reducer = 0
     if counts.kept is not None:

@@ -13,6 +13,7 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
+from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.search.command import SearchError
 
@@ -60,7 +61,7 @@ def make_batches(
     aspect: str = "pad",
     trusted: Sequence[str] = (),
 ) -> list[dict[str, Tensor]]:
-    """Left-padded prompts [B, L] with their images [B, 3, S, S], as the evaluation asks them.
+    """Left-padded prompts [B, L] with what their images are made of, as the evaluation asks them.
 
     Args:
         pairs: what is asked.
@@ -71,13 +72,19 @@ def make_batches(
         aspect: "pad" to a square (LLaVA-1.5) or "square" to crop.
         trusted: folders that links in the image folder may lead to.
     """
+    check_processor(processor, config)
+    places, groups = fixed_places(config), [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    read = lambda pair: load_image(images, pair.image, trusted=trusted)  # noqa: E731
+    if places is None:
+        chat = ChatProcessor(processor, config, template)
+        return [chat([(pair.question, [read(pair)]) for pair in group]) for group in groups]
     preprocess = ImagePreprocessor(processor.image_processor, aspect=aspect)
     collate = Collator(processor.tokenizer.pad_token_id or 0, "left")
     items: list[dict[str, Any]] = []
     for pair in pairs:
         text = prompt(template, pair.question)
-        ids = encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)
-        items.append({"input_ids": ids, "pixel_values": preprocess([load_image(images, pair.image, trusted=trusted)])})
+        ids = encode(processor.tokenizer, text, config.image_token_id, places)
+        items.append({"input_ids": ids, "pixel_values": preprocess([read(pair)])})
     batches = [collate(items[start : start + size]) for start in range(0, len(items), size)]
     return [{name: value for name, value in batch.items() if name != "ids"} for batch in batches]
 

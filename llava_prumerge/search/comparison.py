@@ -26,7 +26,7 @@ def divergence(reduced: Tensor, full: Tensor) -> Tensor:
 @contextmanager
 def pruner_in_place(model: PruMergeLlavaForConditionalGeneration, pruner: DecoderPruner | None) -> Iterator[None]:
     """The model with this pruner, or none, in place of its own."""
-    decoder = model.model.language_model
+    decoder = model.model.decoder
     own = decoder.pruner
     try:
         decoder.pruner = pruner
@@ -38,8 +38,22 @@ def pruner_in_place(model: PruMergeLlavaForConditionalGeneration, pruner: Decode
 def to_model(model: PruMergeLlavaForConditionalGeneration, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A batch on the model's device, its images of the model's dtype."""
     weight = next(model.parameters())
-    moved = {name: value.to(weight.device) for name, value in batch.items()}
-    return moved | {"pixel_values": moved["pixel_values"].to(weight.dtype)}
+    return {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+    }
+
+
+def longer(inputs: dict[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
+    """Prompts with an answer [B, T] behind each; marks of what each token is, which some families have, say text there."""
+    ids = inputs["input_ids"]
+    more = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    return {
+        name: torch.cat([value, more.get(name, torch.zeros_like(answer)).to(value.dtype)], dim=1)
+        if value.shape == ids.shape
+        else value
+        for name, value in inputs.items()
+    }
 
 
 class Comparison:
@@ -82,14 +96,15 @@ class Comparison:
                 answer = torch.cat([answer.to(logits.device), logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
             self._questions.append((inputs, answer, self._counts(answer), logits))
             visual.append(seen[:, 0] / images.clamp(min=1))
-            texts.append(inputs["attention_mask"].sum(dim=1) - images * model.config.image_seq_length)
+            spots = model.model.placeholders(inputs["input_ids"])
+            texts.append((inputs["attention_mask"].bool() & ~spots).sum(dim=1))
         per_image, text = torch.cat(visual).float(), torch.cat(texts).float()
         self.present, self.most, self.text = per_image.mean().item(), int(per_image.amax()), text.mean().item()
 
     def _counts(self, answer: Tensor) -> Tensor:
         """Which tokens belong to the answer: those up to the first that ends it. [B, T] -> [B, T] bool"""
         ends = self.model.generation_config.eos_token_id
-        ends = self.model.config.text_config.eos_token_id if ends is None else ends
+        ends = self.model.config.get_text_config().eos_token_id if ends is None else ends
         listed = torch.tensor(([] if ends is None else [ends]) if not isinstance(ends, list) else ends)
         over = torch.isin(answer, listed.to(answer.device)).long()
         return over.cumsum(dim=1) - over == 0
@@ -99,20 +114,15 @@ class Comparison:
         self, inputs: dict[str, Tensor], answer: Tensor, pruner: DecoderPruner | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits after the prompt and after each answer token [B, 1 + t, V], `visual` [B, layers], images [B]."""
-        ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], None
+        ids, labels = inputs["input_ids"], None
         answer = answer.to(ids.device)
         if answer.shape[1]:  # labels tell a pruner where the prompt ends
             labels = torch.cat([torch.full_like(ids, IGNORE_INDEX), answer], dim=1)
-            ids, mask = torch.cat([ids, answer], dim=1), torch.cat([mask, torch.ones_like(answer)], dim=1)
+            inputs = longer(inputs, answer)
         with pruner_in_place(self.model, pruner):
-            output = self.model.model(
-                input_ids=ids,
-                attention_mask=mask,
-                pixel_values=inputs["pixel_values"],
-                labels=labels,
-                use_cache=False,
-            )
-        logits = self.model.lm_head(output.last_hidden_state[:, -1 - answer.shape[1] :])
+            output = self.model.model(**inputs, labels=labels, use_cache=False)
+        head = self.model.get_output_embeddings()
+        logits = head(output.last_hidden_state[:, -1 - answer.shape[1] :])
         return logits, output.visual, output.layout.images
 
     @torch.inference_mode()

@@ -88,7 +88,7 @@ def search(given: argparse.Namespace) -> str:
     threshold = target.threshold if given.threshold is None else given.threshold
     out = Path(f"runs/search/{name}.yaml") if given.out is None else given.out
     model, batches, number = prepare(given)
-    depth = model.config.text_config.num_hidden_layers
+    depth = model.config.get_text_config().num_hidden_layers
     first = max(1, round(target.earliest * depth)) if given.first is None else given.first
     if not 1 <= first < depth:
         raise SearchError(f"--first {first} is not one of the layers 1 to {depth - 1}")

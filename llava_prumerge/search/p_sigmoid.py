@@ -231,7 +231,7 @@ def search(given: argparse.Namespace) -> str:
     counts = {"present": comparison.present, "most": comparison.most, "text": comparison.text}
     space = SigmoidSpace(
         comparison.shape,
-        decoder=language_shape(model.config.text_config.to_dict()),
+        decoder=language_shape(model.config.get_text_config().to_dict()),
         method=method,
         **counts,
         **target,

@@ -3,7 +3,8 @@
     python -m llava_prumerge.viz IMAGE... [--method METHOD] (--model PATH | --tower PATH) [--out DIR] [--prompt TEXT]
         [--plugin MODULE|FILE.py] [key=value ...]
 
-Writes one PNG per image: the padded image with kept patches, and the class attention. METHOD is a vision reducer by name,
+Writes one PNG per image: the image as the tower sees it (padded to a square, or each of its tiles) with kept patches, and the
+attention that patches receive. METHOD is a vision reducer by name,
 file or block; key=value are its settings (budget=40). A checkpoint's own is drawn where --method is not given.
 """
 
@@ -29,7 +30,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--method", help="a vision reducer: name, file or block; by default the checkpoint's own")
     add_plugin_option(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="a LLaVA checkpoint")
+    source.add_argument("--model", help="a checkpoint of any served family")
     source.add_argument("--tower", help="a CLIP folder in transformers' layout")
     parser.add_argument("--prompt", help="the question, for methods that read it (with --model)")
     parser.add_argument("--out", default="runs/viz", help="folder of the PNGs")
@@ -55,26 +56,24 @@ def reducer_of(given: argparse.Namespace) -> dict[str, Any] | None:
 def draw(given: argparse.Namespace) -> list[Path]:
     """Draw, and print a line for each picture. -> the files written"""
     from llava_prumerge.data.images import read_image  # with torch, which the help does not need
-    from llava_prumerge.methods.registry import build_reducer
-    from llava_prumerge.viz.overlay import describe, write_overlay
-    from llava_prumerge.viz.selection import viewer_of_model, viewer_of_tower
+    from llava_prumerge.viz.drawers import drawer_of_model, drawer_of_tower
 
-    reducer = reducer_of(given)
+    block = reducer_of(given)
     if given.model:
-        viewer = viewer_of_model(given.model, reducer, given.prompt)
+        name, drawn = drawer_of_model(given.model, block, given.prompt)
     else:
-        viewer = viewer_of_tower(given.tower, build_reducer(reducer))
+        name, drawn = drawer_of_tower(given.tower, block)
     written: list[Path] = []
     for start in range(0, len(given.images), BATCH):
-        paths = [Path(name) for name in given.images[start : start + BATCH]]
-        images = [read_image(path) for path in paths]
-        for path, selection in zip(paths, viewer.look(images)):
-            name = viewer.reducer.name
-            target = Path(given.out, f"{path.stem}_{name}.png")
-            if target in written:  # same name in two folders
-                target = target.with_stem(f"{target.stem}_{len(written)}")
-            written.append(write_overlay(selection, name, target))
-            print(f"{written[-1]}  {describe(selection, name)}")
+        paths = [Path(image) for image in given.images[start : start + BATCH]]
+
+        def target(at: int, paths: list[Path] = paths) -> Path:
+            file = Path(given.out, f"{paths[at].stem}_{name}.png")
+            return file.with_stem(f"{file.stem}_{len(written)}") if file in written else file  # of another folder
+
+        for file, line in drawn([read_image(path) for path in paths], target):
+            written.append(file)
+            print(f"{file}  {line}")
     return written
 
 

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.inference.asking import ImageTokens, ask, method_of
+from llava_prumerge.model.chat import check_processor, fixed_places
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.viz.overlay import SIDE, paint_patches
+from llava_prumerge.viz.tiles import paint_tiles, pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import LlavaProcessor
+
+
+MOST = 16384
+"""The largest budget where each image has its own number of visual tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,10 @@ class DemoModel:
     def __init__(self, model: PruMergeLlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         self.model, self.processor = model, processor
         self.own_block: dict[str, Any] = model.config.reduction or {}
-        self.colour = ImagePreprocessor(processor.image_processor).padding_colour
+        check_processor(processor, model.config)
+        self.tiled = fixed_places(model.config) is None
+        self.colour = None if self.tiled else ImagePreprocessor(processor.image_processor).padding_colour
+        self.most = fixed_places(model.config) or MOST
         self._turn = threading.Lock()  # the methods belong to the model, so questions take turns
 
     def answer(self, image: Image, question: str, block: dict[str, Any], new_tokens: int) -> Answer:
@@ -72,7 +81,7 @@ class DemoModel:
         with self._turn:
             own = host.reducer, host.decoder.pruner
             with method_of(self.model, block):
-                given = ask(self.model, self.processor, question, image, max_new_tokens=new_tokens)
+                given = ask(self.model, self.processor, question, image, max_new_tokens=new_tokens, pictures=self.tiled)
                 methods = [m for m in (host.reducer, host.decoder.pruner) if m is not None and m not in own]
                 untrained = [method.name for method in methods if any(True for _ in method.parameters())]
         seen = given.images[0]
@@ -88,11 +97,14 @@ class DemoModel:
         )
 
     def _draw(self, image: Image, seen: ImageTokens) -> list[tuple[str, Image]]:
+        stages = [("into the decoder", seen.tokens)]
+        if seen.left:
+            stages.append((f"from layer {max(seen.left)} on", seen.left[max(seen.left)]))
+        if self.tiled:
+            tiles = pictures_of(seen, image, self.processor.image_processor)
+            return [(f"{title}: {len(kept)} tokens", paint_tiles(seen, kept, tiles)) for title, kept in stages]
         square = padded_picture(image, SIDE, self.colour)
-        stages = [("into the decoder", seen.indices)]
-        if seen.pruned:
-            stages.append((f"from layer {max(seen.pruned)} on", seen.pruned[max(seen.pruned)]))
         return [
-            (f"{title}: {len(kept)} tokens", paint_patches(square, seen.grid, {index for index in kept if index >= 0}))
+            (f"{title}: {len(kept)} tokens", paint_patches(square, seen.grid, {unit for _, unit in kept if unit >= 0}))
             for title, kept in stages
         ]

@@ -132,9 +132,7 @@ class DemoHandler(BaseHTTPRequestHandler):
         image = decode_image(io.BytesIO(body), "the uploaded file")
         block = self.server.methods.find(asked["method"])
         if asked["budget"]:
-            block = with_budget(
-                block, whole_number("budget", asked["budget"], self.server.model.model.config.image_seq_length)
-            )
+            block = with_budget(block, whole_number("budget", asked["budget"], self.server.model.most))
         new_tokens = whole_number("new_tokens", asked["new_tokens"] or "64", MAX_NEW_TOKENS)
         answer = self.server.model.answer(image, asked["question"], block, new_tokens)
         self.send_json(describe(answer, block))

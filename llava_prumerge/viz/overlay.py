@@ -20,19 +20,22 @@ def paint_kept(selection: Selection, side: int = SIDE) -> Image:
     return paint_patches(selection.image, selection.grid, selection.patches, side)
 
 
-def paint_patches(image: Image, grid: tuple[int, int], patches: Iterable[int], side: int = SIDE) -> Image:
-    """An image, padded to a square, with some patches outlined and the others faded.
+def paint_patches(
+    image: Image, grid: tuple[int, int], patches: Iterable[int], size: int | tuple[int, int] = SIDE
+) -> Image:
+    """An image with some patches outlined and the others faded.
 
     Args:
         image: as the tower sees it.
         grid: (rows, columns) of patches.
         patches: raster indices of those to outline.
-        side: pixels of the drawing.
+        size: (width, height) of the drawing in pixels, or the side of a square one.
     """
     from PIL import Image, ImageDraw, ImageOps
 
     rows, columns = grid
-    picture = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    width, height = (size, size) if isinstance(size, int) else size
+    picture = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     faded = Image.blend(ImageOps.grayscale(picture).convert("RGB"), Image.new("RGB", picture.size, "white"), DIMMED)
     kept = set(patches)
     mask = Image.new("L", (columns, rows))
@@ -41,8 +44,9 @@ def paint_patches(image: Image, grid: tuple[int, int], patches: Iterable[int], s
     pen = ImageDraw.Draw(painted)
     for index in kept:
         row, column = divmod(index, columns)
-        left, top = round(column * side / columns), round(row * side / rows)
-        right, bottom = round((column + 1) * side / columns) - 1, round((row + 1) * side / rows) - 1
+        left, top = round(column * width / columns), round(row * height / rows)
+        right, bottom = round((column + 1) * width / columns) - 1, round((row + 1) * height / rows) - 1
+        right, bottom = max(left, right), max(top, bottom)
         pen.rectangle((left, top, right, bottom), outline=OUTLINE)
     return painted
 

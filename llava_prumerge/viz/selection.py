@@ -130,14 +130,8 @@ def viewer_of_tower(path: str, reducer: VisionReducer) -> Viewer:
     return Viewer(tower, ImagePreprocessor(path), reducer)
 
 
-def viewer_of_model(path: str, block: dict[str, Any] | None, question: str | None) -> Viewer:
-    """A viewer on a whole checkpoint: with its own method for None, with another one for a block."""
-    from llava_prumerge.model.loading import load_model
-
-    model, processor = load_model(path, None if block is None else {"vision": block})
-    reducer = model.model.reducer
-    if reducer is None:
-        raise InputError(f"{path} has no vision reducer of its own; give --method")
+def viewer_of_model(model: Any, processor: Any, question: str | None) -> Viewer:
+    """A viewer on a LLaVA-1.5 with a reducer."""
 
     def prompt() -> tuple[Tensor, Tensor]:
         ids = processor.tokenizer(question, return_tensors="pt").input_ids.to(model.device)
@@ -146,7 +140,7 @@ def viewer_of_model(path: str, block: dict[str, Any] | None, question: str | Non
     return Viewer(
         tower=model.model.vision_tower,
         preprocessor=ImagePreprocessor(processor.image_processor),
-        reducer=reducer,
+        reducer=model.model.reducer,
         feature_layer=model.config.vision_feature_layer,
         project=model.model.project,
         prompt=None if question is None else prompt,

@@ -16,7 +16,8 @@ from llava_prumerge.evaluation import run
 from llava_prumerge.evaluation.answers import header_path, part_path
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.execution import LoadedModel, prepare
-from llava_prumerge.evaluation.generate import Prompter, Ranks, generate, make_batches
+from llava_prumerge.evaluation.generate import Ranks, generate, make_batches
+from llava_prumerge.evaluation.prompts import make_prompter
 from llava_prumerge.evaluation.records import EvaluationError, read_records
 from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.model.loading import load_model
@@ -190,7 +191,7 @@ def test_a_broken_image_is_named(loaded, data: Path, tmp_path: Path) -> None:
 
 def test_prompts_are_llavas(loaded) -> None:
     model, processor = loaded
-    prompter = Prompter(processor, model.config, Settings(), None)
+    prompter = make_prompter(processor, model.config, Settings(), None)
     with_image = prompter.whole(Question(1, "p", "Is there a cat?", "x.png"))
     without = prompter.whole(Question(1, "p", "Is there a cat?"))
     assert with_image.count(model.config.image_token_id) == 16 and without.count(model.config.image_token_id) == 0

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from llava_prumerge.evaluation import generate as generation
-from llava_prumerge.evaluation import throughput
+from llava_prumerge.evaluation import prompts, throughput
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.execution import prepare
-from llava_prumerge.evaluation.generate import Prompter, Ranks, answer_batch, generate, make_batches
+from llava_prumerge.evaluation.generate import Ranks, answer_batch, generate, make_batches
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, common_prefix, make_prefix_cache
+from llava_prumerge.evaluation.prompts import make_prompter
 from llava_prumerge.evaluation.records import read_records
 from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.methods.registry import build_reducer
@@ -44,7 +44,7 @@ def test_the_common_start_ends_before_images_and_before_any_row_does() -> None:
 def test_a_prefix_cache_leaves_logits_and_answers_alone(checkpoint: Path, data: Path, reduction: dict) -> None:
     model, processor = load(checkpoint, reduction)
     questions, images = asked(checkpoint, data, "sqa")
-    prompter = Prompter(processor, model.config, Settings(), images)
+    prompter = make_prompter(processor, model.config, Settings(), images)
     start = make_prefix_cache(model, [prompter.encode(question) for question in questions])
     assert start is not None and len(start.ids) > 2
     batch = [question for question in questions if question.has_image]
@@ -101,10 +101,10 @@ def test_questions_about_one_image_stand_together_where_lengths_allow() -> None:
 def test_prompts_are_tokenised_once(checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = load(checkpoint)
     questions, images = asked(checkpoint, data, "sqa")
-    prompter = Prompter(processor, model.config, Settings(), images)
+    prompter = make_prompter(processor, model.config, Settings(), images)
     calls: list[str] = []
-    plain = generation.encode
-    monkeypatch.setattr(generation, "encode", lambda *given: calls.append(given[1]) or plain(*given))
+    plain = prompts.encode
+    monkeypatch.setattr(prompts, "encode", lambda *given: calls.append(given[1]) or plain(*given))
     for question in questions:
         short, whole = prompter.encode(question), prompter.whole(question)
         places = model.config.image_seq_length if question.has_image else 0

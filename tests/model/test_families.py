@@ -6,81 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as T
-from transformers import AutoConfig, AutoModelForImageTextToText
+from tiny_families import FAMILIES, IMG, TYPE_OF_IMAGES, VID, internvl, noise, shuffled, stock_model
+from transformers import AutoModelForImageTextToText
 
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
 from llava_prumerge.methods.registry import discover, method_names
 from llava_prumerge.model.attach import attach
 from llava_prumerge.model.families import family_types
 
-IMG, VID = 120, 121
-TEXT = dict(
-    vocab_size=128, hidden_size=48, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
-)  # fmt: skip
-VISION = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
-)
-CLIP = {"model_type": "clip_vision_model", "projection_dim": 32, **VISION}
-SIGLIP = {"model_type": "siglip_vision_model", **VISION}
-LLAMA = {"model_type": "llama", **TEXT}
-TILED = dict(image_token_index=IMG, image_seq_length=16, image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]])
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def tiled(name: str, vision: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
-    config = AutoConfig.for_model(name, vision_config=vision, text_config=LLAMA, **TILED, **more)
-    return config, dict(pixel_values=noise(1, 5, 3, 32, 32), image_sizes=torch.tensor([[60, 64]]))
-
-
-def qwen(name: str, **vision: Any) -> tuple[Any, dict[str, Any]]:
-    rope = dict(rope_type="default", mrope_section=[2, 2, 2], rope_theta=1e4)
-    extra = {"head_dim": 12} if name == "qwen3_vl" else {}
-    if name == "qwen3_vl":
-        rope["mrope_interleaved"] = True
-    both = dict(depth=3, num_heads=2, in_channels=3, patch_size=4, temporal_patch_size=2, spatial_merge_size=2)
-    tokens = dict(image_token_id=IMG, video_token_id=VID, vision_start_token_id=110, vision_end_token_id=111)
-    text = TEXT | extra | dict(rope_parameters=rope, rope_scaling=rope)
-    config = AutoConfig.for_model(name, vision_config=both | vision, text_config=text, **tokens)
-    return config, dict(pixel_values=noise(64, 96), image_grid_thw=torch.tensor([[1, 8, 8]]))
-
-
-def internvl() -> tuple[Any, dict[str, Any]]:
-    vision = VISION | dict(image_size=[64, 64], patch_size=[8, 8], norm_type="layer_norm", attention_bias=True)
-    config = T.InternVLConfig(vision_config=vision, text_config=LLAMA, image_token_id=IMG, image_seq_length=16)
-    config.vision_feature_layer = -1
-    return config, dict(pixel_values=noise(1, 3, 64, 64))
-
-
-FAMILIES = {
-    "llava": lambda: (
-        T.LlavaConfig(vision_config=CLIP, text_config=LLAMA, image_token_index=IMG, image_seq_length=16),
-        dict(pixel_values=noise(1, 3, 32, 32)),
-    ),
-    "llava_next": lambda: tiled("llava_next", CLIP, vision_feature_layer=-2),
-    "llava_next_video": lambda: tiled("llava_next_video", CLIP, vision_feature_layer=-2, video_token_index=VID),
-    "llava_onevision": lambda: tiled(
-        "llava_onevision", SIGLIP, vision_feature_layer=-1, vision_feature_select_strategy="full", video_token_index=VID
-    ),
-    "video_llava": lambda: (
-        T.VideoLlavaConfig(
-            vision_config=CLIP, text_config=LLAMA, image_token_index=IMG, video_token_index=VID, vision_feature_layer=-2
-        ),
-        dict(pixel_values=noise(1, 3, 32, 32)),
-    ),
-    "internvl": internvl,
-    "qwen2_vl": lambda: qwen("qwen2_vl", embed_dim=32, hidden_size=48, mlp_ratio=2),
-    "qwen2_5_vl": lambda: qwen(
-        "qwen2_5_vl", hidden_size=32, out_hidden_size=48, intermediate_size=48, window_size=16, fullatt_block_indexes=[1]
-    ),
-    "qwen3_vl": lambda: qwen(
-        "qwen3_vl", hidden_size=32, out_hidden_size=48, intermediate_size=48, num_position_embeddings=16, deepstack_visual_indexes=[0, 1]
-    ),
-}  # fmt: skip
 MADE: dict[str, tuple[Any, dict[str, Any], torch.Tensor]] = {}
 
 
@@ -88,11 +21,7 @@ MADE: dict[str, tuple[Any, dict[str, Any], torch.Tensor]] = {}
 def made(name: str) -> tuple[Any, dict[str, Any], torch.Tensor]:
     """A stock model, a batch for it (an image with text, text alone, padded on the left), and its logits."""
     if name not in MADE:
-        config, inputs = FAMILIES[name]()
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        model, (_, inputs) = stock_model(name), FAMILIES[name]()
         count = sum(len(one) for one in model.model.get_image_features(**inputs, return_dict=True).pooler_output)
         row = [1, 5, 6, *[IMG] * count, 7, 8, 9]
         ids = torch.tensor([row, [0] * (len(row) - 6) + [1, 11, 12, 13, 14, 15]])
@@ -100,6 +29,8 @@ def made(name: str) -> tuple[Any, dict[str, Any], torch.Tensor]:
         batch = dict(input_ids=ids, attention_mask=mask, **inputs)
         if name.startswith("qwen"):
             batch["mm_token_type_ids"] = (ids == IMG).long()
+        if name in TYPE_OF_IMAGES:
+            batch["token_type_ids"] = (ids == IMG).long() * TYPE_OF_IMAGES[name]
         MADE[name] = model, batch, model(**batch).logits
     return MADE[name]
 
@@ -142,6 +73,52 @@ def test_every_method_runs_or_says_why_not(name: str, method: str) -> None:
     assert logits.shape[1] < expected.shape[1] or method in ("none", "atp_llava")
 
 
+def logits_without(model: Any, batch: dict[str, torch.Tensor], gone: torch.Tensor) -> torch.Tensor:
+    """Of the stock model, the keys of the places `gone` [B, L] hidden in each layer's own mask."""
+    inner = getattr(model.model, "language_model", None) or model.model.text_model
+
+    def hide(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        mask, length = kwargs["attention_mask"], gone.shape[1]
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        off = gone[:, None, None]
+        hidden = mask & ~off if mask.dtype == torch.bool else mask.masked_fill(off, torch.finfo(mask.dtype).min)
+        return args, kwargs | {"attention_mask": hidden}
+
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in inner.layers]
+    logits = model(**batch).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+IN_A_ROW = [name for name in FAMILIES if not name.startswith(("llava_next", "llava_onevision"))]
+"""Families whose placeholders are the units of one tile after the other."""
+
+
+@pytest.mark.parametrize("name", IN_A_ROW)
+@torch.no_grad()
+def test_dropping_is_masking_in_the_stock_model(name: str) -> None:
+    """The first three units of each tile stay at their places: windows, blocks and rotary positions stay as well."""
+    model, batch, _ = made(name)
+    spots = batch["input_ids"] == IMG
+    tiles = 2 if batch["pixel_values"].dim() == 5 else 1
+    gone = torch.zeros_like(spots)
+    gone[0, spots[0].nonzero()[:, 0]] = torch.arange(int(spots[0].sum()) // tiles).repeat(tiles) >= 3
+    attach(model)
+    expected = logits_without(model, batch, gone)
+    attach(model, {"vision": {"name": "uniform", "sample": "first", "budget": 3, "positions": "original"}})
+    logits = model(**batch).logits
+    cached, uncached = (model.generate(**batch, max_new_tokens=3, do_sample=False, use_cache=c) for c in (True, False))
+    attach(model)
+    real = batch["attention_mask"].bool() & ~gone
+    assert logits.shape[1] == int(real.sum(dim=1).max()) < spots.shape[1]
+    for row, kept in enumerate(real):
+        torch.testing.assert_close(logits[row, -int(kept.sum()) :], expected[row][kept], atol=1e-4, rtol=1e-4)
+    if name != "paligemma":  # without a cache stock lets the prompt see what has been said
+        assert torch.equal(cached, uncached)
+
+
 def frames_of_video_llava() -> tuple[Any, dict[str, Any]]:
     config, _ = FAMILIES["video_llava"]()
     return config, dict(pixel_values_videos=noise(2, 3, 3, 32, 32))
@@ -152,6 +129,12 @@ def tiles_of_internvl() -> tuple[Any, dict[str, Any]]:
     return config, dict(pixel_values=noise(4, 3, 64, 64))
 
 
+def two_images_in_tiles() -> tuple[Any, dict[str, Any]]:
+    """Idefics 3's, where words stand before each tile, and one and the same before the last of each image."""
+    config, _ = shuffled("idefics3")
+    return config, dict(pixel_values=noise(1, 5, 3, 64, 64))
+
+
 @pytest.mark.parametrize(
     ("make", "token", "places", "tiles"),
     [
@@ -160,6 +143,9 @@ def tiles_of_internvl() -> tuple[Any, dict[str, Any]]:
         (FAMILIES["llava_next"], IMG, [16 + 8 * 9], [5]),
         (FAMILIES["llava_onevision"], IMG, [16 + 8 * 9], [5]),
         (FAMILIES["qwen2_5_vl"], IMG, [16], [1]),
+        (FAMILIES["mistral3"], IMG, [12], [1]),
+        (FAMILIES["idefics3"], IMG, [32], [2]),
+        (two_images_in_tiles, IMG, [48, 32], [3, 2]),
     ],
 )
 @torch.no_grad()
@@ -169,7 +155,11 @@ def test_statistics_count_images_of_the_user_and_tiles_or_frames(
     """Each image is a run of placeholders; with a budget of 2 each tile keeps 2, and what is no patch stays."""
     config, inputs = make()
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-    ids = torch.tensor([[1, *[part for count in places for part in [*[token] * count, 5, 6]]]])
+    if make is two_images_in_tiles:
+        parts = [[10 + tile if tile < many - 1 else 9, *[token] * 16] for many in tiles for tile in range(many)]
+    else:
+        parts = [[*[token] * count, 5, 6] for count in places]
+    ids = torch.tensor([[1, *[one for part in parts for one in part], 7]])
     batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs)
     if "image_grid_thw" in inputs:
         batch["mm_token_type_ids"] = (ids == token).long()

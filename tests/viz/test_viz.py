@@ -145,10 +145,11 @@ def test_a_viewer_serves_methods_after_the_projector(
 ) -> None:
     """They see projected features and the prompt's embeddings."""
     from llava_prumerge.methods.vision.none import KeepAll
+    from llava_prumerge.model.loading import load_model
     from llava_prumerge.viz.selection import viewer_of_model
 
     monkeypatch.setattr(KeepAll, "site", "projected")
-    viewer = viewer_of_model(str(checkpoint), {"name": "none"}, "w3 w4")
+    viewer = viewer_of_model(*load_model(checkpoint, {"vision": {"name": "none"}}), "w3 w4")
     seen = []
     viewer.reducer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with Image.open(photo) as image:

@@ -55,7 +55,7 @@ def _read(request: Request, target: Layout) -> tuple[Made, Layout]:
     source = request.called(request.source)
     if not layout.is_target:
         if target.name != Request.to or request.merge:
-            raise LoadingError(f"{source} is an {layout.name} checkpoint; it becomes a CLIP folder and nothing else")
+            raise LoadingError(f"{source} is an {layout.name} checkpoint; it becomes {layout.becomes} and nothing else")
         return layout.read(request, kind), layout
     if layout is target and not request.merge and not request.dry_run:
         raise LoadingError(f"{source} is in the {target.name} layout already; --to takes another")

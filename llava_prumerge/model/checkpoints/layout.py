@@ -162,6 +162,7 @@ class Layout(ABC):
         name: as `--to` takes it.
         keys: what its files call parameters, in each generation.
         is_target: whether models can be written in it.
+        becomes: what is made of models in a layout that is no target.
         own_options: fields of a request that only whole models in this layout have a use for.
         takes_methods: whether it has a place for a method's parameters.
     """
@@ -169,6 +170,7 @@ class Layout(ABC):
     name: ClassVar[str]
     keys: ClassVar[tuple[Keys, ...]] = ()
     is_target: ClassVar[bool] = True
+    becomes: ClassVar[str] = "a CLIP folder"
     own_options: ClassVar[tuple[str, ...]] = ()
     takes_methods: ClassVar[bool] = False
 

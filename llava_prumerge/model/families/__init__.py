@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PREFIX = "prumerge_"
+MAIN = "llava"
+"""The type that the project is about, LLaVA-1.5's: what is asked of it needs no other family's file."""
 FORMER_TYPES = {"llava_prumerge": "prumerge_llava"}
 """Types that checkpoints were saved under before, and what they are called now."""
 
@@ -31,13 +33,21 @@ class Family:
         host: class that goes in front of the stock model without head (`model.host.Host`).
         refusal: gives for a configuration the one-line reason why no reducer can act on its models, or None.
         places: placeholders of one image where all images have the same number, from the configuration; else None.
+        language: the type of its own language model, where it has one.
+        templates: its models are asked by LLaVA's conversation templates, as they were trained; others by their processors.
         processor: reads the processor of a checkpoint, folder and configuration given; None: as transformers does.
+        text: the prompt of a question (processor, question, number of images) for families that have no chat template.
+        mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
     """
 
     host: type
     refusal: Callable[[Any], str | None] = lambda config: None
     places: Callable[[Any], int | None] = lambda config: None
+    language: str | None = None
+    templates: Callable[[Any], bool] = lambda config: False
     processor: Callable[[Any, Any], Any] | None = None
+    mark: Callable[[Any], str] = lambda processor: processor.image_token
+    text: Callable[[Any, str, int], str] | None = None
 
 
 def family_types() -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
@@ -14,6 +16,8 @@ from llava_prumerge.model.placement import Places
 from llava_prumerge.model.vision_tower import TowerSpec, encode, patch_grid, register_tower
 
 register_tower("internvl_vision", TowerSpec("encoder.layer", "layernorm_before", "attention", lambda config: 1, True))
+
+MOST_TILES = 12  # the processor's default
 
 
 class InternVLHost(Host):
@@ -48,6 +52,16 @@ class InternVLHost(Host):
 
         places = self._places(len(pixel_values), len(units))
         return self.reduce([tiles], places, project, lambda _: pixel_values, stacked=len(units))
+
+    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+        """See `Host`; as many tiles as the processor makes, and a small copy of the whole where there are several."""
+        (side, _), (patch, _) = self.config.vision_config.image_size, self.config.vision_config.patch_size
+        columns, rows = get_optimal_tiled_canvas(
+            (height, width), (side, side), pixels.get("min_patches", 1), pixels.get("max_patches", MOST_TILES)
+        )
+        tiles, patches = rows * columns + (rows * columns > 1), (side // patch) ** 2
+        fold = round(1 / self.config.downsample_ratio) ** 2
+        return tiles, patches, fold, tiles * patches // fold, 0
 
     def _places(self, tiles: int, units: int) -> Places:
         places = Places.whole(tiles, units, units)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llava_prumerge.model.families import Family
+from llava_prumerge.model.family_processors import read_processor
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.packed_tower import encode_packed
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.processors import load_processor
-from llava_prumerge.model.vision_tower import TOWERS, depth_of, encode, patch_grid, resize
+from llava_prumerge.model.vision_tower import TOWERS, depth_of, encode, patch_grid, prefix_tokens, resize
 
 
 class LlavaHost(Host):
@@ -54,7 +57,7 @@ class LlavaHost(Host):
             if image_index is not None:
                 output.pooler_output = [output.pooler_output[at] for at in image_index.tolist()]
             return output
-        if self.vision_tower.config.model_type == "pixtral":
+        if _sees_any_size(self.config):
             return self._packed(pixel_values, image_sizes, vision_feature_layer)
         layers = () if vision_feature_layer is None else (vision_feature_layer,)
         tiles = self.encode_images(pixel_values, *layers)
@@ -82,10 +85,21 @@ class LlavaHost(Host):
         pixels = packed.pixels(lambda at: pixel_values[at, :, : sizes[at][0], : sizes[at][1]])
         return self.reduce(packed.tiles, packed.places, self.project, pixels)
 
+    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+        """See `Host`: a square of the tower's size, or the image at its own size as the processor rounds it."""
+        vision = self.config.vision_config
+        if _sees_any_size(self.config):
+            ratio = max(height / vision.image_size, width / vision.image_size, 1.0)
+            patches = math.prod(math.ceil(int(side / ratio) / vision.patch_size) for side in (height, width))
+            return 1, patches, 1, patches, 0
+        ahead = prefix_tokens(self.vision_tower) - (self._strategy == "default")
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return 1, patches, 1, patches + ahead, ahead
+
     def blank(self) -> dict[str, dict[str, Any]]:
         """A tower of any size is told the size."""
         given = super().blank()
-        if self.vision_tower.config.model_type == "pixtral":
+        if _sees_any_size(self.config):
             pixels = given["image"]["pixel_values"]
             given["image"]["image_sizes"] = torch.tensor([pixels.shape[-2:]], device=pixels.device)
         return given
@@ -114,9 +128,18 @@ def _refusal(config: Any) -> str | None:
     return None
 
 
+def _sees_any_size(config: Any) -> bool:
+    return config.vision_config.model_type == "pixtral"
+
+
+def _read_processor(folder: Any, config: Any) -> Any:
+    return read_processor(folder, config) if _sees_any_size(config) else load_processor(folder, config)
+
+
 FAMILY = Family(
     host=LlavaHost,
     refusal=_refusal,
-    places=lambda config: config.image_seq_length,
-    processor=load_processor,
+    places=lambda config: None if _sees_any_size(config) else config.image_seq_length,
+    templates=lambda config: not _sees_any_size(config),
+    processor=_read_processor,
 )

@@ -22,6 +22,11 @@ class VideoLlavaHost(Host):
         given = super().blank()
         return given | {"video": {"pixel_values_videos": given["image"]["pixel_values"][None]}}
 
+    @property
+    def tower(self) -> Any:
+        """See `Host`: that of images."""
+        return self.image_tower
+
     def project(self, features: Tensor) -> Tensor:
         """[N, K, C] -> [N, K, D]"""
         return self.multi_modal_projector(in_dtype_of(self.multi_modal_projector, features))
