@@ -200,7 +200,7 @@ class _Watch:
                     tile.attention = self.looks[number][at].view(group.grid)
                 parts[owner].append(tile)
         self.watched.tiles += parts
-        numbers = places.tile_numbers() if len(tiles) > 1 or max(map(len, parts), default=0) > 1 else None
+        numbers = _tile_numbers(places) if len(tiles) > 1 or max(map(len, parts), default=0) > 1 else None
         zeros = torch.zeros(sum(places.lengths), dtype=torch.long)
         self.tile_of += (zeros if numbers is None else numbers).split(places.lengths)
         if self.wants_attention or self.wants_pictures:  # else too little to be worth a time of its own
@@ -257,6 +257,16 @@ class _Watch:
             spans.append((int(rows[begin]), int(columns[begin]), int(columns[end - 1])))
             begin = end
         return spans
+
+
+def _tile_numbers(places: Any) -> Tensor:
+    """The tile of its image, counted from 0, that each of `model.placement.Places` holds a unit of; -1 for none. [P]"""
+    numbers, seen = torch.full((sum(places.lengths),), -1), [0] * len(places.lengths)
+    for units, owners in zip(places.units, places.owners(), strict=True):
+        for row, owner in zip(units, owners.tolist(), strict=True):
+            numbers[row[row >= 0]] = seen[owner]
+            seen[owner] += 1
+    return numbers
 
 
 def _put_back(before: Any, owner: Any, name: str) -> None:

@@ -8,7 +8,7 @@ code puts them at the placeholders, makes positions and calls the language model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
+from llava_prumerge.model.views import Views
 from llava_prumerge.model.vision_tower import image_ids
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
@@ -37,7 +38,7 @@ class Asked:
     labels: Tensor | None
 
 
-class Host(InitialisesMethods):
+class Host(Views, InitialisesMethods):
     """Goes in front of a stock model without head; a family adds what its features are made of.
 
     Attributes:
@@ -83,10 +84,6 @@ class Host(InitialisesMethods):
         told.carries_mask, told.attention_mask = True, kwargs.get("attention_mask")
         kwargs["attention_mask"] = stands
 
-    def picture(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        """A tile's pixels, as the tower gets them, as an image [3, h, w] with normalised colours; None: they are none."""
-        return pixels if pixels.dim() == 3 and len(pixels) == 3 else None
-
     def whole(self, output: Any) -> VisualTokens:
         """What stock features stand for, where no reducer acts and nobody has told: each image is one tile."""
         lengths = [len(image) for image in output.pooler_output]
@@ -100,46 +97,12 @@ class Host(InitialisesMethods):
             output.visual_tokens = VisualTokens.unreduced(laid.lengths, laid.origins().to(device), laid.tiles)
         return output
 
-    def runs(self, modality: str, total: int) -> list[int] | None:
-        """Placeholders of each run of them in the sequences asked about; None where they are not `total` in all.
-
-        For families whose stock code knows tiles alone: what stands between two images tells them apart.
-        """
-        if self._asked is None:
-            return None
-        spots = self._asked.input_ids == getattr(self.config, f"{modality}_token_id")
-        before = torch.nn.functional.pad(spots[:, :-1], (1, 0))
-        begins = (spots & ~before)[spots]  # in the order of placeholders, whether a run begins
-        if len(begins) != total:
-            return None
-        at = begins.nonzero()[:, 0].tolist()
-        return [end - begin for begin, end in zip(at, [*at[1:], total], strict=True)]
-
     # ------------------------------------------------------------------ the forward pass
 
     @property
     def decoder(self) -> Any:
         """The language model."""
         return getattr(self, self.decoder_name)
-
-    @property
-    def tower(self) -> Any:
-        """What sees images."""
-        return self.vision_tower
-
-    @property
-    def projector(self) -> Any:
-        """What makes its features tokens of the language model."""
-        return self.multi_modal_projector
-
-    def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
-        """An image of this size in pixels: tiles, patches of each, patches of a unit, tokens, and those that are no units.
-
-        `pixels` are the settings of the processor's part for images, as far as they are known.
-        """
-        vision = self.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        return 1, patches, 1, patches, 0
 
     @property
     def reduces(self) -> bool:

@@ -115,15 +115,6 @@ class Places:
         ends = torch.tensor(self.lengths).cumsum(0)
         return [torch.bucketize(last.contiguous(), ends, right=True) for last in self.last]
 
-    def tile_numbers(self) -> Tensor:
-        """The tile of its image, counted from 0, that each place holds a unit of; -1 for none. [P of all images]"""
-        numbers, seen = torch.full((sum(self.lengths),), -1), [0] * len(self.lengths)
-        for units, owners in zip(self.units, self.owners(), strict=True):
-            for row, owner in zip(units, owners.tolist(), strict=True):
-                numbers[row[row >= 0]] = seen[owner]
-                seen[owner] += 1
-        return numbers
-
     def origins(self) -> Tensor:
         """The unit within its tile that each place holds, -1 for none. [P of all images]"""
         origin = torch.full((sum(self.lengths),), -1)
@@ -241,9 +232,6 @@ def _laid_out(
     return laid, source[:total], unit[:total], kept
 
 
-Grouping = Callable[[tuple[Tensor, Tensor]], Tensor | None]
-
-
 @dataclass
 class ForwardPass:
     """Rides through the stock `forward`s in their keyword arguments.
@@ -287,7 +275,7 @@ class ForwardPass:
     layout: TokenLayout | None = None
     visual: Tensor | None = None
 
-    def see(self, visual: VisualTokens, spots: Tensor, modality: str, group: Grouping) -> None:
+    def see(self, visual: VisualTokens, spots: Tensor, modality: str, group: Callable[..., Tensor | None]) -> None:
         """Say where visual tokens stand in the sequences. Costs a host synchronisation.
 
         Args:
