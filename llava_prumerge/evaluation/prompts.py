@@ -82,7 +82,7 @@ class Prompter:
                 return decode_base64(question.embedded, "its image")
             if self.images is None:
                 raise EvaluationError("this task has no image folder")
-            return load_image(self.images, question.image, trusted=self.settings.trusted)
+            return load_image(self.images, question.image or "", trusted=self.settings.trusted)
         except SampleError as error:
             raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
 

@@ -68,7 +68,8 @@ class Watched:
             owners: the image that each part belongs to, from 0 on.
         """
         images, before = max(owners, default=-1) + 1, []
-        full, tiles = [0] * images, [[] for _ in range(images)]
+        full = [0] * images
+        tiles: list[list[Tile]] = [[] for _ in range(images)]
         for at, owner in enumerate(owners):
             before.append(len(tiles[owner]))
             full[owner] += self.full[at]
@@ -140,7 +141,7 @@ class _Watch:
         seconds["prefill"] = spoke - begun - self.vision - self.looked
         seconds["decode"] = end - spoke
         spans = self._spans()
-        if spans:
+        if spans and self.input_ids is not None:
             rows, columns = (torch.tensor(part) for part in list(zip(*spans, strict=True))[:2])
             owners = self.host.group(self.input_ids.cpu(), (rows, columns))
             if owners is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
@@ -35,7 +35,7 @@ class NoVideos:
         raise ImportError("videos need torchvision: pip install torchvision")
 
 
-class _ImagesAlone:
+class _ImagesAlone(ProcessorMixin):
     """In front of a stock processor class."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -68,5 +68,7 @@ def read_processor(path: str | Path, config: Any) -> Any:
             "tokenizer": AutoTokenizer.from_pretrained(path),
             VIDEOS: NoVideos(settings.get(VIDEOS) or {}),
         }
-        made = type(stock.__name__, (_ImagesAlone, stock), {"__module__": stock.__module__, "__init__": stock.__init__})
+        made: Any = type(
+            stock.__name__, (_ImagesAlone, stock), {"__module__": stock.__module__, "__init__": stock.__init__}
+        )
         return made.from_args_and_dict([parts[name] for name in stock.get_attributes()], settings)

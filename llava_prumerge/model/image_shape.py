@@ -85,8 +85,13 @@ def image_shape(config: Any, height: int, width: int, pixels: Mapping[str, Any])
     first = next(part for part in tower.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
     layer = getattr(config, "vision_feature_layer", None)
     whole = getattr(tower.config, "fullatt_block_indexes", None)
+    tiles, patches, fold, tokens, special = host.cut(height, width, pixels)
     return ImageShape(
-        *host.cut(height, width, pixels),
+        tiles,
+        patches,
+        fold,
+        tokens,
+        special,
         blocks=len(blocks_of(tower)),
         run=depth_of(tower, layer) if isinstance(layer, int) else len(blocks_of(tower)),
         width=size,

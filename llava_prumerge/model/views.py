@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch import Tensor
 
 class Views:
     """Part of `model.host.Host`; a family overrides what is otherwise with it."""
+
+    config: Any
+    device: Any
+    dtype: Any
+    vision_tower: Any
+    multi_modal_projector: Any
+    _asked: Any
+
+    if TYPE_CHECKING:
+
+        def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+            """The stock model's, which a host stands in front of."""
 
     @property
     def tower(self) -> Any:

@@ -60,7 +60,7 @@ class DemoModel:
         self.own_block: dict[str, Any] = model.config.reduction or {}
         check_processor(processor, model.config)
         self.tiled = fixed_places(model.config) is None
-        self.colour = None if self.tiled else ImagePreprocessor(processor.image_processor).padding_colour
+        self.colour = (255, 255, 255) if self.tiled else ImagePreprocessor(processor.image_processor).padding_colour
         self.most = fixed_places(model.config) or MOST
         self._turn = threading.Lock()  # the methods belong to the model, so questions take turns
 

@@ -95,20 +95,23 @@ def write_tiles(seen: ImageTokens, image: Image, image_processor: Any, method: s
     height = 6.2 * sheet.height / sheet.width + 0.6
     figure = Figure(figsize=(12.4, min(max(height, 1.8), 24.0)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2)
+    halves: Any = figure.subfigures(1, 2)
+    left, right = halves
     panel = left.subplots()
     panel.imshow(sheet)
     panel.set_title(describe_tiles(seen, method), fontsize=12)
     panel.set_axis_off()
-    most = max(tile.attention.max().item() for tile in seen.tiles)
+    heats = [tile.attention for tile in seen.tiles if tile.attention is not None]
+    most = max(heat.max().item() for heat in heats)
     right.suptitle(f"attention received, largest {most:.3f}", fontsize=12)
     for at, panel in enumerate(right.subplots(rows, across, squeeze=False).flat):
         panel.set_axis_off()
         if at < len(pictures):
             frame = (0, pictures[at].width, pictures[at].height, 0)
             panel.imshow(pictures[at].convert("L"), cmap="gray", extent=frame)
-            heat = seen.tiles[at].attention.numpy()
-            panel.imshow(heat, cmap="inferno", norm=PowerNorm(0.5, vmin=0.0, vmax=most), alpha=0.75, extent=frame)
+            panel.imshow(
+                heats[at].numpy(), cmap="inferno", norm=PowerNorm(0.5, vmin=0.0, vmax=most), alpha=0.75, extent=frame
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

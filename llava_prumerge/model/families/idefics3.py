@@ -20,6 +20,8 @@ class ShuffledHost(Host):
     """Serves the families that are built alike."""
 
     decoder_name = "text_model"
+    vision_model: Any
+    connector: Any
 
     @property
     def tower(self) -> Any:

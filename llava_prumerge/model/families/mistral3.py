@@ -38,7 +38,7 @@ class Mistral3Host(Host):
                 pixel_values, image_sizes, vision_feature_layer=vision_feature_layer, **kwargs
             )
         tower, side = self.vision_tower, self.config.spatial_merge_size
-        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layer: Any = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         sizes, depth = torch.as_tensor(image_sizes).tolist(), depth_of(tower, layer)
         grids = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
         packed = encode_packed(
