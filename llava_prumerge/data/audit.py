@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.record_check import Checker, CheckError, Finding
 from llava_prumerge.data.records import arrow_file, default_cache_dir, open_arrow
+from llava_prumerge.ground.caching import VARIABLE
+from llava_prumerge.ground.errors import naming
 from llava_prumerge.ground.files import write_text
+from llava_prumerge.ground.locks import LockedError, hold
 from llava_prumerge.ground.reading import file_digest
 
 if TYPE_CHECKING:
@@ -154,7 +157,8 @@ class Audit:
         settings |= {"data": self.digest, "tokenizer_path": folder_digest(Path(checker.tokenizer_path))}
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.journal = folder / "checks" / f"{data.stem}-{key}.jsonl"
-        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self.journal.parent, f"cannot be written (${VARIABLE} names another cache)"):
+            self.journal.parent.mkdir(parents=True, exist_ok=True)
         self.records = len(open_arrow(self.arrow))
 
     def run(self, workers: int, advance: Callable[[int], object] = lambda records: None) -> list[Chunk]:
@@ -164,20 +168,18 @@ class Audit:
             workers: processes.
             advance: told the number of records that each finished chunk had.
         """
-        from filelock import FileLock, Timeout
-
         try:
-            with FileLock(f"{self.journal}.lock", timeout=0):
+            with hold(self.journal):
                 return self._run(workers, advance)
-        except Timeout:
-            raise CheckError(f"another check of {self.data} is running ({self.journal}.lock is taken)") from None
+        except LockedError as error:
+            raise CheckError(f"another check of {self.data} is running: {error.reason}") from error
 
     def _run(self, workers: int, advance: Callable[[int], object]) -> list[Chunk]:
         known, tasks = read_journal(self.journal), []
         for start in range(0, self.records, CHUNK):
             stamp = known[start].stamp if start in known else None
             tasks.append((start, min(start + CHUNK, self.records), stamp))
-        with self.journal.open("a", encoding="utf-8") as file:
+        with naming(self.journal, "cannot be written"), self.journal.open("a", encoding="utf-8") as file:
             file.write("\n")  # ends a line that a kill has left half written
             for start, chunk in check_chunks(self.arrow, self.checker, tasks, workers):
                 if chunk is not None:

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from llava_prumerge.ground.errors import CannotGoOn, FileError, naming
 from llava_prumerge.ground.files import write_json, write_text
+from llava_prumerge.ground.locks import LockedError, hold
 from llava_prumerge.ground.reading import file_digest, read_text
 
 ATTEMPTS = 6
@@ -119,15 +120,11 @@ def fetch(url: str, target: Path, sha256: str | None = None, report: Report = la
     Raises:
         FetchError: it cannot be had, or is not what it should be.
     """
-    from filelock import FileLock, Timeout
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.with_name(f".{target.name}.lock")
     try:
-        with FileLock(lock, timeout=0):
+        with hold(target):
             return verify(target, sha256) if target.exists() else _fetch(url, target, sha256, report)
-    except Timeout:
-        raise FetchError(f"{target} is being fetched by another process ({lock} is taken)") from None
+    except LockedError as error:
+        raise FetchError(f"{target} is being fetched by another process: {error.reason}") from error
 
 
 def verify(target: Path, sha256: str | None = None) -> str:

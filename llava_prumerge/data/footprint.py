@@ -65,6 +65,12 @@ def memory() -> dict[str, float]:
     return {"private": private / 1024, "resident": kilobytes["Rss"] / 1024}
 
 
+def peak_resident() -> float:
+    """The most memory this process has had, in MiB. `getrusage` would count that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
 def write_records(path: Path, count: int) -> None:
     """A file like LLaVA's mix: several turns, one image, now and then none."""
     draw = random.Random(0)
@@ -86,14 +92,13 @@ def write_records(path: Path, count: int) -> None:
 
 def convert(path: Path, cache: Path, results: Queue) -> None:
     """A process of its own that writes the Arrow file. Puts what it took at most."""
-    import resource
-
     from llava_prumerge.data.records import arrow_file
 
     started = time.perf_counter()
     size = arrow_file(path, cache).stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results.put({"seconds": time.perf_counter() - started, "peak_resident_mb": peak, "arrow_mb": size / 2**20})
+    results.put(
+        {"seconds": time.perf_counter() - started, "peak_resident_mb": peak_resident(), "arrow_mb": size / 2**20}
+    )
 
 
 def be_a_rank(path: Path, cache: Path, together: Barrier, results: Queue) -> None:

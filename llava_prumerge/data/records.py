@@ -7,7 +7,9 @@ it, so that one of them neither hides behind the others nor keeps them from bein
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +19,16 @@ from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.data.record_keys import foreign_media, unread_keys
 from llava_prumerge.data.rounds import image_paths
+from llava_prumerge.ground.caching import VARIABLE
+from llava_prumerge.ground.errors import FileError, naming
 from llava_prumerge.ground.files import whole_file
 from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.reading import file_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 # Part of the cache key: to be raised whenever what is stored of a record changes.
 _CACHE_VERSION = 3
@@ -82,7 +88,7 @@ def _is_path_list(image: Any) -> bool:
 
 def default_cache_dir() -> Path:
     """`$LLAVA_PRUMERGE_CACHE`, or `llava_prumerge` under `$HF_HOME` or its default."""
-    if folder := os.environ.get("LLAVA_PRUMERGE_CACHE"):
+    if folder := os.environ.get(VARIABLE):
         return Path(folder)
     return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "llava_prumerge" / "records"
 
@@ -98,30 +104,74 @@ def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike
 
 
 def open_arrow(path: str | os.PathLike[str]) -> Dataset:
-    """Memory-maps a file that `arrow_file` wrote."""
+    """Memory-maps a file that `arrow_file` wrote.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    import pyarrow as pa
     from datasets import Dataset as ArrowDataset
 
-    return ArrowDataset.from_file(os.fspath(path))
+    try:
+        return ArrowDataset.from_file(os.fspath(path))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise FileError(path, f"cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def arrow_file(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The Arrow file of a record file, written first if there is none for this content.
 
     Ranks that start together are safe: one writes under a lock while the others wait, and a file gets its name only
-    when it is whole.
-    """
-    from filelock import FileLock
+    when it is whole. One that a disk has damaged since is written anew.
 
+    Raises:
+        FileError: the record file cannot be read, or the cache cannot be written: with the variable that names another.
+        RecordFileError: the record file is none.
+    """
     json_path = Path(json_path)
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
     digest = file_digest(json_path)
     target = folder / f"{json_path.stem}-{digest[:32]}-v{_CACHE_VERSION}.arrow"
-    if not target.exists():
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                _write_arrow(json_path, target)
+    if not _is_sound(target):
+        try:
+            with naming(folder, "cannot be written"):
+                folder.mkdir(parents=True, exist_ok=True)
+            with _one_writer(target):
+                if not _is_sound(target):
+                    _write_arrow(json_path, target)
+        except FileError as error:
+            raise FileError(error.filename, f"{error.reason}; ${VARIABLE} names another cache", error.errno) from error
     return target
+
+
+def _is_sound(target: Path) -> bool:
+    """Whether there is an Arrow file that opens; its rows are not looked at."""
+    if not target.exists():
+        return False
+    try:
+        open_arrow(target)
+    except FileError as error:
+        logger.warning("%s; it is written anew", error)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _one_writer(target: Path) -> Iterator[None]:
+    """Wait for others that write the same. On a file system without locks all write; the last rename wins."""
+    from filelock import FileLock
+
+    lock = FileLock(f"{target}.lock")
+    try:
+        with naming(target, "cannot be written"):
+            lock.acquire()
+    except NotImplementedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_arrow(json_path: Path, target: Path) -> None:

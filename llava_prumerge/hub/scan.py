@@ -43,7 +43,11 @@ _ROOTS = (
 )
 PATHS = {
     "a path of a machine": rf"(?<![\w./~>-])/(?:{_ROOTS})/[^\s\"'`<>,;)\\]+",
-    "an absolute path": r"""(?:(?<=["'])(?:/[\w.@+-]+){2,}/?(?=["'])|(?m:^[ \t-]*[\w.-]+:[ \t]+(?:/[\w.@+-]+){2,}/?[ \t]*$))""",
+    "an absolute path": r"""(?x)
+        (?<=["']) (?:/[\w.@+-]+){2,}/? (?=["'])                                   # a whole value of JSON
+        | (?m:^[ \t-]* [\w.-]+: [ \t]+ (?:/[\w.@+-]+){2,}/? [ \t]*$)              # a whole value of YAML
+        | (?<=[\s=]) (?:/[\w.@+-]+){3,}                                          # in a text or command
+    """,
     "an address of a file": r"\bfile://[^\s\"'`<>,;)]+",
     "a path of a Windows machine": r"\b[A-Za-z]:(?:(?:\\\\?|/)Users(?:\\\\?|/)|\\\\\w[\w .-]*\\\\|/\w[\w.-]*/)[^\s\"']*",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.images import ImageError, ImagePreprocessor
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.data.records import RecordError, default_cache_dir, normalise_record, open_records
+from llava_prumerge.ground.errors import FileError
 
 IMAGE_ID, PATCHES, SIZE = 9000, 4, 32
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "llava_pretrain_sample"
@@ -119,6 +122,39 @@ def test_ranks_that_start_at_once_share_one_file(tmp_path: Path) -> None:
         assert pool.map(_open_and_count, [(path, cache)] * 4) == [2500] * 4
     assert len(list(cache.glob("*.arrow"))) == 1 and not list(cache.glob(".*"))
     assert open_records(path, cache)[2499]["id"] == "2499"
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1", b"\0" * 99])
+def test_a_cached_file_that_a_disk_has_damaged_is_written_anew(tmp_path: Path, content: bytes, caplog) -> None:
+    path, cache = tmp_path / "records.json", tmp_path / "cache"
+    path.write_text(json.dumps([{"id": "a", "conversations": turns("hi", "yes")}]))
+    assert len(open_records(path, cache)) == 1
+    (file,) = cache.glob("*.arrow")
+    file.write_bytes(content)
+    assert open_records(path, cache)[0]["id"] == "a"
+    assert f"{file}: cannot be read: " in caplog.text and "it is written anew" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path: Path) -> None:
+    path, cache = tmp_path / "records.json", tmp_path / "cache"
+    path.write_text(json.dumps([{"id": "a", "conversations": turns("hi", "yes")}]))
+    cache.write_text("a file")
+    with pytest.raises(
+        FileError, match=rf"^{cache}: cannot be written: .*; \$LLAVA_PRUMERGE_CACHE names another cache$"
+    ):
+        open_records(path, cache)
+
+
+def test_a_file_system_without_locks_holds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*words: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([{"id": "a", "conversations": turns("hi", "yes")}]))
+    assert len(open_records(path, tmp_path / "cache")) == 1
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 from data.file_server import FileServer, serve_files
-from filelock import FileLock
 
 from llava_prumerge.data import fetch as fetching
 from llava_prumerge.data.fetch import FetchError, Unreachable, fetch, read_address
 from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.locks import hold
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -164,7 +164,7 @@ def test_only_http_is_spoken(server: FileServer, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_one_file(server: FileServer, tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".a.zip.lock"), pytest.raises(FetchError, match="being fetched by another process"):
+    with hold(tmp_path / "a.zip"), pytest.raises(FetchError, match="being fetched by another process"):
         fetch(server.url("/a.zip"), tmp_path / "a.zip")
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
 from transformers import CLIPConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from llava_prumerge.data import audit, prepare
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.data.recipe_data import count_image_tokens
 from llava_prumerge.data.record_check import Checker
+from llava_prumerge.ground.locks import hold
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,7 +195,7 @@ def test_a_torn_line_costs_one_chunk(
 def test_one_check_at_a_time(check: Callable[..., int], cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(GOOD) == 0
     (journal,) = (cache / "checks").glob("*.jsonl")
-    with FileLock(f"{journal}.lock"):
+    with hold(journal):
         assert check(GOOD) == 2
     assert "another check of" in capsys.readouterr().err
 
