@@ -32,6 +32,7 @@ from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.registry import build_pruner, method_names
 from llava_prumerge.methods.resolve import resolve_part
 from llava_prumerge.profiling.machine import describe
+from llava_prumerge.profiling.random_model import check_shape
 from llava_prumerge.profiling.timing import ratios, spread
 
 LAYERS = 4
@@ -191,6 +192,7 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     print(f"float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms")
     for name in given.models:
         shape = model_shape(name)
+        check_shape(shape)
         torch.manual_seed(0)
         model, deep = build_model(shape), is_deep(shape)
         for batch in given.batch or [1 if deep else SMALL_BATCH]:

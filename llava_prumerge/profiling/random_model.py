@@ -28,7 +28,12 @@ PEAK, REST = 4.0, 0.2
 
 
 def cut_down(shape: ModelShape, layers: int | None, blocks: int | None) -> ModelShape:
-    """The same widths with fewer decoder layers, and fewer tower blocks that run (one more stands behind them)."""
+    """The same widths with fewer decoder layers, and fewer tower blocks that run (one more stands behind them).
+
+    Raises:
+        EfficiencyError: there are not so many, or the shape is of another family than LLaVA-1.5.
+    """
+    check_shape(shape)
     language, vision = shape.language, shape.vision
     if layers is not None:
         if not 1 <= layers <= language.layers:
@@ -39,6 +44,19 @@ def cut_down(shape: ModelShape, layers: int | None, blocks: int | None) -> Model
             raise EfficiencyError(f"--blocks {blocks} is not within 1 to {vision.run}")
         vision = replace(vision, run=blocks, blocks=blocks + 1)
     return ModelShape(shape.name, vision, language)
+
+
+def check_shape(shape: ModelShape) -> None:
+    """Whether a model of this shape can be made up.
+
+    Raises:
+        EfficiencyError: it is of another family than LLaVA-1.5.
+    """
+    if shape.vision.cut is not None:
+        raise EfficiencyError(
+            f"{shape.name} is of another family than LLaVA-1.5, whose shape this measures without weights; "
+            "python -m llava_prumerge.inference.profile measures a checkpoint of any family"
+        )
 
 
 def model_config(shape: ModelShape, kind: str = "prumerge_llava") -> LlavaConfig:
