@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LONGEST = 4096  # pixels of an image that is handed to the checkpoint's processor as it is
 QUESTION = "What is in this picture?"
+TEMPLATE = "vicuna_v1"
 NEW_TOKENS = 32
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,13 +85,15 @@ def load(folder: Path) -> tuple[Any, Any]:
 
             dtype = json.loads((folder / "config.json").read_text("utf-8")).get("dtype", "float32")
             return load_model(folder, dtype=dtype)
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
+
+        from llava_prumerge.model.family_processors import read_processor
 
         llava_prumerge.register()  # all that a user of the Auto classes adds
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
     except LoadingError as error:
         raise ReleaseError(str(error)) from error
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval(), read_processor(folder, model.config)
 
 
 def drawn_image() -> Image:
@@ -113,9 +116,14 @@ def ask(model: Any, processor: Any, image: Image, question: str) -> dict[str, An
     import torch
 
     from llava_prumerge.data.conversation import prompt
+    from llava_prumerge.model.chat import ChatProcessor, fixed_places
 
-    inputs = processor(images=image, text=prompt("vicuna_v1", question, images=1), return_tensors="pt")
-    inputs = inputs.to(model.device, model.dtype)
+    if fixed_places(model.config) is None:
+        made = ChatProcessor(processor, model.config, TEMPLATE)([(question, [image])])
+    else:
+        made = dict(processor(images=image, text=prompt(TEMPLATE, question, images=1), return_tensors="pt"))
+    dtypes = {name: model.dtype if value.is_floating_point() else None for name, value in made.items()}
+    inputs = {name: value.to(model.device, dtypes[name]) for name, value in made.items()}
     with torch.inference_mode():
         output = model.generate(
             **inputs,
@@ -136,7 +144,7 @@ def ask(model: Any, processor: Any, image: Image, question: str) -> dict[str, An
         "dtype": str(model.dtype).removeprefix("torch."),
         "question": question,
         "answer": processor.decode(new, skip_special_tokens=True).strip(),
-        "visual_tokens": model.config.image_seq_length,
+        "visual_tokens": round(statistics["full_mean"]),
         "kept": round(statistics["kept_mean"], 2),
         "kept_over_layers": round(statistics["equivalent_tokens"], 2),
     }
