@@ -224,6 +224,12 @@ class PrunesLayers(InitialisesMethods):
         if cache is not None and layer_kind(self.config, layer) == FULL:  # a window's layer holds the last keys alone
             held = cache.layers[layer].keys[:, :, -hidden.shape[1] :]
         device = next(self.layers[layer].parameters()).device
+        if (
+            held is not None and held.device != device
+        ):  # an offloading cache has sent them to the host, not yet all, maybe
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
+            held = held.to(device)
         if device.type != "meta" and device != hidden.device:
             hidden, layout, rotary = hidden.to(device), layout.to(device), tuple(part.to(device) for part in rotary)
         return LayerProjections(self.layers[layer], hidden, layout, rotary, held, window_of(self.config, layer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.handover import ARGUMENT, handed_over, takes_features
 from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
@@ -47,6 +48,8 @@ class Host(Views, InitialisesMethods):
         full_length: states come back at the caller's length, see `model.whole.WithReduction`.
         decoder_name: where the language model is.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
+        takes_features: the stock `forward` takes features that are already made, see `model.handover`.
+        old_stock_packs_videos: the stock `forward` of transformers 5.17 does with features of videos what today's does.
     """
 
     reducer: VisionReducer | None
@@ -55,6 +58,12 @@ class Host(Views, InitialisesMethods):
     _asked: Asked | None
     decoder_name = "language_model"
     own_arguments: tuple[str, ...] = ()
+    takes_features = True
+    old_stock_packs_videos = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.takes_features = takes_features(cls, Host)
 
     # ------------------------------------------------------------------ what a family may say
 
@@ -117,12 +126,12 @@ class Host(Views, InitialisesMethods):
         told = forward_pass or ForwardPass(labels=kwargs.pop("labels", None))
         input_ids = kwargs.get("input_ids")
         with self.asking(input_ids, kwargs.get("attention_mask"), told.labels):
-            features = self._encode(kwargs)
+            features, read = self._encode(kwargs)
             touch = self.training and input_ids is not None and self._touch(features)
         if isinstance(touch, Tensor):
             told.touch = touch
         if features:
-            kwargs["mm_encoder_outputs"] = features
+            kwargs |= {ARGUMENT: features} if self.takes_features else read
         counts = features and not torch.compiler.is_compiling()  # what reads values on the host breaks a graph
         if features and (self.reduces or counts):
             self._describe(told, input_ids, features)
@@ -135,7 +144,8 @@ class Host(Views, InitialisesMethods):
         mask = kwargs.get("attention_mask")
         if told.reduces:
             self.hand_over(kwargs, told)
-        output = super().forward(**kwargs)
+        with nullcontext() if self.takes_features or not features else handed_over(self, features):
+            output = super().forward(**kwargs)
         if told.kept is not None and counts:
             self._count(told, mask)
         if not isinstance(output, tuple):
@@ -145,27 +155,29 @@ class Host(Views, InitialisesMethods):
             output.layout, output.visual = told.layout, told.visual
         return output
 
-    def _encode(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Features by modality; what they are made of leaves the arguments."""
-        features = dict(kwargs.pop("mm_encoder_outputs", None) or {})
+    def _encode(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Features by modality, and what they are made of, which leaves the arguments."""
+        features = dict(kwargs.pop(ARGUMENT, None) or {})
         features = {name: output for name, output in features.items() if output is not None}
+        if features and not self.takes_features:
+            raise ValueError(f"{ARGUMENT} needs transformers 5.18 or later; give pixel_values")
         if kwargs.get("input_ids") is None:
             if self.reduces and any(kwargs.get(name) is not None for name in MODALITIES.values()):
                 raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
-            return features
+            return features, {}
         shared: set[str] = set()
         for modality, pixels in MODALITIES.items():
             if kwargs.get(pixels) is None or len(kwargs[pixels]) == 0:
                 continue
             get = getattr(self, f"get_{modality}_features")
             accepted = set(inspect.signature(get).parameters) & set(kwargs)
+            if modality == "video" and not (self.takes_features or self.old_stock_packs_videos):
+                raise ValueError(f"videos of {self.config.model_type} need transformers 5.18 or later")
             if modality in features:
                 raise ValueError(f"give {pixels} or features of them, not both")
             features[modality] = get(return_dict=True, **{name: kwargs[name] for name in accepted})
             shared |= accepted & {pixels, *self.own_arguments}
-        for name in shared:
-            kwargs.pop(name)
-        return features
+        return features, {name: kwargs.pop(name) for name in shared}
 
     def _describe(self, told: ForwardPass, input_ids: Tensor | None, features: dict[str, Any]) -> None:
         """Say where the features stand in the sequences. Costs a host synchronisation for each modality."""

@@ -45,6 +45,10 @@ def test_logits_and_answers_are_those_of_the_cpu(name: str, method: str) -> None
         given = {key: value.to(device) for key, value in batch.items()}
         output = model(**given)
         assert output.logits.device.type == device.type
+        other = {key: -value if key.startswith("pixel_values") else value for key, value in given.items()}
+        assert not torch.equal(model(**other).logits[0], output.logits[0]), "the image reaches the answer"
+        if BLOCKS[method] is not None:
+            assert model.model(**given).visual[0, -1] < (batch["input_ids"][0] == TINY["IMG"]).sum()
         found.append((output.logits[:, -1].cpu(), model.generate(**given, **how)[:, -3:].cpu()))
     (theirs, said), (ours, says) = found
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

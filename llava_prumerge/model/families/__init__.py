@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 PREFIX = "prumerge_"
 MAIN = "llava"
 """The type that the project is about, LLaVA-1.5's: what is asked of it needs no other family's file."""
@@ -38,6 +41,7 @@ class Family:
         processor: reads the processor of a checkpoint, folder and configuration given; None: as transformers does.
         text: the prompt of a question (processor, question, number of images) for families that have no chat template.
         mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
+        since: the first release of transformers with which it is served.
     """
 
     host: type
@@ -48,6 +52,7 @@ class Family:
     processor: Callable[[Any, Any], Any] | None = None
     mark: Callable[[Any], str] = lambda processor: processor.image_token
     text: Callable[[Any, str, int], str] | None = None
+    since: str = "5.17"
 
 
 def family_types() -> list[str]:
@@ -59,8 +64,11 @@ def family_of(model_type: str) -> Family:
     """A family by its stock type.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it needs a later release of transformers.
     """
     if model_type not in family_types():
         raise ValueError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
-    return importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    if Version(transformers.__version__) < Version(family.since):
+        raise ValueError(f"{model_type} needs transformers {family.since} or later; this is {transformers.__version__}")
+    return family

@@ -13,6 +13,8 @@ from llava_prumerge.model.tiled import TiledHost, frames_places, pooled, tower_r
 class LlavaNextVideoHost(TiledHost):
     """Each frame is a tile."""
 
+    old_stock_packs_videos = False
+
     def get_image_features(
         self,
         pixel_values: Tensor,

@@ -16,6 +16,8 @@ from llava_prumerge.model.tiled import NEWLINE, TiledHost, frames_places, pooled
 class LlavaOnevisionHost(TiledHost):
     """Everything is projected ahead of the reducer: maps are shrunk, and frames pooled, behind the projector."""
 
+    old_stock_packs_videos = False
+
     def packing(self) -> dict[str, Any]:
         """See `TiledHost`."""
         return {"vision_aspect_ratio": self.config.vision_aspect_ratio}

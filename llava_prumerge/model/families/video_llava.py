@@ -76,4 +76,4 @@ def _places(frames: int, units: int, ahead: int, images: int) -> Places:
     return replace(places, lengths=[sum(places.lengths) // images] * images)
 
 
-FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal)
+FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal, since="5.18")
