@@ -246,7 +246,8 @@ def make_projections(
             normed = getattr(block, spec.norm)(states[which])
             bare = rotary is None and not hasattr(attention, "qkv") and getattr(attention, "q_norm", None) is None
             if spec.class_token and bare:  # one row is all that is looked at
-                queries, keys = attention.q_proj(normed[:, :1]), attention.k_proj(normed)
+                query, key = _query_and_key(attention)
+                queries, keys = query(normed[:, :1]), key(normed)
             else:
                 queries, keys = query_key(attention, normed, rotary)
             looks = queries[:, :1] if spec.class_token else pooled(queries)
@@ -263,12 +264,21 @@ def make_projections(
     return projections
 
 
+def _query_and_key(attention: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The two projections; DINOv2's of transformers 5.17 lie one module deeper, under other names."""
+    if hasattr(attention, "q_proj"):
+        return attention.q_proj, attention.k_proj
+    inner = attention.get_submodule("attention")
+    return inner.get_submodule("query"), inner.get_submodule("key")
+
+
 def query_key(attention: nn.Module, normed: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """A block's queries and keys [..., S, C] as its attention uses them, whatever its projections are called."""
     if hasattr(attention, "qkv"):
         queries, keys, _ = attention.qkv(normed).chunk(3, dim=-1)
     else:
-        queries, keys = attention.q_proj(normed), attention.k_proj(normed)
+        query, key = _query_and_key(attention)
+        queries, keys = query(normed), key(normed)
     if getattr(attention, "q_norm", None) is not None:
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     if rotary is None:

@@ -89,4 +89,4 @@ class ShuffledHost(Host):
         return tiles, patches, fold, tiles * patches // fold, 0
 
 
-FAMILY = Family(host=ShuffledHost)
+FAMILY = Family(since="5.18", host=ShuffledHost)
