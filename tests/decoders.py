@@ -98,6 +98,10 @@ KINDS: dict[str, dict[str, Any]] = {
         template=PHI3, special=["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"], eos="<|endoftext|>",
         pad="<|endoftext|>", more_ends=["<|end|>"], config=dict(partial_rotary_factor=0.5),
     ),
+    "gemma": dict(
+        template=GEMMA, special=["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>", eos="<eos>",
+        pad="<pad>", unk="<unk>", more_ends=["<end_of_turn>"], config=dict(head_dim=8),
+    ),
     "gemma2": dict(
         template=GEMMA, special=["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>", eos="<eos>",
         pad="<pad>", unk="<unk>", more_ends=["<end_of_turn>"],
