@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner
+from llava_prumerge.ops.errors import ReductionError
 
 INPUTS = "decoder_inputs.npz"
 
@@ -90,7 +91,7 @@ def compare(path: Path, arrays: Arrays, method: str, settings: dict[str, Any]) -
     """Run the method in the tiny Llama and compare everything that the file holds."""
     inputs = path.with_name(INPUTS)
     if not inputs.is_file():
-        raise SystemExit(f"{inputs} is needed: the weights and inputs of {path.name}")
+        raise ReductionError(f"{inputs} is needed: the weights and inputs of {path.name}")
     shared, found = read(inputs), Comparison()
     decoder = Decoder(shared, arrays, {"name": method, **settings})
     last, positions, steps = decoder.run(cached="decode_hidden" in arrays)
@@ -98,8 +99,10 @@ def compare(path: Path, arrays: Arrays, method: str, settings: dict[str, Any]) -
         name for name in ("kept_patches",) if name in arrays
     ]
     acted = [kept for kept, _ in decoder.stages]
-    for name, kept in zip(sorted(stages), acted[: len(stages)], strict=True):
-        found.kept(name, [sorted(kept)], [sorted(arrays[name].tolist())])
+    for number, name in enumerate(sorted(stages)):
+        kept = acted[number] if number < len(acted) else []  # a pruner that acts less often has no such stage
+        merged = [place for place in kept if place < 0]  # rows that stand for several patches
+        found.kept(name, [sorted(kept)[len(merged) :]], [sorted(arrays[name].tolist())])
     for name in ("positions", *(f"positions_stage{number}" for number in range(len(stages), 0, -1))):
         if name in arrays:
             found.kept(name, positions.tolist(), arrays[name].tolist())

@@ -15,9 +15,14 @@ TOLERANCE = 1e-5
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a file; floats in float32."""
+    """The arrays of a file that are numbers; floats in float32.
+
+    Raises:
+        OSError, ValueError: it is no file of arrays.
+    """
     with np.load(path, allow_pickle=False) as content:
-        found = {name: torch.from_numpy(np.asarray(content[name])) for name in content.files}
+        held = {name: np.asarray(content[name]) for name in content.files}
+    found = {name: torch.from_numpy(value) for name, value in held.items() if value.dtype.kind in "fiub"}
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
 
