@@ -31,6 +31,8 @@ from llava_prumerge.data.images import read_image
 from llava_prumerge.model.loading import load_model
 
 CONTEXT, OPEN, CLOSE = "<IMG_CONTEXT>", "<img>", "</img>"
+NAMES = {"context_image_token": CONTEXT, "start_image_token": OPEN, "end_image_token": CLOSE, "video_token": CONTEXT}
+"""Under which InternVL's processor asks its tokenizer for them."""
 FOLD = 2
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -52,13 +54,6 @@ def shaped_config(llava: Any, image_token: int, rows: int) -> InternVLConfig:
 def named_tokens(tokenizer: Any) -> None:
     """The tokens that InternVL's processor writes around and for an image, at the end of the vocabulary."""
     tokenizer.add_tokens([CONTEXT, OPEN, CLOSE], special_tokens=True)
-    names = {
-        "context_image_token": CONTEXT,
-        "start_image_token": OPEN,
-        "end_image_token": CLOSE,
-        "video_token": CONTEXT,
-    }
-    tokenizer.init_kwargs["extra_special_tokens"] = names
     tokenizer.chat_template = None  # prompts are then those that the language model was trained with
 
 
@@ -113,6 +108,9 @@ def write(
     tokenizer.save_pretrained(out)
     pixels.save_pretrained(out)
     settings = {"processor_class": "InternVLProcessor", "image_seq_length": student.config.image_seq_length}
+    file = out / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | NAMES
+    file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     (out / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 

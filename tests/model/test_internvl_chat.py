@@ -160,6 +160,11 @@ def write(folder: Path, state: dict[str, torch.Tensor], llm: dict[str, Any], **c
     config = OWN | {"llm_config": LLM | llm} | changes
     (folder / "config.json").write_text(json.dumps(config))
     tiny_tokenizer("internvl").save_pretrained(folder)
+    file = folder / "tokenizer_config.json"  # as published it does not name the tokens that transformers asks for
+    settings = {
+        key: value for key, value in json.loads(file.read_text()).items() if "_token" not in key or "image" not in key
+    }
+    file.write_text(json.dumps({key: value for key, value in settings.items() if key != "video_token"}))
     return folder
 
 

@@ -24,7 +24,7 @@ from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.processors import PIXELS_FILE, PROCESSOR_FILE
 from llava_prumerge.model.tensor_files import Entry, Stored, list_model
 from llava_prumerge.model.weight_files import LoadingError, name_first, read_object
-from llava_prumerge.text.tokenizers import TokenizerError, load_tokenizer, make_portable
+from llava_prumerge.text.tokenizers import SETTINGS_FILE, TokenizerError, load_tokenizer, make_portable
 
 LOGGER = logging.getLogger(__name__)
 OWN_TYPE, HF_TYPE, INTERNLM2 = "internvl_chat", "internvl", "internlm2"
@@ -277,20 +277,22 @@ class InternVLChat(Layout):
         if made.tokenizer is not None:
             made.tokenizer.save_pretrained(folder)
             make_portable(made.tokenizer, folder)
+            known = made.tokenizer.get_vocab()
+            video = (
+                "<video>" if "<video>" in known else MARKS["context_image_token"]
+            )  # videos are asked for frame by frame
+            settings = read_object(folder / SETTINGS_FILE)  # by these names transformers' processor asks for its tokens
+            write_json(folder / SETTINGS_FILE, settings | MARKS | {"video_token": video})
             (folder / "chat_template.jinja").write_text(made.tokenizer.chat_template, encoding="utf-8")
 
 
 def _tokenizer(source: Path) -> Any:
-    """The tokenizer, with the names that transformers' processor asks for; None where only remote code could read it."""
+    """The tokenizer; None where only remote code could read it."""
     try:
         tokenizer = load_tokenizer(source)
     except TokenizerError as error:
         LOGGER.warning("%s: converted without a tokenizer: %s", source, error)
         return None
-    video = {"video_token": "<video>"}
-    if "<video>" not in tokenizer.get_vocab():
-        video = {"video_token": MARKS["context_image_token"]}
-    tokenizer.init_kwargs["extra_special_tokens"] = MARKS | video
     tokenizer.chat_template = CHAT
     return tokenizer
 
