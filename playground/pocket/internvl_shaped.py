@@ -31,7 +31,7 @@ from llava_prumerge.data.images import read_image
 from llava_prumerge.model.loading import load_model
 
 CONTEXT, OPEN, CLOSE = "<IMG_CONTEXT>", "<img>", "</img>"
-NAMES = {"context_image_token": CONTEXT, "start_image_token": OPEN, "end_image_token": CLOSE, "video_token": CONTEXT}
+NAMES = {"context_image_token": CONTEXT, "start_image_token": OPEN, "end_image_token": CLOSE, "video_token": "<video>"}
 """Under which InternVL's processor asks its tokenizer for them."""
 FOLD = 2
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -28,7 +28,12 @@ from llava_prumerge.text.tokenizers import SETTINGS_FILE, TokenizerError, load_t
 
 LOGGER = logging.getLogger(__name__)
 OWN_TYPE, HF_TYPE, INTERNLM2 = "internvl_chat", "internvl", "internlm2"
-MARKS = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
+MARKS = {
+    "context_image_token": "<IMG_CONTEXT>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "video_token": "<video>",  # of no published tokenizer; it is told apart from the first in what the processor counts
+}
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHAT = (  # ChatML, as all releases but those on Phi-3 are asked
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -277,12 +282,8 @@ class InternVLChat(Layout):
         if made.tokenizer is not None:
             made.tokenizer.save_pretrained(folder)
             make_portable(made.tokenizer, folder)
-            known = made.tokenizer.get_vocab()
-            video = (
-                "<video>" if "<video>" in known else MARKS["context_image_token"]
-            )  # videos are asked for frame by frame
             settings = read_object(folder / SETTINGS_FILE)  # by these names transformers' processor asks for its tokens
-            write_json(folder / SETTINGS_FILE, settings | MARKS | {"video_token": video})
+            write_json(folder / SETTINGS_FILE, settings | MARKS)
             (folder / "chat_template.jinja").write_text(made.tokenizer.chat_template, encoding="utf-8")
 
 
