@@ -27,6 +27,8 @@ class NoVideos:
         settings: as they lie in the processor's file.
     """
 
+    _auto_class = None  # asked for by `save_pretrained`
+
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
 
