@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.ops.layout import TokenLayout, shift_labels
 
 
@@ -184,7 +185,7 @@ def place(
         [P, D] features of all images' placeholders in a row, zero at places that are left empty, and what they are.
 
     Raises:
-        ValueError: a tile keeps more tokens than it has units.
+        ModelError: a tile keeps more tokens than it has units.
     """
     device = reduced[0][0].device
     entries = []  # (sort key, place, unit, gone, features) of all tokens
@@ -193,7 +194,7 @@ def place(
         in_a_row = bool((units == units[:, :1] + torch.arange(count)).all()) and bool((units >= 0).all())
         room = int((last - units[:, 0]).amin()) + 1 if in_a_row else count
         if kept > room:
-            raise ValueError(f"an image keeps {kept} tokens but has {room} placeholders")
+            raise ModelError(f"an image keeps {kept} tokens but has {room} placeholders")
         units, last = units.to(device), last.to(device)
         stand = torch.where(origin < 0, last[:, None], units.gather(1, origin.clamp(0, count - 1)))  # [N, K]
         if in_a_row:
@@ -285,13 +286,13 @@ class ForwardPass:
             group: see `model.host.Host.group`.
 
         Raises:
-            ValueError: there are more or fewer placeholders than the images have tokens.
+            ModelError: there are more or fewer placeholders than the images have tokens.
         """
         rows, columns = spots.nonzero(as_tuple=True)
         if len(rows) != (wanted := sum(visual.lengths)):
             each = f"{visual.lengths[0]} tokens each" if len(set(visual.lengths)) == 1 else f"{wanted} tokens"
             images = f"{len(visual.lengths)} {modality}s"
-            raise ValueError(f"{len(rows)} {modality} placeholders do not match {images} of {each}")
+            raise ModelError(f"{len(rows)} {modality} placeholders do not match {images} of {each}")
         lengths = torch.tensor(visual.lengths, device=rows.device)
         first = lengths.cumsum(0) - lengths
         images = rows.new_zeros(len(spots)) if self.images is None else self.images

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import TokenLayout, rows_of
 
 
@@ -48,7 +49,7 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int = 1) -> Tensor:
     """
     images, rows, width = queries.shape
     if width % heads:
-        raise ValueError(f"width {width} does not split into {heads} heads")
+        raise ReductionError(f"width {width} does not split into {heads} heads")
     queries = queries.float().view(images, rows, heads, width // heads).transpose(1, 2)  # [N, H, R, C/H]
     keys = keys.float().view(images, -1, heads, width // heads).transpose(1, 2)  # [N, H, S, C/H]
     logits = queries @ keys.transpose(2, 3) * (width // heads) ** -0.5  # [N, H, R, S]
@@ -162,7 +163,7 @@ def rectangle(count: int, height: int, width: int) -> tuple[int, int]:
     """The most nearly square grid of exactly `count` cells that fits into height x width, as (rows, columns).
 
     Raises:
-        ValueError: no such grid exists (a prime larger than a side, say).
+        InputError: no such grid exists (a prime larger than a side, say).
     """
     fitting = [(rows, count // rows) for rows in range(1, height + 1) if count % rows == 0 and count // rows <= width]
     if not fitting:

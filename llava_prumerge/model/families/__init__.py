@@ -11,6 +11,8 @@ from typing import Any
 import transformers
 from packaging.version import Version
 
+from llava_prumerge.model.errors import ModelError
+
 PREFIX = "prumerge_"
 MAIN = "llava"
 """The type that the project is about, LLaVA-1.5's: what is asked of it needs no other family's file."""
@@ -64,11 +66,11 @@ def family_of(model_type: str) -> Family:
     """A family by its stock type.
 
     Raises:
-        ValueError: there is none of that name, or it needs a later release of transformers.
+        ModelError: there is none of that name, or it needs a later release of transformers.
     """
     if model_type not in family_types():
-        raise ValueError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
+        raise ModelError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
     family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     if Version(transformers.__version__) < Version(family.since):
-        raise ValueError(f"{model_type} needs transformers {family.since} or later; this is {transformers.__version__}")
+        raise ModelError(f"{model_type} needs transformers {family.since} or later; this is {transformers.__version__}")
     return family
