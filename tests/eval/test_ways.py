@@ -26,6 +26,7 @@ ASKED = {
     "the shapes that a method's cost is told by": {"methods/cost.py"},
     "methods from outside the package": {"methods/plugins.py"},
     "what results call it": {"methods/labels.py"},
+    "what differs between releases of transformers": {"model/handover.py"},
     "messages": {"ops/errors.py", "data/errors.py"},
 }
 """What the page leaves out in words: asked on the way, but the thing itself does not pass it. And all of ground/."""
