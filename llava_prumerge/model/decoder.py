@@ -19,7 +19,7 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderToke
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.layer_projections import LayerProjections
-from llava_prumerge.model.placement import ForwardPass, step_layout
+from llava_prumerge.model.placement import ForwardPass
 from llava_prumerge.model.stretch import FULL, ReducedCache, Stretch, layer_kind, reducing_cache, window_of
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -239,3 +239,14 @@ class PrunesLayers(InitialisesMethods):
 def _start(following: Tensor | None) -> Tensor | int:
     """Where positions go on: behind those of earlier turns [B], or at zero. -> [B, 1] or 0"""
     return 0 if following is None else following[:, None]
+
+
+def step_layout(position: Tensor, attention_mask: Tensor | None) -> TokenLayout:
+    """The layout of a decoding step: one token of text in each row, at its position [B].
+
+    It is what `ForwardPass.begin` would find out in a dozen small calls, each of them paid per token.
+    """
+    places = position[:, None]  # [B, 1]
+    blank = torch.zeros_like(places, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=places, origin=torch.full_like(places, -1))

@@ -206,8 +206,8 @@ def place(
     if special is not None and len(special):
         at = places.special.to(device)
         entries.append((2 * at, at, torch.full_like(at, -1), torch.zeros_like(at, dtype=torch.bool), special))
-    laid = _laid_out(*(torch.cat(values) for values in zip(*entries, strict=True)), places.lengths)
-    features, source, origin, kept = laid
+    tokens = (torch.cat(values) for values in zip(*entries, strict=True))
+    features, source, origin, kept = _laid_out(*tokens, places.lengths)
     return features, VisualTokens(places.lengths, origin, source, kept, places.tiles)
 
 
@@ -338,14 +338,3 @@ class ForwardPass:
             moved = layout.position_ids.gather(1, self.source.clamp(min=0))
             layout = replace(layout, position_ids=moved)
         return layout
-
-
-def step_layout(position: Tensor, attention_mask: Tensor | None) -> TokenLayout:
-    """The layout of a decoding step: one token of text in each row, at its position [B].
-
-    It is what `ForwardPass.begin` would find out in a dozen small calls, each of them paid per token.
-    """
-    places = position[:, None]  # [B, 1]
-    blank = torch.zeros_like(places, dtype=torch.bool)
-    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
-    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=places, origin=torch.full_like(places, -1))
