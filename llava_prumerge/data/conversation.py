@@ -9,10 +9,9 @@ differ. What cannot be masked is a `MaskError`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.rounds import MaskError, Note, read_rounds
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-Places = int | Sequence[Sequence[int]]
-"""Placeholders: so many for each image, or the ids that stand for each image in turn."""
+Places = int | Sequence[str]
+"""Placeholders: so many for each image, or what a processor writes for each image in turn."""
 
 
 def prompt(template: str | Template | ChatTemplate, user_text: str, images: int = 1) -> str:
@@ -41,8 +40,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     image_token_id: int,
-    image_tokens: Places,
-    marker: str = IMAGE_MARKER,
+    image_tokens: int,
 ) -> list[int]:
     """Tokenises text as LLaVA does: each piece between image markers as a text of its own, one BOS in all.
 
@@ -50,10 +48,9 @@ def encode(
         tokenizer: a fast tokenizer.
         text: a rendered conversation or prompt.
         image_token_id: the placeholder's id.
-        image_tokens: placeholders of the images.
-        marker: what stands in the text for an image.
+        image_tokens: placeholders per image.
     """
-    return _tokenise(tokenizer, text, _Images(marker, image_token_id, image_tokens))[0]
+    return _tokenise(tokenizer, text, _Images(IMAGE_MARKER, image_token_id, image_tokens))[0]
 
 
 def encode_training(
@@ -82,9 +79,11 @@ def encode_training(
     sample_id = None if record.get("id") is None else str(record["id"])
     try:
         rounds, _ = _read_rounds(tokenizer, record, template)
-        ids, labels = _mask(
-            tokenizer, template.segments(rounds), _Images(template.marker, image_token_id, image_tokens)
-        )
+        segments = template.segments(rounds)
+        places = image_tokens if isinstance(image_tokens, int) else None
+        if not isinstance(image_tokens, int):
+            segments = _expand(segments, template.marker, image_tokens)
+        ids, labels = _mask(tokenizer, segments, _Images(template.marker, image_token_id, places))
         ids, labels = truncate(ids, labels, image_token_id, max_length)
     except MaskError as error:
         raise MaskError(error.reason, sample_id) from None
@@ -111,6 +110,17 @@ def _read_rounds(
     reserved = _traits(tokenizer, len(tokenizer), template.marker).reserved
     ends = [token for token in reserved if token in (template.end.strip(), tokenizer.eos_token)]
     return read_rounds(record, template.captions, reserved, ends)
+
+
+def _expand(segments: Sequence[Segment], marker: str, texts: Sequence[str]) -> list[Segment]:
+    """The same with what a processor writes for each image in the place of the template's markers."""
+    left, found = iter(texts), []
+    for segment in segments:
+        if not segment.written:
+            first, *rest = segment.text.split(marker)
+            segment = replace(segment, text=first + "".join(next(left) + piece for piece in rest))
+        found.append(segment)
+    return found
 
 
 def truncate(
@@ -155,12 +165,11 @@ def _tokenise(
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} is a slow tokenizer; loss masks need a fast one's offsets")
     traits = _traits(tokenizer, len(tokenizer), images.marker)
-    shown = images.each()
     ids, spans = ([], []) if traits.bos is None else ([traits.bos], [(-1, -1)])
     tokens = list(traits.control.finditer(text))
     named = any(written[token.start() : token.end()].count(1) for token in tokens) if written else False
     # The tokenizer finds control tokens itself, but only all of them or none.
-    cuts = [token for token in tokens if token[0] == images.marker or named]
+    cuts = [token for token in tokens if named or (token[0] == images.marker and images.places is not None)]
     position = 0
     for cut in [cut for cut in cuts if not written[cut.start() : cut.end()].count(1)] + [None]:
         chunk = text[position : cut.start() if cut else len(text)]
@@ -171,26 +180,20 @@ def _tokenise(
             ids += encoding["input_ids"]
             spans += [(position + start, position + end) for start, end in encoding["offset_mapping"]]
         if cut:
-            found = next(shown) if cut[0] == images.marker else [tokenizer.convert_tokens_to_ids(cut[0])]
-            ids += found
-            spans += [cut.span()] * len(found)
+            count = images.places if cut[0] == images.marker and images.places is not None else 1
+            ids += [images.token_id if cut[0] == images.marker else tokenizer.convert_tokens_to_ids(cut[0])] * count
+            spans += [cut.span()] * count
             position = cut.end()
     return ids, spans
 
 
 @dataclass(frozen=True)
 class _Images:
-    """How images stand in a text, and in ids."""
+    """How images stand in a text, and in ids: a marker for each with so many places, or for None each place by itself."""
 
     marker: str
     token_id: int
-    places: Places
-
-    def each(self) -> Iterator[list[int]]:
-        """The ids of one image after another."""
-        if isinstance(self.places, int):
-            return repeat([self.token_id] * self.places)
-        return map(list, self.places)
+    places: int | None
 
 
 @dataclass(frozen=True)

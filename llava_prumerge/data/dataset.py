@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
 
-from llava_prumerge.data.conversation import encode_training
+from llava_prumerge.data.conversation import Places, encode_training
 from llava_prumerge.data.image_paths import ImageError, trusted_folders
 from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
+from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.records import RecordError, open_records
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.text.chat_templates import ChatTemplate, resolve_template
 from llava_prumerge.text.templates import Template
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 
 class LlavaDataset(Dataset):
-    """Items: `input_ids`, `labels` [L], `pixel_values` [n, 3, S, S] when the sample has images, and `id`.
+    """Items: `input_ids`, `labels` [L], `id`, and when the sample has images `pixel_values` [n, 3, S, S].
+
+    Of models whose images have sizes of their own, what their processor makes of images and of ids in the place of that.
 
     Args:
         json_path: `.json` or `.jsonl` in LLaVA's format.
         image_folder: what the records' image paths are relative to.
         tokenizer: a fast tokenizer.
-        preprocessor: images to pixels.
+        preprocessor: images to pixels; or a model's own processor, which also says what stands for them.
         template: name or template.
         image_token_id: the placeholder's id.
-        image_tokens: placeholders per image.
+        image_tokens: placeholders per image; with a processor of the model's own an estimate, for `lengths`.
         max_length: sequences are cut here, placeholders counted.
         max_pixels: larger images are refused.
         trusted: folders that links in the image folder may lead to.
@@ -47,7 +52,7 @@ class LlavaDataset(Dataset):
         json_path: str | os.PathLike[str],
         image_folder: str | os.PathLike[str],
         tokenizer: PreTrainedTokenizerBase,
-        preprocessor: ImagePreprocessor,
+        preprocessor: ImagePreprocessor | ProcessedImages,
         template: str | Template | ChatTemplate,
         *,
         image_token_id: int,
@@ -77,19 +82,38 @@ class LlavaDataset(Dataset):
         record = self.rows[int(index)]
         if record["fault"] is not None:
             raise RecordError(record["fault"], record["id"])
-        encoded = encode_training(
-            self.tokenizer, record, self.template, self.image_token_id, self.image_tokens, self.max_length
-        )
-        item: dict[str, Any] = {key: torch.tensor(value) for key, value in encoded.items()}
-        item["id"] = record["id"]
+        if isinstance(self.preprocessor, ProcessedImages):
+            return self._processed(record, self.preprocessor)
+        item = self._encoded(record, self.image_tokens)
         if record["image"]:
-            try:
-                paths = record["image"]
-                images = (load_image(self.image_folder, path, self.max_pixels, self.trusted) for path in paths)
-                item["pixel_values"] = self.preprocessor(images)  # [n, 3, S, S]
-            except ImageError as error:
-                raise ImageError(error.reason, record["id"]) from error
+            with self._naming(record):
+                item["pixel_values"] = self.preprocessor(self._images(record))  # [n, 3, S, S]
         return item
+
+    def _processed(self, record: dict[str, Any], processed: ProcessedImages) -> dict[str, Any]:
+        """An item whose images say how many places they take."""
+        tensors: dict[str, torch.Tensor] = {}
+        texts: list[str] = []
+        if record["image"]:
+            with self._naming(record):
+                tensors, texts = processed(list(self._images(record)))
+        item = self._encoded(record, texts)
+        return item | processed.beside(item["input_ids"]) | tensors
+
+    def _encoded(self, record: dict[str, Any], places: Places) -> dict[str, Any]:
+        encoded = encode_training(self.tokenizer, record, self.template, self.image_token_id, places, self.max_length)
+        return {key: torch.tensor(value) for key, value in encoded.items()} | {"id": record["id"]}
+
+    def _images(self, record: dict[str, Any]) -> Iterator[Image]:
+        return (load_image(self.image_folder, path, self.max_pixels, self.trusted) for path in record["image"])
+
+    @contextmanager
+    def _naming(self, record: dict[str, Any]) -> Iterator[None]:
+        """Errors of images name the sample."""
+        try:
+            yield
+        except ImageError as error:
+            raise ImageError(error.reason, record["id"]) from error
 
     @property
     def lengths(self) -> list[int]:

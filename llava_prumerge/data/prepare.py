@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -34,7 +33,7 @@ from llava_prumerge.data.record_check import Checker
 from llava_prumerge.data.record_files import SUFFIXES, read_records
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import whole_text, write_text
-from llava_prumerge.ground.naming import shown
+from llava_prumerge.text.chat_templates import OWN
 from llava_prumerge.text.templates import get_template
 
 DATA = Path("playground/data")
@@ -73,7 +72,7 @@ def gather_inputs(args: argparse.Namespace) -> RecipeData:
 def make_checker(found: RecipeData, args: argparse.Namespace) -> Checker:
     """The settings of the check, defaults filled in as training does."""
     try:
-        template = get_template(found.template or TEMPLATE).name
+        template = OWN if found.template == OWN else get_template(found.template or TEMPLATE).name
     except ValueError as error:
         raise RecipeError(str(error)) from error
     image_tokens = args.image_tokens
@@ -148,11 +147,9 @@ def json_path(text: str) -> Path:
 
 
 def positive(text: str) -> int:
-    """A number of something, which fits into an index."""
-    if not re.fullmatch("[0-9]{1,7}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text, 40)} must be a whole number, 1 or more, of seven digits at most"
-        )
+    """A number of something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
 
 

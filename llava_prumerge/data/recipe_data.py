@@ -97,17 +97,20 @@ def count_image_tokens(folder: Path) -> int:
         except (KeyError, TypeError) as error:
             raise RecipeError(f"{folder / _OPEN_CLIP} describes no vision tower ({error!r})") from error
         return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     llava_prumerge.register()
     try:
         config: Any = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{folder}: no readable config.json ({' '.join(str(error).split())[:200]})") from error
     if getattr(config, "image_seq_length", None) is not None:
         return int(config.image_seq_length)
     vision = getattr(config, "vision_config", config)
+    if vision is not config and not hasattr(vision, "image_size"):
+        raise RecipeError(
+            f"{folder}: images of a {config.model_type!r} have no fixed number of tokens; give --image-tokens N"
+        )
     if not hasattr(vision, "image_size") or not hasattr(vision, "patch_size"):
         raise RecipeError(f"{folder}: a {config.model_type!r} is neither a vision tower nor a model with one")
     return _patches(vision.image_size, vision.patch_size)

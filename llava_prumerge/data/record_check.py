@@ -17,6 +17,9 @@ from llava_prumerge.ground.naming import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from llava_prumerge.text.chat_templates import ChatTemplate
+    from llava_prumerge.text.templates import Template
+
 # Any id outside the vocabulary will do, as no model sees it.
 _PLACEHOLDER = -200
 
@@ -83,6 +86,16 @@ class Checker:
         )  # as a model has it that is put together from its parts: text that holds one is refused
         return tokenizer
 
+    @cached_property
+    def written_in(self) -> Template | ChatTemplate:
+        """The template itself."""
+        from llava_prumerge.text.chat_templates import resolve_template
+
+        try:
+            return resolve_template(self.template, self.tokenizer)
+        except InputError as error:
+            raise CheckError(f"template={self.template}: {error}") from None
+
     def __call__(self, index: int, row: Mapping[str, Any]) -> Checked:
         """Args: a record's place in its file, and its row of `open_records`."""
         if row["fault"] is not None:
@@ -95,11 +108,11 @@ class Checker:
 
     def _check_text(self, row: Mapping[str, Any], index: int) -> tuple[list[Finding], int, int]:
         try:
-            encoded = encode_training(self.tokenizer, row, self.template, _PLACEHOLDER, self.image_tokens)
+            encoded = encode_training(self.tokenizer, row, self.written_in, _PLACEHOLDER, self.image_tokens)
             ids, labels = truncate(encoded["input_ids"], encoded["labels"], _PLACEHOLDER, self.max_length)
         except MaskError as error:
             return [Finding(error.kind, row["id"], index, error.reason)], 0, 0
-        notes = describe_record(self.tokenizer, row, self.template)
+        notes = describe_record(self.tokenizer, row, self.written_in)
         found = [Finding(kind, row["id"], index, f"{kind}: {words}", bad=False) for kind, words in notes]
         full = len(encoded["input_ids"])
         if len(ids) < full:

@@ -17,6 +17,7 @@ from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import Settings
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
+from llava_prumerge.text.chat_templates import asked_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,11 +101,11 @@ class TemplatePrompter(Prompter):
     def __init__(self, processor: Any, settings: Settings, images: Path | None, image: int, places: int) -> None:
         super().__init__(processor, settings, images)
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
-        self.image, self.places = image, places
+        self.image, self.places, self.template = image, places, asked_with(settings.template, processor)
 
     def ids(self, question: Question) -> list[int]:
-        """By the template of the settings."""
-        text = prompt(self.settings.template, question.text, images=int(question.has_image))
+        """By the template of the settings, or that of the model's training."""
+        text = prompt(self.template, question.text, images=int(question.has_image))
         return encode(self.tokenizer, text, self.image, 1)
 
     def begun(self) -> list[list[int]]:

@@ -20,6 +20,7 @@ from llava_prumerge.model.attach import attach, plain
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.whole import WithReduction
+from llava_prumerge.text.chat_templates import asked_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -207,7 +208,7 @@ def prepare(
     if places is not None:
         pixels = ImagePreprocessor(processor.image_processor)(pictures) if pictures else None
         seconds = time.perf_counter() - begun
-        text = prompt(template, question, images=len(pictures))
+        text = prompt(asked_with(template, processor), question, images=len(pictures))
         ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, places)])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs |= {} if pixels is None else {"pixel_values": pixels}

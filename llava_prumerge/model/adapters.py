@@ -27,11 +27,19 @@ from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.public import make_public, public_name
 from llava_prumerge.model import strict_loading
-from llava_prumerge.model.assembling import PROJECTOR_FILE, assemble, load_projector, load_whole, parse_dtype
+from llava_prumerge.model.assembling import (
+    PROJECTOR_FILE,
+    assemble,
+    load_projector,
+    load_whole,
+    parse_dtype,
+    processor_of,
+)
 from llava_prumerge.model.base_file import BASE_FILE, read_base_file, write_base_file
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.model.processors import load_processor, save_processor, save_settings
+from llava_prumerge.model.part_names import part_names
+from llava_prumerge.model.processors import save_processor, save_settings
 from llava_prumerge.model.strict_loading import in_one_line
 from llava_prumerge.model.weight_files import (
     LoadingError,
@@ -50,7 +58,6 @@ if TYPE_CHECKING:
 
 METHOD_FILE = "method.safetensors"
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", strict_loading.ADAPTER_CONFIG_FILE
-PROJECTOR_PREFIX = "model.multi_modal_projector."
 METHOD_PREFIXES = tuple(strict_loading.METHOD_PREFIXES.values())
 
 
@@ -116,11 +123,12 @@ def save_adapter(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    parts = part_names(model)
     plain = {plain_name(name): tensor.contiguous() for name, tensor in state.items()}
-    projector = {
-        name.removeprefix("model."): tensor for name, tensor in plain.items() if name.startswith(PROJECTOR_PREFIX)
-    }
-    method = {name.removeprefix("model."): tensor for name, tensor in plain.items() if name.startswith(METHOD_PREFIXES)}
+    projector, method = (
+        {name.removeprefix("model."): tensor for name, tensor in plain.items() if parts.role(name) == role}
+        for role in ("projector", "method")
+    )
     save_file(projector, folder / PROJECTOR_FILE, metadata={"format": "pt"})
     if method:
         save_file(method, folder / METHOD_FILE, metadata={"format": "pt"})
@@ -179,7 +187,7 @@ def load_complete(model: nn.Module, folder: Path) -> None:
 def inference_config(model: PruMergeLlavaForConditionalGeneration) -> PruMergeLlavaConfig:
     """The configuration as it should be stored: training switches the key-value cache off, users want it on."""
     config = copy.deepcopy(model.config)
-    config.use_cache = config.text_config.use_cache = True
+    config.use_cache = config.get_text_config().use_cache = True
     config.architectures = [type(model).__name__]
     return config
 
@@ -242,7 +250,7 @@ def load_adapter(
         with in_one_line(path / ADAPTER_CONFIG_FILE):
             model = wrapped.merge_and_unload()
     if (path / SETTINGS_FILE).is_file():
-        processor = load_processor(path, model.config)  # with the chat template of this training, not the base's
+        processor = processor_of(path, model.config)  # with the chat template of this training, not the base's
     return model.eval(), processor
 
 
@@ -317,7 +325,8 @@ def load_method(model: PruMergeLlavaForConditionalGeneration, folder: Path, stri
     Raises:
         LoadingError: the file is not whole, or strict, and the parameters are not exactly those of the model's method.
     """
-    targets = {n.removeprefix("model."): p for n, p in model.named_parameters() if n.startswith(METHOD_PREFIXES)}
+    role = part_names(model).role
+    targets = {n.removeprefix("model."): p for n, p in model.named_parameters() if role(n) == "method"}
     file = folder / METHOD_FILE
     stored = read_weights(file) if file.exists() else {}
     needed = {name: tuple(parameter.shape) for name, parameter in targets.items()}

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,12 +26,13 @@ from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.families import family_of, family_types, stock_type
 from llava_prumerge.model.family_processors import read_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, load_tower
 from llava_prumerge.model.processors import make_processor, read_tokenizer
-from llava_prumerge.model.strict_loading import in_one_line, load_strictly, read_config
+from llava_prumerge.model.strict_loading import in_one_line, load_strictly
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
-PROJECTOR_FILE, PROJECTOR = "mm_projector.safetensors", "multi_modal_projector."
+PROJECTOR_FILE = "mm_projector.safetensors"
 AUTO = "auto"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 PROCESSOR_FILES += ("tokenizer.model", "vocab.json")
@@ -74,7 +77,8 @@ def load_whole(
 
     The processor is None where the folder has none of its files.
     """
-    config = read_config(path)
+    with in_one_line(path):
+        config = AutoConfig.from_pretrained(path)
     kind = stock_type(config.model_type)
     if kind not in family_types():
         known = ", ".join(family_types())
@@ -87,9 +91,18 @@ def load_whole(
         )
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return model, None
-    own = family_of(kind).processor
+    return model, processor_of(path, config)
+
+
+def processor_of(path: str | Path, config: PreTrainedConfig) -> Any:
+    """The processor of a whole model's folder, by the family that its configuration names.
+
+    Raises:
+        LoadingError: a file of it cannot be read.
+    """
+    own = family_of(stock_type(config.model_type)).processor
     with in_one_line(path):
-        return model, (own or read_processor)(path, config)
+        return (own or read_processor)(path, config)
 
 
 def assemble(
@@ -140,7 +153,8 @@ def language_class(path: str | Path) -> type[PreTrainedModel]:
     Raises:
         LoadingError: its configuration cannot be read, or its type is not served.
     """
-    config = read_config(path)
+    with in_one_line(path):
+        config = AutoConfig.from_pretrained(path)
     if config.model_type not in SERVED or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         known = ", ".join(kind for kind in SERVED if not kind.endswith("_vl_text"))
         raise LoadingError(f"{path}: a {config.model_type!r} is no language model that is served; there are: {known}")
@@ -181,7 +195,13 @@ def load_projector(model: PruMergeLlavaForConditionalGeneration, path: str | Pat
     file = path / PROJECTOR_FILE if path.is_dir() else path
     if not file.exists():
         raise LoadingError(f"projector {file} does not exist; stage 1 (scripts/pretrain.sh) writes it")
-    weights, target = read_weights(file), model.model.multi_modal_projector
-    needed = {f"{PROJECTOR}{key}": tuple(value.shape) for key, value in target.state_dict().items()}
-    check_fit(shapes_of(weights), needed, f"projector {file}")
-    target.load_state_dict({key.removeprefix(PROJECTOR): value for key, value in weights.items()})
+    parts, weights = part_names(model), read_weights(file)
+    targets = {
+        name.removeprefix("model."): value
+        for name, value in model.named_parameters()
+        if parts.role(name) == "projector"
+    }
+    check_fit(shapes_of(weights), shapes_of(targets), f"projector {file}")
+    with torch.no_grad():
+        for name, value in targets.items():
+            value.copy_(weights[name])

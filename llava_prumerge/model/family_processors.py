@@ -27,7 +27,7 @@ class NoVideos:
         settings: as they lie in the processor's file.
     """
 
-    _auto_class = None  # asked for by `save_pretrained`
+    _auto_class = None  # asked for by transformers when a processor is saved
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.decoder import InitialisesMethods
-from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, handed_over, takes_features
 from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
 from llava_prumerge.model.statistics import ReductionStatistics
@@ -48,6 +47,8 @@ class Host(Views, InitialisesMethods):
         statistics: what was reduced since the last reading.
         full_length: states come back at the caller's length, see `model.whole.WithReduction`.
         decoder_name: where the language model is.
+        tower_names: where the vision towers are, which no stage trains.
+        projector_names: where what stands between tower and language model is, which every stage trains.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
         takes_features: the stock `forward` takes features that are already made, see `model.handover`.
         old_stock_packs_videos: the stock `forward` of transformers 5.17 does with features of videos what today's does.
@@ -58,6 +59,8 @@ class Host(Views, InitialisesMethods):
     full_length: bool
     _asked: Asked | None
     decoder_name = "language_model"
+    tower_names: tuple[str, ...] = ("vision_tower",)
+    projector_names: tuple[str, ...] = ("multi_modal_projector", "image_newline")
     own_arguments: tuple[str, ...] = ()
     takes_features = True
     old_stock_packs_videos = True
@@ -161,10 +164,10 @@ class Host(Views, InitialisesMethods):
         features = dict(kwargs.pop(ARGUMENT, None) or {})
         features = {name: output for name, output in features.items() if output is not None}
         if features and not self.takes_features:
-            raise ModelError(f"{ARGUMENT} needs transformers 5.18 or later; give pixel_values")
+            raise ValueError(f"{ARGUMENT} needs transformers 5.18 or later; give pixel_values")
         if kwargs.get("input_ids") is None:
             if self.reduces and any(kwargs.get(name) is not None for name in MODALITIES.values()):
-                raise ModelError("pixel_values need input_ids: placeholders cannot be told from embeddings")
+                raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
             return features, {}
         shared: set[str] = set()
         for modality, pixels in MODALITIES.items():
@@ -173,9 +176,9 @@ class Host(Views, InitialisesMethods):
             get = getattr(self, f"get_{modality}_features")
             accepted = set(inspect.signature(get).parameters) & set(kwargs)
             if modality == "video" and not (self.takes_features or self.old_stock_packs_videos):
-                raise ModelError(f"videos of {self.config.model_type} need transformers 5.18 or later")
+                raise ValueError(f"videos of {self.config.model_type} need transformers 5.18 or later")
             if modality in features:
-                raise ModelError(f"give {pixels} or features of them, not both")
+                raise ValueError(f"give {pixels} or features of them, not both")
             features[modality] = get(return_dict=True, **{name: kwargs[name] for name in accepted})
             shared |= accepted & {pixels, *self.own_arguments}
         return features, {name: kwargs.pop(name) for name in shared}
@@ -199,7 +202,7 @@ class Host(Views, InitialisesMethods):
         if visual is not None:
             return visual
         if self.reducer is not None:
-            raise ModelError(
+            raise ValueError(
                 f"{self.reducer.name} needs the vision tower: it cannot act on features that are given, nor in a prefill "
                 "that is cut into chunks"
             )
@@ -253,7 +256,7 @@ class Host(Views, InitialisesMethods):
         """For tiles of images [N] the text of their sequences, without what is to be predicted. -> [N, T, D], [N, T]"""
         asked = self._asked
         if asked is None:
-            raise ModelError(
+            raise ValueError(
                 f"{self.reducer.name} reads the prompt: encode images in forward or generate, which know it"
             )
         ids = asked.input_ids
@@ -312,7 +315,7 @@ class Host(Views, InitialisesMethods):
                 class_token=None if early else group.class_token,
             )
             alone = len(tiles) == 1 or any(True for _ in self.reducer.parameters())
-            reduced.append(self.reducer(image) if alone else self.reducer.forward(image))
+            reduced.append(self.reducer(image) if alone else self.reducer.directly(image))
         if not early:
             features = _together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]

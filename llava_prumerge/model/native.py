@@ -21,6 +21,9 @@ def vision_mark(processor: Any) -> str:
 class NativeHost(Host):
     """Positions have three parts and stay those of the patches; features for later layers follow the patches too."""
 
+    tower_names = ("visual",)
+    projector_names = ("visual.merger", "visual.deepstack_merger_list")
+
     @property
     def tower(self) -> Any:
         """See `Host`."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaConfig, LlavaImageProcessorPil, LlavaProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    LlavaConfig,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.ground.public import make_public
@@ -16,7 +23,7 @@ from llava_prumerge.model.template_files import checked_template
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.chat_templates import ChatTemplate, is_text_models, stored_template, with_images
-from llava_prumerge.text.templates import DEFAULT, TEMPLATES, Template, chat_template, get_template
+from llava_prumerge.text.templates import DEFAULT, Template, chat_template, get_template, is_ours
 from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer, make_portable
 
 PROCESSOR_FILE, PIXELS_FILE = "processor_config.json", "preprocessor_config.json"
@@ -117,7 +124,7 @@ def set_template(processor: Any, template: str | Template | ChatTemplate) -> Non
     """
     template = template if isinstance(template, ChatTemplate) else get_template(template)
     source, tokenizer = processor.chat_template, processor.tokenizer
-    ours = source in [chat_template(one) for one in TEMPLATES] or is_text_models(source)
+    ours = is_ours(source) or is_text_models(source)
     if not template.captions and (ours or template != get_template(DEFAULT)):
         processor.chat_template = tokenizer.chat_template = stored_template(template)
 
@@ -131,7 +138,7 @@ def save_settings(
     save_processor(processor, folder, class_by_model)
 
 
-def save_processor(processor: LlavaProcessor, folder: Path, class_by_model: bool = False) -> None:
+def save_processor(processor: ProcessorMixin, folder: Path, class_by_model: bool = False) -> None:
     """Write a processor's files for transformers 4.37 and later, without paths of this machine.
 
     transformers 5 would put the image processor into processor_config.json, where earlier releases do not look.
@@ -144,6 +151,8 @@ def save_processor(processor: LlavaProcessor, folder: Path, class_by_model: bool
     """
     processor.save_pretrained(folder)
     make_portable(processor.tokenizer, folder)
+    if not isinstance(processor, LlavaProcessor):  # of other families transformers' own files are read
+        return
     settings = read_json_object(folder / PROCESSOR_FILE)
     pixels = settings.pop("image_processor", None) or processor.image_processor.to_dict()
     if class_by_model:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
-from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.search.command import SearchError
+from llava_prumerge.text.chat_templates import asked_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ def make_batches(
     collate = Collator(processor.tokenizer.pad_token_id or 0, "left")
     items: list[dict[str, Any]] = []
     for pair in pairs:
-        text = prompt(template, pair.question)
+        text = prompt(asked_with(template, processor), pair.question)
         ids = encode(processor.tokenizer, text, config.image_token_id, places)
         items.append({"input_ids": ids, "pixel_values": preprocess([read(pair)])})
     batches = [collate(items[start : start + size]) for start in range(0, len(items), size)]
@@ -93,9 +93,8 @@ def make_batches(
 def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGeneration, list[dict[str, Tensor]], int]:
     """The model, the batches and the number of questions that a command line asks for."""
     pairs = read_pairs(given.questions, given.samples)
-    trusted = trusted_folders(given.trusted)
     model, processor = load_model(given.model, dtype=given.dtype, device=given.device)
     batches = make_batches(
-        pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=trusted
+        pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=given.trusted
     )
     return model, batches, len(pairs)

@@ -25,6 +25,7 @@ from llava_prumerge.text.templates import (
     chat_template,
     get_template,
     is_blank,
+    is_ours,
     shown_images,
 )
 
@@ -289,5 +290,10 @@ def template_of(processor: Any, default: str = DEFAULT) -> Template | ChatTempla
     found = next((one for one in TEMPLATES.values() if source == chat_template(one)), None)
     if found is not None:
         return found
-    from_elsewhere = type(processor).__name__ == "LlavaProcessor" and not is_text_models(source)
+    from_elsewhere = type(processor).__name__ == "LlavaProcessor" and not (is_text_models(source) or is_ours(source))
     return get_template(default) if from_elsewhere or not source else resolve_template(OWN, processor)
+
+
+def asked_with(name: str, processor: Any) -> Template | ChatTemplate:
+    """The template of a setting. The default gives way to the one that the model was trained with, see `template_of`."""
+    return template_of(processor) if name == DEFAULT else resolve_template(name, processor)

@@ -179,6 +179,11 @@ _JINJA = """
 """
 
 
+def is_ours(source: object) -> bool:
+    """Whether a chat template in Jinja was made by `chat_template`, with whatever system text."""
+    return isinstance(source, str) and source.startswith(_JINJA.strip().partition("OPENING")[0])
+
+
 def chat_template(name: str | Template) -> str:
     """A template in Jinja, for `apply_chat_template`; what it renders is `Template.render` of the same turns.
 

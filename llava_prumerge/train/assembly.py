@@ -12,7 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
+from llava_prumerge.model.chat import fixed_places
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
@@ -34,15 +36,21 @@ def build_dataset(
     arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor
 ) -> QuarantiningDataset:
     """The records with the model's tokenizer and image processor, replacements for the bad ones."""
+    places = fixed_places(config)
     try:
+        if places is None:
+            pixels: ImagePreprocessor | ProcessedImages = ProcessedImages(processor)
+            places = pixels.typical_places
+        else:
+            pixels = ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect)
         dataset = LlavaDataset(
             arguments.data,
             arguments.images,
             processor.tokenizer,
-            ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect),
+            pixels,
             template_for(arguments, processor),
             image_token_id=config.image_token_id,
-            image_tokens=config.image_seq_length,
+            image_tokens=places,
             max_length=arguments.max_length,
             trusted=arguments.trusted,
         )

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import Trainer
+from transformers import AutoConfig, Trainer
 
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.methods.labels import method_name
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
-from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
+from llava_prumerge.model.assembling import processor_of
+from llava_prumerge.model.attach import own_class, stock_class_of
+from llava_prumerge.model.configuration import PruMergeLlavaConfig, with_reduction
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, read_tower_config
-from llava_prumerge.model.processors import load_processor, make_processor, read_tokenizer
-from llava_prumerge.model.strict_loading import read_config
+from llava_prumerge.model.processors import make_processor, read_tokenizer
 from llava_prumerge.text.hub_files import folder_of, is_offline
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 from llava_prumerge.train.assembly import build_dataset
@@ -71,7 +71,7 @@ def describe_run(arguments: TrainArguments, world_size: int) -> str:
     parts = {"model", "language_model", "vision_tower"} & missing.keys()
     config, processor = (published_config(arguments), None) if parts else read_configuration(arguments)
     with torch.device("meta"):
-        model = prepare_stage(PruMergeLlavaForConditionalGeneration(config), arguments)
+        model = prepare_stage(own_class(stock_class_of(config))(config), arguments)
     shape = shape_of(config)
     kept = kept_tokens(arguments, config, shape)
     unread = processor is None or {"data", "images"} & missing.keys()
@@ -90,13 +90,13 @@ def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, 
     """What the start of the run will be configured as."""
     if arguments.model is not None:
         folder = folder_of(arguments.model, "model=")
-        config = read_config(folder)
+        config = AutoConfig.from_pretrained(folder)
         stored = getattr(config, "reduction", None)
         reduction = stored if arguments.reduction is None else arguments.reduction
-        return PruMergeLlavaConfig.from_llava(config, reduction), load_processor(folder, config)
+        return with_reduction(config, reduction), processor_of(folder, config)
     language, tower = (folder_of(str(getattr(arguments, key)), f"{key}=") for key in ("language_model", "vision_tower"))
     tokenizer = read_tokenizer(language)
-    text, vision = read_config(language), read_tower_config(tower)
+    text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
     image_processor = load_image_processor(tower)
     config = assembled_config(text, vision, tokenizer, arguments.reduction, input_side(image_processor))
     return config, make_processor(tokenizer, image_processor, config)
@@ -131,7 +131,7 @@ def sample_records(arguments: TrainArguments, dataset: QuarantiningDataset) -> S
     picked = [dataset[index * len(dataset) // count] for index in range(count)]
     tokens = sum(len(item["input_ids"]) for item in picked) / count
     answers = sum(int((item["labels"] != -100).sum()) for item in picked) / count * arguments.global_batch
-    images = sum(len(item["pixel_values"]) for item in picked if "pixel_values" in item) / count
+    images = sum(dataset.dataset.rows[index * len(dataset) // count]["images"] for index in range(count)) / count
     return Sampled(
         len(dataset),
         tokens,

@@ -116,6 +116,9 @@ def advice(missing: list[str]) -> str:
         and any((checkout / path).exists() for path in missing)
     ):
         return f"paths are seen from {Path.cwd()}: start it in {checkout}, or give them as key=value"
+    families = [Path(path).name for path in missing if path.startswith("playground/pocket/work/")]
+    if families:
+        return f"python playground/pocket/families.py {families[0]} makes it, python playground/pocket/build.py data the records"
     if all(path.startswith("playground/pocket/") for path in missing):
         return "python playground/pocket/build.py makes them"
     if all(path.startswith("playground/data/") or path == "playground/data" for path in missing):

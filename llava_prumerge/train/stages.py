@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.adapters import (
     ADAPTER_FILE,
-    METHOD_PREFIXES,
-    PROJECTOR_PREFIX,
     Base,
     load_lora,
     load_method,
@@ -21,6 +19,7 @@ from llava_prumerge.model.adapters import (
     plain_name,
 )
 from llava_prumerge.model.assembling import load_projector
+from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.processors import set_template
 from llava_prumerge.text.chat_templates import ChatTemplate, resolve_template
 from llava_prumerge.text.templates import Template
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 # Linear layers of the language model, fused ones too. Bare names (q_proj, ...) would also hit the vision tower's.
-LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)"
-VISION_PREFIX = "model.vision_tower."
+LORA_TARGETS = (
+    r"model\.(?:language|text)_model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)"
+)
 ROLES = ("base", "projector", "method")
 
 
@@ -89,7 +89,7 @@ def start_base(arguments: TrainArguments) -> Base:
 
 def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
     """Freeze what the stage leaves alone, add adapters where it has them. -> the model to train"""
-    model.config.text_config.use_cache = False  # of no use in training, and it fights activation checkpointing
+    model.config.get_text_config().use_cache = False  # of no use in training, and it fights activation checkpointing
     model.requires_grad_(False)
     if arguments.quantization == "nf4" and not is_meta(model):
         quantize_linears(model, LORA_TARGETS, torch.bfloat16 if uses_bf16(arguments) else torch.float32)
@@ -104,10 +104,11 @@ def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
             bias="none",
         )
         model = get_peft_model(model, settings)
+    parts = part_names(model)
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
-        trains = arguments.stage == "full" and not plain.startswith(VISION_PREFIX)
-        if trains or role_of(plain) != "base":
+        role = parts.role(plain)
+        if role in ("projector", "method") or (role == "base" and arguments.stage == "full"):
             parameter.requires_grad_(True)
     return model
 
@@ -115,13 +116,6 @@ def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
 def is_meta(model: nn.Module) -> bool:
     """Whether a model has shapes alone, as a dry run's has."""
     return next(model.parameters()).is_meta
-
-
-def role_of(name: str) -> str:
-    """Which learning rate a parameter has, by its name in the plain model: base, projector or method."""
-    if name.startswith(PROJECTOR_PREFIX):
-        return "projector"
-    return "method" if name.startswith(METHOD_PREFIXES) else "base"
 
 
 def learning_rates(arguments: TrainArguments) -> dict[str, float]:
@@ -147,15 +141,18 @@ def parameter_groups(model: nn.Module, decaying: set[str], arguments: TrainArgum
                 "lr": rates[role],
                 "weight_decay": decay,
             }
+    parts = part_names(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[role_of(plain_name(name)), name in decaying]["params"].append(parameter)
+            groups[parts.role(plain_name(name)), name in decaying]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
 def set_modes(model: nn.Module) -> None:
-    """Keep the frozen vision tower in evaluation mode; Trainer puts the whole model into training mode at each step."""
-    plain_model(model).model.vision_tower.eval()
+    """Keep frozen vision towers in evaluation mode; Trainer puts the whole model into training mode at each step."""
+    host = plain_model(model).model
+    for name in host.tower_names:
+        host.get_submodule(name).eval()
 
 
 def gather_trained(model: nn.Module) -> dict[str, Tensor]:

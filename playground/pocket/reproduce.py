@@ -10,6 +10,7 @@ finished steps are skipped. Its output goes to runs/pocket/logs. --list shows th
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -18,8 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
-from llava_prumerge.ground.command import Parser, command  # noqa: E402
-from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
+from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
 
 STATE = Path("runs/pocket/steps.json")
@@ -106,16 +106,15 @@ def steps() -> list[Step]:
     ]
 
 
-@command()
-def main(words: list[str]) -> None:
-    """The command line."""
-    parser = Parser("playground.pocket.reproduce", __doc__)
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="show the steps and stop")
     parser.add_argument("--only", default="", help="run the steps whose name contains this word")
-    lanes_option(parser)
-    arguments = parser.parse_args(words)
+    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, which share the cores")
+    arguments = parser.parse_args()
     os.chdir(ROOT)
-    plan = chosen(steps(), arguments.only)
+    plan = [step for step in steps() if arguments.only in step.name]
     if arguments.list:
         print("\n".join(f"{step.name:28} {step.line}" for step in plan))
         return
@@ -127,4 +126,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

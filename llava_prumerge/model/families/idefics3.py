@@ -20,6 +20,8 @@ class ShuffledHost(Host):
     """Serves the families that are built alike."""
 
     decoder_name = "text_model"
+    tower_names = ("vision_model",)
+    projector_names = ("connector",)
     vision_model: Any
     connector: Any
 

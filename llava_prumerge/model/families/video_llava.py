@@ -17,6 +17,8 @@ from llava_prumerge.model.vision_tower import encode
 class VideoLlavaHost(Host):
     """Frames are images to the stock code; ranks must touch both towers."""
 
+    tower_names = ("image_tower", "video_tower")
+
     def blank(self) -> dict[str, dict[str, Any]]:
         """An image and a frame."""
         given = super().blank()

@@ -1,0 +1,57 @@
+"""Images of models that see them at sizes of their own: pixels, and what stands for each in the text, by the model's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_prumerge.ground.errors import InputError
+
+_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "text_replacement_offsets")
+_FORMER_NAMES = {"pixel_values_images": "pixel_values"}
+_TYPICAL = (640, 480)
+
+
+class ProcessedImages:
+    """Calls a processor with images alone; the text around them is masked by `conversation`, and comes out the same.
+
+    Args:
+        processor: a model's own.
+
+    Raises:
+        InputError: it takes no images.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        if getattr(processor, "image_token", None) is None or not hasattr(processor, "image_processor"):
+            raise InputError(f"a {type(processor).__name__} takes no images")
+        self.processor = processor
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[str]]:
+        """Images of one sample, in RGB. -> what the model takes of them, end to end; and the text that stands for each"""
+        made = self.processor(
+            text=[self.processor.image_token * len(images)],
+            images=[list(images)],
+            return_tensors="pt",
+            return_text_replacement_offsets=True,
+        )
+        texts = [str(one["replacement"]) for one in made["text_replacement_offsets"][0]]
+        tensors = {_FORMER_NAMES.get(key, key): torch.as_tensor(made[key]) for key in made if key not in _OF_TEXT}
+        return tensors, texts
+
+    def beside(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the model takes beside ids [L], such as which of them are images: [L] each."""
+        if not getattr(self.processor, "return_mm_token_type_ids", False):
+            return {}
+        return {"mm_token_type_ids": torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()])[0])}
+
+    @cached_property
+    def typical_places(self) -> int:
+        """Tokens of an image of 640 x 480 pixels."""
+        _, texts = self([Image.new("RGB", _TYPICAL)])
+        return len(self.processor.tokenizer(texts[0], add_special_tokens=False)["input_ids"])

@@ -1,0 +1,149 @@
+"""Tiny checkpoints of every family with processors to train with: real words, chat templates with ends, generation marks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from decoders import byte_level
+from tiny_families import FAMILIES, PROCESSORS
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
+
+TRAINED = [
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "video_llava",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+]
+MARKS = {"internvl": "<IMG_CONTEXT>\\n"} | dict.fromkeys(
+    ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
+)
+IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>"} | dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>")
+SPECIAL = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<img>",
+    "</img>",
+    "<video>",
+]
+METHOD = {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 1, "keep": 0.5}}
+PARTS = (
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- 'MARK' -}}{%- endif -%}{%- endfor -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}{%- endfor -%}"
+)
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' -%}{{- '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' -}}{%- endif -%}"
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}" + PARTS + "{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}{%- else -%}" + PARTS
+    + "{{- '<|im_end|>\\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)  # fmt: skip
+VICUNA = (
+    "{%- for message in messages -%}{%- if message['role'] == 'user' -%}{{- 'USER: ' -}}" + PARTS + "{{- ' ' -}}{%- else -%}"
+    "{{- 'ASSISTANT:' -}}{%- generation -%}{{- ' ' -}}" + PARTS + "{{- '</s>' -}}{%- endgeneration -%}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+)  # fmt: skip
+
+
+def template_of_family(name: str, marked: bool = False) -> str:
+    """A chat template, with marks around what the model says or without them."""
+    text = (CHATML if name.startswith(("qwen", "internvl", "llava_onevision")) else VICUNA).replace(
+        "MARK", MARKS.get(name, "<image>\\n")
+    )
+    return text if marked else re.sub(r"{%-? (?:end)?generation -?%}", "", text)
+
+
+def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Words and bytes; the tokens that the family's processor asks for."""
+    image, end = IMAGE_TOKENS.get(name, "<image>"), "<|im_end|>" if "im_end" in template_of_family(name) else "</s>"
+    named = {"image_token": image, "video_token": "<video>"}
+    if name == "internvl":
+        named = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": image,
+            "video_token": "<video>",
+        }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=byte_level([*SPECIAL, image]), pad_token="<pad>", bos_token="<s>", eos_token=end, extra_special_tokens=named
+    )  # fmt: skip
+
+
+def write_checkpoint(folder: Path, name: str) -> Path:
+    """A random model of a family with its processor's files."""
+    tokenizer, config = make_tokenizer(name), FAMILIES[name]()[0]
+    config.text_config.vocab_size = len(tokenizer)
+    config.text_config.max_position_embeddings = 2048
+    number = tokenizer.convert_tokens_to_ids
+    for key, token in (("image", IMAGE_TOKENS.get(name, "<image>")), ("video", "<video>")):
+        for attribute in (f"{key}_token_id", f"{key}_token_index"):
+            if hasattr(config, attribute):
+                setattr(config, attribute, number(token))
+    for key in ("vision_start", "vision_end"):
+        if hasattr(config, f"{key}_token_id"):
+            setattr(config, f"{key}_token_id", number(f"<|{key}|>"))
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.generation_config = GenerationConfig(
+        bos_token_id=number("<s>"), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    made, pixels, sizes, settings = PROCESSORS[name]
+    tokenizer.save_pretrained(folder)
+    pixels(**sizes).save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": made.__name__, **settings}))
+    (folder / "chat_template.jinja").write_text(template_of_family(name))
+    return folder
+
+
+def write_records(folder: Path) -> Any:
+    """Records with one image, two, none, in one turn and in several; pictures of different shapes. -> path of the records"""
+    from PIL import Image
+
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    sizes = {"red": (60, 64), "green": (90, 40), "blue": (33, 70), "white": (64, 64)}
+    for number, (colour, size) in enumerate(sizes.items()):
+        noise = Image.effect_noise(size, 40 + 20 * number).convert("RGB")
+        Image.blend(noise, Image.new("RGB", size, colour), 0.6).save(images / f"{colour}.png")
+    talks = [
+        (["red"], [("<image>\nWhat colour is this", "red")]),
+        (["green"], [("<image>\nWhat colour is this", "green"), ("Say the word", "green field")]),
+        ([], [("Say the word", "blue"), ("Say the word", "blue word")]),
+        (["blue", "white"], [("<image>\n<image>\nWhat colour is this", "blue and white")]),
+    ]
+    records = [
+        {
+            "id": f"talk-{number}",
+            **({"image": [f"{name}.png" for name in names]} if names else {}),
+            "conversations": [
+                {"from": role, "value": text}
+                for pair in rounds
+                for role, text in zip(("human", "gpt"), pair, strict=True)
+            ],
+        }
+        for number, (names, rounds) in enumerate(talks)
+    ]
+    (folder / "records.json").write_text(json.dumps(records))
+    return folder / "records.json"
+
+
+def given(families: Path, name: str) -> dict[str, Any]:
+    """A short run on one batch, with a reducer and a pruner."""
+    return {
+        "model": str(families / name), "projector": None, "template": "own", "reduction": METHOD, "max_steps": 4, "save_steps": 2,
+        "data": str(families / "records.json"), "images": str(families / "images"), "learning_rate": 2e-2, "projector_lr": 1e-3,
+        "max_length": 1024, "group_by_modality_length": False,
+    }  # fmt: skip

@@ -1,0 +1,148 @@
+"""Training of every family beyond LLaVA-1.5: its processor's inputs, masks on answers, LoRA and full with a method in place."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from train.family_world import METHOD, TRAINED, given, template_of_family, write_checkpoint, write_records
+from train.launching import assert_same_bits, interrupt, losses_of
+from transformers import AutoConfig
+
+from llava_prumerge.data.collator import Collator
+from llava_prumerge.data.dataset import LlavaDataset
+from llava_prumerge.data.processed_images import ProcessedImages
+from llava_prumerge.model.assembling import processor_of
+from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.part_names import part_names
+from llava_prumerge.text.chat_templates import OWN, resolve_template
+from llava_prumerge.train import assembly
+from llava_prumerge.train.run import main
+
+every = pytest.mark.parametrize("name", TRAINED)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("families")
+    write_records(folder)
+    for name in TRAINED:
+        write_checkpoint(folder / name, name)
+    return folder
+
+
+def dataset_of(families: Path, name: str) -> LlavaDataset:
+    config = AutoConfig.from_pretrained(families / name)
+    processor = processor_of(families / name, config)
+    return LlavaDataset(
+        families / "records.json", families / "images", processor.tokenizer, ProcessedImages(processor),
+        resolve_template(OWN, processor), image_token_id=config.image_token_id, image_tokens=10,
+    )  # fmt: skip
+
+
+def stock_inputs(families: Path, dataset: LlavaDataset, name: str, index: int) -> dict[str, Any]:
+    """A record as the stock processor makes it, with transformers' mask of what the model says."""
+    processor, record, parts = dataset.preprocessor.processor, dataset.rows[index], []
+    images = [Image.open(families / "images" / path).convert("RGB") for path in record["image"]]
+    for turn in record["conversations"]:
+        shown = images if "<image>" in turn["value"] else []
+        text = {"type": "text", "text": turn["value"].replace("<image>\n", "")}
+        content = [*({"type": "image", "image": image} for image in shown), text]
+        parts.append({"role": "user" if turn["from"] == "human" else "assistant", "content": content})
+    return processor.apply_chat_template(
+        parts, chat_template=template_of_family(name, marked=True), tokenize=True, return_dict=True, return_tensors="pt",
+        return_assistant_tokens_mask=True,
+    )  # fmt: skip
+
+
+@every
+def test_items_are_what_the_stock_processor_makes(families: Path, name: str) -> None:
+    dataset = dataset_of(families, name)
+    for index in range(len(dataset)):
+        item, stock = dataset[index], stock_inputs(families, dataset, name, index)
+        assert item["input_ids"].tolist() == stock["input_ids"][0].tolist()
+        own = torch.as_tensor(stock["assistant_masks"])[0].bool()
+        assert item["labels"].tolist() == torch.where(own, item["input_ids"], -100).tolist()
+        assert own.any() and not own.all()
+        for key in set(stock) - {"input_ids", "attention_mask", "assistant_masks"}:
+            found = item["pixel_values" if key == "pixel_values_images" else key]
+            torch.testing.assert_close(
+                found, torch.as_tensor(stock[key])[0] if key.startswith("mm_") else torch.as_tensor(stock[key])
+            )
+        assert ("pixel_values" in item) == bool(dataset.rows[index]["image"])
+
+
+@every
+@torch.no_grad()
+def test_a_batch_is_its_samples(families: Path, name: str) -> None:
+    """Losses of samples alone add up to that of the batch, with images of different shapes and a text without."""
+    dataset = dataset_of(families, name)
+    model, _ = load_model(families / name, reduction=METHOD, device="cpu")
+    items, total, count = [dataset[index] for index in range(4)], 0.0, 0
+    collate = Collator(dataset.tokenizer.pad_token_id)
+    for item in items:
+        batch = collate([item])
+        tokens = int((batch["labels"][:, 1:] != -100).sum())
+        ids = batch.pop("ids")
+        total, count = total + float(model(**batch).loss) * tokens, count + tokens
+        assert ids == [item["id"]]
+    batch = collate(items)
+    batch.pop("ids")
+    assert float(model(**batch).loss) == pytest.approx(total / count, rel=1e-4)
+
+
+@every
+def test_lora_trains_resumes_and_loads(
+    world, families: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one batch again and again; stopped in the middle the same bits; the adapter's folder is the model in training."""
+    run, trainers = tmp_path / "run", []
+    build = assembly.build_trainer
+    monkeypatch.setattr(
+        assembly, "build_trainer", lambda *args, **more: trainers.append(build(*args, **more)) or trainers[-1]
+    )
+    recipe = world.recipe("lora", run, **given(families, name), activation_checkpointing=True, lora_dropout=0.05)
+    assert main(recipe) == 0
+    told = losses_of(run)
+    assert all(map(math.isfinite, told)) and told[-1] < told[0] - 0.05
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["equivalent_tokens"] < lines[-1]["kept_mean"], "the pruner has acted"
+    shutil.copytree(run, tmp_path / "straight")
+    interrupt(run, 2)
+    assert main(recipe) == 0
+    assert_same_bits(run, tmp_path / "straight")
+    dataset = dataset_of(families, name)
+    batch = Collator(dataset.tokenizer.pad_token_id)([dataset[index] for index in range(4)])
+    batch.pop("ids")
+    model, processor = load_model(run, device="cpu")
+    assert model.model.reducer.name == "prumerge_plus" and processor.chat_template == template_of_family(name)
+    with torch.no_grad():
+        trained = trainers[-1].model.eval()(**batch).logits
+        torch.testing.assert_close(model(**batch).logits, trained, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_full_trains_all_but_the_towers(world, families: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    assert (
+        main(
+            world.recipe(
+                "full", run, **given(families, name) | {"learning_rate": 5e-3, "max_steps": 3, "save_steps": 0}
+            )
+        )
+        == 0
+    )
+    told = losses_of(run)
+    assert all(map(math.isfinite, told)) and told[-1] < told[0]
+    before, _ = load_model(families / name, reduction=METHOD, device="cpu")
+    after, _ = load_model(run, device="cpu")
+    assert after.config.model_type == f"prumerge_{name}" and after.model.reducer.name == "prumerge_plus"
+    role, old = part_names(before).role, dict(before.named_parameters())
+    changed = {role(key) for key, value in after.named_parameters() if not torch.equal(value, old[key])}
+    assert changed == {"base", "projector"}
