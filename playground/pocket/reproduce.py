@@ -27,6 +27,8 @@ QUESTIONS = Path("playground/pocket/data/eval")
 RESULTS = Path("runs/pocket/results")
 TABLES = Path("runs/pocket/tables")
 LOGS = Path("runs/pocket/logs")
+PAGES = ("docs/results/pocket.md", "docs/results/pocket_bf16.md")
+"""With the tables of a processor without bf16 arithmetic, and of one with it."""
 ALL_TASKS = "vqav2,sqa,textvqa,pope,mme,mmbench"
 ABLATION_TASKS = "sqa,textvqa,pope,mme"
 # As in scripts/launching.sh: threads that wait must not spin, and large tensors must not be mapped anew each time.
@@ -106,6 +108,19 @@ def steps() -> list[Step]:
     ]
 
 
+def rows_of(text: str) -> list[str]:
+    """The lines of all tables of a Markdown text."""
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def compared(text: str) -> str:
+    """Whether these tables are those of a page of the documentation, to the last digit."""
+    for page in PAGES:
+        if rows_of(text) == rows_of((ROOT / page).read_text(encoding="utf-8")):
+            return f"they are those of {page} to the last digit"
+    return f"they are those of none of {', '.join(PAGES)}: each kind of processor has its own, see {PAGES[0]}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,6 +138,8 @@ def main() -> None:
     lanes.state.pop("tables", None)  # cheap, and the one step that reads what others may have changed
     lanes.run()
     print(f"\nall steps done, {minutes(time.monotonic() - begun)} in this run; the tables are in {TABLES}/")
+    if not arguments.only:
+        print(compared((TABLES / "tables.md").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
