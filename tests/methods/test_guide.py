@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +22,7 @@ from vision_tokens import alone, make_tokens
 
 from llava_prumerge.methods import base, registry
 from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.profiling import reducer as measured
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
 SHAPE = base.DecoderShape(layers=32, hidden=64, heads=4, patches=16)
@@ -102,7 +107,8 @@ def test_the_guide_followed_literally_passes_the_projects_own_tests(tmp_path: Pa
     asked = ["degenerate", "cost", "pruners", "resolve", "registry", "methods_document"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", " or ".join(places)]
-        + [f"tests/methods/test_{name}.py" for name in asked],
+        + [f"tests/methods/test_{name}.py" for name in asked]
+        + ["tests/model/test_every_method.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -110,4 +116,86 @@ def test_the_guide_followed_literally_passes_the_projects_own_tests(tmp_path: Pa
         check=False,
     )
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed and int(passed[1]) > 60, done.stdout[-3000:]
+    assert done.returncode == 0 and passed and int(passed[1]) > 100, done.stdout[-3000:]
+
+
+RECIPE = """
+include: {root}/configs/train/pocket/pretrain.yaml
+language_model: {root}/playground/pocket/backbones/lm
+vision_tower: {root}/playground/pocket/backbones/clip
+data: records.json
+images: .
+global_batch: 2
+per_device_batch: 2
+max_steps: 1
+precision: fp32
+report_to: []
+output_dir: runs/guide
+"""
+SHORTER = {"profiling.reducer": ["--batch", "1", "--repeats", "1"]}
+"""What is added to a line of the page so that it is tried in seconds."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the page's lines name: an image, a recipe with its records, a model, POPE in small."""
+    from PIL import Image
+
+    from llava_prumerge import assemble
+
+    root = Path(__file__).resolve().parents[2]
+    backbones = root / "playground" / "pocket" / "backbones"
+    model, processor = assemble(backbones / "lm", backbones / "clip")
+    model.save_pretrained(tmp_path / "MODEL")
+    processor.save_pretrained(tmp_path / "MODEL")
+    (tmp_path / "CLIP_FOLDER").symlink_to(backbones / "clip")
+    pope = tmp_path / "playground" / "data" / "eval" / "pope"
+    (pope / "val2014").mkdir(parents=True)
+    (pope / "coco").mkdir()
+    generator = np.random.default_rng(0)
+    for path in (tmp_path / "photo.jpg", pope / "val2014" / "0.jpg"):
+        Image.fromarray(generator.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(path)
+    turns = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "a red square"}]
+    records = [{"id": str(at), "image": "photo.jpg", "conversations": turns} for at in range(4)]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    (tmp_path / "RECIPE.yaml").write_text(RECIPE.format(root=root))
+    asked = [
+        {"question_id": at, "image": "0.jpg", "text": f"Is there a {what}?", "label": "yes", "category": "random"}
+        for at, what in enumerate(("cat", "dog"))
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in asked)
+    for path in (pope / "llava_pope_test.jsonl", pope / "coco" / "coco_pope_random.json"):
+        path.write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measured, "BLOCKS", 1)  # of CLIP-L's 23: the line is tried, not the machine
+    return tmp_path
+
+
+def test_the_lines_of_the_page_run_as_they_stand(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the last, which is the test above. Run where the method comes from a file, not from the package."""
+    lines = fenced("bash")[0].strip().splitlines()
+    assert len(lines) == 8 and lines[-1].startswith("python -m pytest ")
+    said = {}
+    for line in lines[:-1]:
+        _, dash, module, *words = shlex.split(line, comments=True)
+        assert dash == "-m"
+        name = module if "." in module else f"{module}.__main__"
+        short = name.removeprefix("llava_prumerge.")
+        main = importlib.import_module(f"{name}.__main__" if short in ("viz", "efficiency") else name).main
+        assert main([*words, *SHORTER.get(short, [])]) == 0, line
+        said[short, words[-1]] = capsys.readouterr().out
+    assert list((place / "runs" / "viz").glob("photo_feature_norm.png"))
+    assert (place / "runs" / "guide" / "finished.json").is_file()
+    results = {
+        path.parent.name: json.loads(path.read_text()) for path in (place / "runs" / "results").glob("*/pope.json")
+    }
+    kept = {result["row"]["method"]: result["kept"]["mean"] for result in results.values()}
+    assert kept == {"feature_norm": 64, "prumerge_plus": 64}
+    compared = said["__main__", "runs/results"]
+    assert "feature_norm budget=64" in compared and "prumerge_plus budget=64" in compared
+    from llava_prumerge import load_model
+
+    model, _ = load_model(
+        "MODEL", reduction=re.search(r'load_model\(MODEL, reduction="(.+?)"\)', GUIDE)[1], device="cpu"
+    )
+    assert model.model.reducer.name == "feature_norm" and model.model.reducer.budget == 64
