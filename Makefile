@@ -56,6 +56,7 @@ docs: $(READY)  ## the documentation as a static site, in site/
 
 bench: $(READY)  ## latency, evaluation and training speed, cost of reducers and pruners, on CPU, into docs/results
 	bash scripts/bench_cpu.sh
+	$(PY) scripts/bench_inputs.py
 
 demo: MODEL ?= $(wildcard runs/pocket-lora-prumerge_plus)
 demo: $(READY)  ## a page on this machine: ask a model about an image, see what a method keeps (MODEL=folder)

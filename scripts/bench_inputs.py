@@ -1,6 +1,9 @@
-"""Time to read, deal out and score 100,000 questions, against a quarter of them: python scripts/bench_inputs.py [--questions N].
+"""Time for 100,000 questions and 665,298 records, against a quarter of them: the end of `make bench`, 6 minutes.
 
-What grows with the square of the input shows as a ratio near 16. 665,298 records: python -m llava_prumerge.data.footprint.
+    python scripts/bench_inputs.py [--questions N] [--records N]
+
+Questions are read, dealt out and scored, records written once to the cache and opened by a rank. What grows with the square
+of the input shows as a ratio near 16, memory that grows with it as a ratio near 4. 0 leaves a half out.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from llava_prumerge.data import footprint  # noqa: E402
 from llava_prumerge.evaluation.answers import pending  # noqa: E402
 from llava_prumerge.evaluation.benchmark import Files, find, read_questions  # noqa: E402
 from llava_prumerge.evaluation.records import EvaluationError  # noqa: E402
@@ -31,7 +35,7 @@ def measure(number: int, folder: Path) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def step(name: str, begun: float) -> None:
-        seconds[name] = time.process_time() - begun
+        seconds[f"s to {name}"] = time.process_time() - begun
 
     begun = time.process_time()
     read = read_questions(asked)
@@ -52,15 +56,33 @@ def measure(number: int, folder: Path) -> dict[str, float]:
     return seconds
 
 
+def measure_records(number: int, folder: Path) -> dict[str, float]:
+    """Seconds by the clock and memory in MB of writing records to the cache, and of a rank that opens them."""
+    found = footprint.measure(folder, folder / f"cache-{number}", number, ranks=1)
+    if found["records"] != number:
+        raise SystemExit(f"error: {found['records']} of {number} records were opened")
+    growth = {f"MB of a rank, {moment}": grown["private"] for moment, grown in found["growth_mb"].items()}
+    return {"s to write": found["convert"]["seconds"], "MB to write": found["convert"]["peak_resident_mb"], **growth}
+
+
+def tell(title: str, many: dict[str, float], few: dict[str, float]) -> None:
+    """A table."""
+    print(title)
+    for name, value in many.items():
+        print(f"  {name:<24}{value:9.2f}   {value / max(few[name], 1e-6):5.1f} times a quarter's")
+
+
 def main() -> int:
-    """Print both sizes, and how the time grew."""
+    """Print both sizes, and how time and memory grew."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--questions", type=int, default=100_000, metavar="N")
-    number = parser.parse_args().questions
-    with tempfile.TemporaryDirectory() as folder:
-        few, many = (measure(size, Path(folder)) for size in (max(number // 4, 1), number))
-    for name, seconds in many.items():
-        print(f"{name:<20}{seconds:8.2f} s   {seconds / max(few[name], 1e-6):5.1f} times a quarter's")
+    parser.add_argument("--records", type=int, default=footprint.RECORDS, metavar="N")
+    given = parser.parse_args()
+    for what, number, work in (("questions", given.questions, measure), ("records", given.records, measure_records)):
+        if number > 0:
+            with tempfile.TemporaryDirectory() as folder:
+                few, many = (work(size, Path(folder)) for size in (max(number // 4, 1), number))
+            tell(f"{number:,} {what}", many, few)
     return 0
 
 

@@ -24,7 +24,7 @@ from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.search_target import SearchKind, SearchTarget
 from llava_prumerge.methods.settings import Settings, setting
-from llava_prumerge.ops.merge import pick
+from llava_prumerge.ops.select import pick
 from llava_prumerge.ops.select import top_mask
 
 

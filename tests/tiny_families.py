@@ -178,16 +178,12 @@ PROCESSORS = {
     "qwen3_vl": (T.Qwen3VLProcessor, T.Qwen2VLImageProcessorPil, QWEN_SIZE, {}),
     "gemma3": (T.Gemma3Processor, T.Gemma3ImageProcessorPil, dict(size={"height": 64, "width": 64}), dict(image_seq_length=16)),
     "paligemma": (T.PaliGemmaProcessor, T.SiglipImageProcessorPil, dict(size={"height": 32, "width": 32}, image_seq_length=16), {}),
-    "mistral3": (
-        T.PixtralProcessor, T.PixtralImageProcessorPil, dict(size={"longest_edge": 64}, patch_size=16),
-        dict(patch_size=8, spatial_merge_size=2),
-    ),
     "idefics3": (
         T.Idefics3Processor, T.Idefics3ImageProcessorPil,
         dict(size={"longest_edge": 128}, max_image_size={"longest_edge": 64}), dict(image_seq_len=16),
     ),
 }  # fmt: skip
-"""The stock classes of a processor and of its part for images, and the settings of both."""
+"""The stock classes of a processor and of its part for images, and the settings of both; those that need no other library."""
 
 
 def write_processor(folder: Path, name: str, template: bool = True) -> None:

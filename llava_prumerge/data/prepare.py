@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -33,6 +34,7 @@ from llava_prumerge.data.record_check import Checker
 from llava_prumerge.data.record_files import SUFFIXES, read_records
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import whole_text, write_text
+from llava_prumerge.ground.naming import shown
 from llava_prumerge.text.chat_templates import OWN
 from llava_prumerge.text.templates import get_template
 
@@ -147,9 +149,11 @@ def json_path(text: str) -> Path:
 
 
 def positive(text: str) -> int:
-    """A number of something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    """A number of something, which fits into an index."""
+    if not re.fullmatch("[0-9]{1,7}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text, 40)} must be a whole number, 1 or more, of seven digits at most"
+        )
     return int(text)
 
 

@@ -97,12 +97,13 @@ def count_image_tokens(folder: Path) -> int:
         except (KeyError, TypeError) as error:
             raise RecipeError(f"{folder / _OPEN_CLIP} describes no vision tower ({error!r})") from error
         return _patches(settings.get("image_size", 224), settings.get("patch_size", 16))
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     llava_prumerge.register()
     try:
         config: Any = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise RecipeError(f"{folder}: no readable config.json ({' '.join(str(error).split())[:200]})") from error
     if getattr(config, "image_seq_length", None) is not None:
         return int(config.image_seq_length)

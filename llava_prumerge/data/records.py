@@ -8,6 +8,7 @@ it, so that one of them neither hides behind the others nor keeps them from bein
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -134,6 +135,8 @@ def arrow_file(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[s
     target = folder / f"{json_path.stem}-{digest[:32]}-v{_CACHE_VERSION}.arrow"
     if not _is_sound(target):
         try:
+            if folder.exists() and not folder.is_dir():
+                raise FileError(folder, "cannot be written: it is a file, not a folder", errno.ENOTDIR)
             with naming(folder, "cannot be written"):
                 folder.mkdir(parents=True, exist_ok=True)
             with _one_writer(target):

@@ -18,6 +18,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from llava_prumerge.efficiency.options import settings_of
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.naming import not_known
@@ -45,7 +46,10 @@ def report(words: Sequence[str]) -> str:
     parser = Parser("llava_prumerge.efficiency", (module.__doc__ or "").split("\n")[0])
     parser.prog += f" {words[0]}"
     module.add_arguments(parser)
-    return module.run(parser.parse_args(words[1:]))
+    given = parser.parse_args(words[1:])
+    if "method" in given:
+        settings_of(given)  # without a method there are none, whatever the command then computes
+    return module.run(given)
 
 
 @command()

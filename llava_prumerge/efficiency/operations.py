@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from llava_prumerge.efficiency.shapes import Cut, LanguageShape, VisionShape
+from llava_prumerge.efficiency.shapes import LanguageShape, VisionShape
+
+if TYPE_CHECKING:
+    from llava_prumerge.model.image_shape import ImageShape
 
 
 class Widths(NamedTuple):
@@ -211,7 +214,7 @@ def tower(shape: VisionShape, patches: int, fused: bool, blocks: int | None = No
     return [linear("patches", 3 * shape.patch**2, shape.width, patches, HALF), *made]
 
 
-def _tower_of_tiles(shape: VisionShape, cut: Cut, patches: int, times: int, fused: bool) -> list[Operation]:
+def _tower_of_tiles(shape: VisionShape, cut: ImageShape, patches: int, times: int, fused: bool) -> list[Operation]:
     """A tower that sees each tile by itself; blocks with a window attend to that many patches."""
     block = Block(shape.width, shape.width, shape.width, shape.heads, shape.intermediate, cut.gated)
     rows, runs = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,32 +15,11 @@ from llava_prumerge.efficiency.errors import EfficiencyError, refuse
 from llava_prumerge.ground.errors import FileError
 from llava_prumerge.ground.reading import read_json
 
+if TYPE_CHECKING:
+    from llava_prumerge.model.image_shape import ImageShape
+
 CLIP = "clip_vision_model"
 DATA = Path(__file__).with_name("shapes.yaml")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a model that is no LLaVA-1.5 makes of one image; see `model.image_shape.ImageShape`, which it is taken from."""
-
-    tiles: int
-    patches: int
-    fold: int
-    tokens: int
-    special: int
-    gated: bool
-    prefix: int
-    window: int
-    whole: int
-    patch_inputs: int
-    tower_parameters: int
-    projector: tuple[tuple[int, int], ...]
-    projector_parameters: int
-
-    @property
-    def units(self) -> int:
-        """Tokens of a tile, without those that are no units."""
-        return self.patches // self.fold
 
 
 @dataclass(frozen=True)
@@ -61,7 +40,7 @@ class VisionShape:
     heads: int
     image: int
     patch: int
-    cut: Cut | None = None
+    cut: ImageShape | None = None
 
     @property
     def side(self) -> int:
@@ -251,10 +230,8 @@ def _shape_of_family(config: dict[str, Any], path: Path, image: tuple[int, int])
         found = image_shape(made, *image, _pixel_settings(path.parent))
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise EfficiencyError(f"{path}: {' '.join(str(error).split())[:300]}") from error
-    known = vars(found)
-    cut = Cut(**{name: known[name] for name in Cut.__dataclass_fields__})
     sides = (math.isqrt(found.patches), 1)
-    vision = VisionShape(found.blocks, found.run, found.width, found.intermediate, found.heads, *sides, cut=cut)
+    vision = VisionShape(found.blocks, found.run, found.width, found.intermediate, found.heads, *sides, cut=found)
     language = language_shape(made.get_text_config().to_dict())
     embeddings = 1 if made.tie_word_embeddings else 2
     return ModelShape(path.parent.resolve().name, vision, replace(language, embeddings=embeddings))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.efficiency.errors import EfficiencyError
-from llava_prumerge.efficiency.shapes import Cut, ModelShape
+from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.methods.cost import Course, TokensLeft
 from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.resolve import Block, Described, resolve
+
+if TYPE_CHECKING:
+    from llava_prumerge.model.image_shape import ImageShape
 
 TEXT = 40
 """Tokens of the prompt around the image: the number the paper states for its cost table."""
@@ -215,7 +218,7 @@ def reduction_counts(shape: ModelShape, reduction: Block, text: int = TEXT, trai
     )
 
 
-def _left_of_tiles(reducer: Any, cut: Cut) -> TokensLeft:
+def _left_of_tiles(reducer: Any, cut: ImageShape) -> TokensLeft:
     """What is left of all tiles, and of what is no patch; an expectation where patches at the border were cut away."""
     each = reducer.tokens_left(cut.units)
     total = cut.tiles * each.tokens + cut.special

@@ -23,7 +23,7 @@ from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.ground.yaml_files import read_yaml
 from llava_prumerge.methods.labels import method_label, method_name
 from llava_prumerge.methods.plugins import load_plugins
-from llava_prumerge.methods.resolve import resolve
+from llava_prumerge.methods.resolve import resolve, stored_reduction
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
 from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.ops.errors import ReductionError
@@ -59,7 +59,10 @@ class Subject:
     @property
     def stored_reduction(self) -> dict[str, Any]:
         """The reduction block of the checkpoint, {} for none."""
-        return self.config.get("reduction") or {}
+        try:
+            return stored_reduction(self.model)
+        except ReductionError as error:
+            raise EvaluationError(str(error)) from error
 
     @cached_property
     def replacement(self) -> dict[str, Any] | None:

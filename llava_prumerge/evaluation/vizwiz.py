@@ -7,7 +7,6 @@ is scored here. LLaVA's question file asks the test split, whose answers are not
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from llava_prumerge.evaluation.benchmark import (
     read_questions,
     without_markers,
 )
+from llava_prumerge.evaluation.human_answers import HumanAnswers, means_by_type, read_human_answers
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -33,11 +33,8 @@ from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
-    field,
-    human_answer,
     identifier,
     index_by,
-    list_field,
     objects,
     read_json,
     read_placed,
@@ -55,11 +52,10 @@ NUMBER = re.compile(r"([0-9]{1,18})\.\w+$")
 
 @dataclass(frozen=True)
 class Photo:
-    """What people answered about one photograph."""
+    """What people answered about one photograph, and whether it can be answered at all."""
 
-    answer_type: str
+    humans: HumanAnswers
     answerable: bool
-    answers: tuple[str, ...]
 
 
 def average_precision(truth: Sequence[bool], scores: Sequence[float]) -> float:
@@ -110,18 +106,14 @@ class VizWiz(Benchmark):
 
     def read_photo(self, record: Record, path: Path) -> Photo:
         """One annotation."""
-        told = objects(list_field(record, "answers", path), path, "a list of answers")
-        answers = tuple(human_answer(field(one, "answer", path), path) for one in told)
-        if not answers:
-            raise EvaluationError(f"{path}: {shorten(record['image'])} has no human answers")
-        kind = text_field({"answer_type": "other"} | record, "answer_type", path)
+        humans = read_human_answers(record, shorten(record["image"]), path)
         answerable = record.get("answerable", 1)
         if answerable not in (0, 1):
             raise EvaluationError(f"{path}: 'answerable' must be 0 or 1, found {shorten(answerable)}")
-        return Photo(kind, bool(answerable), answers)
+        return Photo(humans, bool(answerable))
 
     def part_of(self, reference: Photo) -> str:
-        return reference.answer_type
+        return reference.humans.answer_type
 
     def answer_key(self, record: Record, path: Path) -> Key:
         return identifier(record, path, "image" if "image" in record else "question_id")
@@ -141,17 +133,14 @@ class VizWiz(Benchmark):
     def measure(self, references: Sequence[Photo], texts: Sequence[str], mode: str = "official") -> Score:
         pairs = list(zip(texts, references, strict=True))
         if mode == "official":
-            marks = [agree_with_others(normalise_vqa(text), photo.answers) for text, photo in pairs]
+            marks = [agree_with_others(normalise_vqa(text), photo.humans.answers) for text, photo in pairs]
         else:
-            marks = [score_normalised(text, photo.answers, normalise_m4c) for text, photo in pairs]
-        metrics: dict[str, Any] = {"overall": 100 * math.fsum(marks) / len(marks)}
-        for kind in sorted({photo.answer_type for photo in references}):
-            chosen = [mark for mark, photo in zip(marks, references, strict=True) if photo.answer_type == kind]
-            metrics[kind] = 100 * math.fsum(chosen) / len(chosen)
+            marks = [score_normalised(text, photo.humans.answers, normalise_m4c) for text, photo in pairs]
+        metrics: dict[str, Any] = means_by_type(marks, [photo.humans.answer_type for photo in references])
         said = [normalise_vqa(text) == "unanswerable" for text in texts]
         metrics |= answerability([not photo.answerable for photo in references], said)
         metrics["said_unanswerable"] = 100 * sum(said) / len(said)
-        constant, chance = best_constant([list(photo.answers) for photo in references])
+        constant, chance = best_constant([list(photo.humans.answers) for photo in references])
         return Score.of_marks(
             {**metrics, "mode": mode},
             metrics["overall"],

@@ -9,12 +9,11 @@ of a score.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question, read_questions
+from llava_prumerge.evaluation.human_answers import HumanAnswers, means_by_type, read_human_answers
 from llava_prumerge.evaluation.normalise import (
     agree_with_others,
     best_constant,
@@ -27,29 +26,17 @@ from llava_prumerge.evaluation.records import (
     EvaluationError,
     Key,
     Record,
-    field,
-    human_answer,
     index_by,
-    list_field,
     read_json,
     read_records,
     read_text,
     require_same_keys,
-    text_field,
     whole_identifier,
 )
 from llava_prumerge.evaluation.results import Score
 from llava_prumerge.ground.files import write_json
 
 ANSWER_TYPES = ("yes/no", "number", "other")
-
-
-@dataclass(frozen=True)
-class Humans:
-    """What people answered to one question."""
-
-    answer_type: str
-    answers: tuple[str, ...]
 
 
 def score_official(prediction: str, human: Sequence[str]) -> float:
@@ -85,18 +72,10 @@ class VqaV2(Benchmark):
     def questions(self, files: Files) -> list[Question]:
         return read_questions(files.need("questions"))
 
-    def references(self, files: Files) -> dict[Key, Humans]:
+    def references(self, files: Files) -> dict[Key, HumanAnswers]:
         path = files.need("annotations")
         records = index_by(self.read_envelope(path, "annotations"), lambda record: self.answer_key(record, path), path)
-        references = {
-            key: Humans(
-                text_field({"answer_type": "other"} | record, "answer_type", path),
-                tuple(human_answer(field(one, "answer", path), path) for one in list_field(record, "answers", path)),
-            )
-            for key, record in records.items()
-        }
-        if empty := [key for key, humans in references.items() if not humans.answers]:
-            raise EvaluationError(f"{path}: question {empty[0]} has no human answers")
+        references = {key: read_human_answers(record, f"question {key}", path) for key, record in records.items()}
         if files.questions is not None:
             asked = [self.answer_key(record, files.questions) for record in self.read_asked(files.questions)]
             require_same_keys(references, asked, files.questions, path)
@@ -116,24 +95,19 @@ class VqaV2(Benchmark):
             )
         return records
 
-    def part_of(self, reference: Humans) -> str:
+    def part_of(self, reference: HumanAnswers) -> str:
         return reference.answer_type
 
     def answer_key(self, record: Record, path: Path) -> Key:
         return whole_identifier(record, path)
 
-    def measure(self, references: Sequence[Humans], texts: Sequence[str], mode: str = "normalised") -> Score:
+    def measure(self, references: Sequence[HumanAnswers], texts: Sequence[str], mode: str = "normalised") -> Score:
         pairs = zip(texts, references, strict=True)
         if mode == "official":
             marks = [score_official(text, humans.answers) for text, humans in pairs]
         else:
             marks = [score_normalised(text, humans.answers, normalise_vqa) for text, humans in pairs]
-        metrics = {"overall": 100 * math.fsum(marks) / len(marks)}
-        present = {humans.answer_type for humans in references}
-        for kind in [*ANSWER_TYPES, *sorted(present.difference(ANSWER_TYPES))]:
-            chosen = [mark for mark, humans in zip(marks, references, strict=True) if humans.answer_type == kind]
-            if chosen:
-                metrics[kind] = 100 * math.fsum(chosen) / len(chosen)
+        metrics = means_by_type(marks, [humans.answer_type for humans in references], ANSWER_TYPES)
         constant, chance = best_constant(
             [[normalise_vqa(answer) for answer in humans.answers] for humans in references]
         )

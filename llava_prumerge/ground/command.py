@@ -304,6 +304,17 @@ def _long(option: argparse.Action) -> str:
     return next((name for name in option.option_strings if name.startswith("--")), option.option_strings[0])
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type=` of an option that takes whole numbers from one on."""
+
+    def read(text: str) -> int:
+        if not text.strip().lstrip("+").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
 def pairs(settings: Iterable[str]) -> dict[str, str]:
     """`key=value` words as a dictionary.
 

@@ -12,6 +12,7 @@ from typing import Any
 from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.reading import kind_of, read_json, read_json_object
 from llava_prumerge.ground.yaml_files import read_yaml
+from llava_prumerge.methods.resolve import stored_reduction
 from llava_prumerge.model.families import is_own_type
 from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.model.weight_files import LoadingError, read_index
@@ -69,7 +70,7 @@ class Source:
     @property
     def reduction(self) -> dict[str, Any]:
         """The method block; {} for none."""
-        return self.config.get("reduction") or {}
+        return stored_reduction(self.weights)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
     LlavaProcessor,
@@ -29,7 +28,7 @@ from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, load_tower
 from llava_prumerge.model.processors import make_processor, read_tokenizer
-from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+from llava_prumerge.model.strict_loading import in_one_line, load_strictly, read_config
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
 PROJECTOR_FILE = "mm_projector.safetensors"
@@ -77,8 +76,7 @@ def load_whole(
 
     The processor is None where the folder has none of its files.
     """
-    with in_one_line(path):
-        config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     kind = stock_type(config.model_type)
     if kind not in family_types():
         known = ", ".join(family_types())
@@ -153,8 +151,7 @@ def language_class(path: str | Path) -> type[PreTrainedModel]:
     Raises:
         LoadingError: its configuration cannot be read, or its type is not served.
     """
-    with in_one_line(path):
-        config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     if config.model_type not in SERVED or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         known = ", ".join(kind for kind in SERVED if not kind.endswith("_vl_text"))
         raise LoadingError(f"{path}: a {config.model_type!r} is no language model that is served; there are: {known}")

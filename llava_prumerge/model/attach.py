@@ -25,6 +25,7 @@ from llava_prumerge.model.configuration import (
     stock_config_class,
 )
 from llava_prumerge.model.decoder import SERVED, PrunesLayers, decoder_shape
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.whole import WithReduction
@@ -64,7 +65,7 @@ def own_class(stock: type[PreTrainedModel]) -> type[WithReduction]:
     """The class of a stock class's models with a reduction: what `from_pretrained` builds, and what is saved.
 
     Raises:
-        ValueError: the family is not served.
+        ModelError: the family is not served.
     """
     if issubclass(stock, WithReduction):
         return stock
@@ -118,7 +119,7 @@ def attach(model: Any, reduction: dict[str, Any] | None = None, full_length: boo
         The same object. Saved, it is a checkpoint of type `prumerge_<stock type>` that knows its method.
 
     Raises:
-        ValueError: the family is not served, or the reduction is none.
+        ModelError: the family is not served, or the reduction is none.
     """
     inner = plain(model)
     block = check_reduction(reduction)
@@ -140,7 +141,7 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
         _text_refusal(model.config, family.language) if blocks else None,
     ]
     for reason in filter(None, reasons):
-        raise ValueError(f"no reduction on this {stock_type(model.config.model_type)} model: {reason}")
+        raise ModelError(f"no reduction on this {stock_type(model.config.model_type)} model: {reason}")
     decoder = getattr(inner, family.host.decoder_name)
     _become(inner, in_front_of(family.host, _stock_of(inner)))
     _become(decoder, in_front_of(PrunesLayers, _stock_of(decoder)))
@@ -185,7 +186,7 @@ def _become(module: nn.Module, cls: type) -> None:
         return
     own = vars(module)
     if "forward" in own and "_old_forward" not in own:
-        raise ValueError(
+        raise ModelError(
             f"the forward of {type(module).__name__} is wrapped by another library: attach the reduction before it is"
         )
     module.__class__ = cls
@@ -196,11 +197,11 @@ def _become(module: nn.Module, cls: type) -> None:
 def _check(model: Any) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, PreTrainedModel) or not hasattr(config, "get_text_config"):
-        raise ValueError(f"a {type(model).__name__} is no model of transformers with images")
+        raise ModelError(f"a {type(model).__name__} is no model of transformers with images")
     family_of(stock_type(config.model_type))
     if type(model) is not stock_class_of(config):
         wanted = stock_class_of(config).__name__
-        raise ValueError(f"a reduction goes on a {wanted}, and this is a {type(model).__name__}")
+        raise ModelError(f"a reduction goes on a {wanted}, and this is a {type(model).__name__}")
 
 
 def _text_refusal(config: Any, own: str | None) -> str | None:

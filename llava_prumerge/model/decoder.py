@@ -16,9 +16,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens, VisionReducer
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.layer_projections import LayerProjections
-from llava_prumerge.model.placement import ForwardPass, step_layout
+from llava_prumerge.model.placement import ForwardPass
 from llava_prumerge.model.stretch import FULL, ReducedCache, Stretch, layer_kind, reducing_cache, window_of
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -145,7 +146,7 @@ class PrunesLayers(InitialisesMethods):
     ) -> tuple[Stretch, dict[int, Tensor]]:
         """The tokens passed in, and the positions at which the stretches of earlier turns go on."""
         if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
-            raise ValueError("with a reduction the attention mask must be [B, L], True or 1 for tokens that are real")
+            raise ModelError("with a reduction the attention mask must be [B, L], True or 1 for tokens that are real")
         batch, length = hidden.shape[:2]
         earlier = {} if cache is None else cache.begin_pass(length)
         if length == 1 and earlier and forward_pass.labels is None and forward_pass.is_image is None:
@@ -171,7 +172,7 @@ class PrunesLayers(InitialisesMethods):
         """A pruner acts at prefill; in training on text-only batches too, so that all ranks run the same modules.
 
         Raises:
-            ValueError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh
+            ModelError: the cache holds earlier turns, and with this pruner the outcome would not be that of a fresh
                 run.
         """
         if self.pruner is None or stretch.hidden.shape[1] == 1:
@@ -187,7 +188,7 @@ class PrunesLayers(InitialisesMethods):
 
         def ask(layer: int) -> LayerProjections:
             if layer not in (index, index - 1) or layer < 0:
-                raise ValueError(
+                raise ModelError(
                     f"before layer {index} one can ask about layers {index - 1} and {index}, not about {layer}"
                 )
             if layer not in known:
@@ -238,3 +239,14 @@ class PrunesLayers(InitialisesMethods):
 def _start(following: Tensor | None) -> Tensor | int:
     """Where positions go on: behind those of earlier turns [B], or at zero. -> [B, 1] or 0"""
     return 0 if following is None else following[:, None]
+
+
+def step_layout(position: Tensor, attention_mask: Tensor | None) -> TokenLayout:
+    """The layout of a decoding step: one token of text in each row, at its position [B].
+
+    It is what `ForwardPass.begin` would find out in a dozen small calls, each of them paid per token.
+    """
+    places = position[:, None]  # [B, 1]
+    blank = torch.zeros_like(places, dtype=torch.bool)
+    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
+    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=places, origin=torch.full_like(places, -1))

@@ -112,7 +112,13 @@ def choose_device(device: str | None = None) -> str:
 
 def _check_setting(device: str, seen: int) -> None:
     kind, _, number = device.partition(":")
-    if kind != "cuda":  # mps and others: torch says itself whether it has them
+    if kind != "cuda":
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise DeviceError(f"device={device}: torch cannot use it here; take cpu, cuda or cuda:NUMBER") from error
         return
     if number and not number.isdecimal():
         raise DeviceError(f"device={device}: expected cpu, cuda or cuda:NUMBER")

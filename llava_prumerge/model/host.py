@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, handed_over, takes_features
 from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
 from llava_prumerge.model.statistics import ReductionStatistics
@@ -164,10 +165,10 @@ class Host(Views, InitialisesMethods):
         features = dict(kwargs.pop(ARGUMENT, None) or {})
         features = {name: output for name, output in features.items() if output is not None}
         if features and not self.takes_features:
-            raise ValueError(f"{ARGUMENT} needs transformers 5.18 or later; give pixel_values")
+            raise ModelError(f"{ARGUMENT} needs transformers 5.18 or later; give pixel_values")
         if kwargs.get("input_ids") is None:
             if self.reduces and any(kwargs.get(name) is not None for name in MODALITIES.values()):
-                raise ValueError("pixel_values need input_ids: placeholders cannot be told from embeddings")
+                raise ModelError("pixel_values need input_ids: placeholders cannot be told from embeddings")
             return features, {}
         shared: set[str] = set()
         for modality, pixels in MODALITIES.items():
@@ -176,9 +177,9 @@ class Host(Views, InitialisesMethods):
             get = getattr(self, f"get_{modality}_features")
             accepted = set(inspect.signature(get).parameters) & set(kwargs)
             if modality == "video" and not (self.takes_features or self.old_stock_packs_videos):
-                raise ValueError(f"videos of {self.config.model_type} need transformers 5.18 or later")
+                raise ModelError(f"videos of {self.config.model_type} need transformers 5.18 or later")
             if modality in features:
-                raise ValueError(f"give {pixels} or features of them, not both")
+                raise ModelError(f"give {pixels} or features of them, not both")
             features[modality] = get(return_dict=True, **{name: kwargs[name] for name in accepted})
             shared |= accepted & {pixels, *self.own_arguments}
         return features, {name: kwargs.pop(name) for name in shared}
@@ -202,7 +203,7 @@ class Host(Views, InitialisesMethods):
         if visual is not None:
             return visual
         if self.reducer is not None:
-            raise ValueError(
+            raise ModelError(
                 f"{self.reducer.name} needs the vision tower: it cannot act on features that are given, nor in a prefill "
                 "that is cut into chunks"
             )
@@ -256,7 +257,7 @@ class Host(Views, InitialisesMethods):
         """For tiles of images [N] the text of their sequences, without what is to be predicted. -> [N, T, D], [N, T]"""
         asked = self._asked
         if asked is None:
-            raise ValueError(
+            raise ModelError(
                 f"{self.reducer.name} reads the prompt: encode images in forward or generate, which know it"
             )
         ids = asked.input_ids

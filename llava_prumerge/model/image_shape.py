@@ -52,6 +52,11 @@ class ImageShape:
     projector: tuple[tuple[int, int], ...]
     projector_parameters: int
 
+    @property
+    def units(self) -> int:
+        """Tokens of a tile, without those that are no units."""
+        return self.patches // self.fold
+
 
 def stock_config(values: Mapping[str, Any]) -> Any:
     """The configuration that a config.json's values make, of a checkpoint of ours or a stock one.

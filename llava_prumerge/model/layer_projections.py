@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from llava_prumerge.ops.layout import TokenLayout
-from llava_prumerge.ops.merge import select
+from llava_prumerge.ops.select import select
 
 Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_MAPPING,
-    AutoConfig,
     AutoImageProcessor,
     CLIPImageProcessorPil,
     PreTrainedConfig,
@@ -19,7 +18,7 @@ from transformers import (
 
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.open_clip import OpenClipFolder
-from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+from llava_prumerge.model.strict_loading import in_one_line, load_strictly, read_config
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.tokenizers import IMAGE_TOKEN
@@ -33,8 +32,7 @@ def read_tower_config(path: str | Path) -> PreTrainedConfig:
     """The vision configuration of a tower's folder: a vision model, a whole CLIP, or open_clip's Hub layout."""
     if OpenClipFolder.is_one(path):
         return OpenClipFolder(path).config()
-    with in_one_line(path):
-        config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     return getattr(config, "vision_config", config)
 
 

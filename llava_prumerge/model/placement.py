@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.ops.layout import TokenLayout, shift_labels
 
 
@@ -184,7 +185,7 @@ def place(
         [P, D] features of all images' placeholders in a row, zero at places that are left empty, and what they are.
 
     Raises:
-        ValueError: a tile keeps more tokens than it has units.
+        ModelError: a tile keeps more tokens than it has units.
     """
     device = reduced[0][0].device
     entries = []  # (sort key, place, unit, gone, features) of all tokens
@@ -193,7 +194,7 @@ def place(
         in_a_row = bool((units == units[:, :1] + torch.arange(count)).all()) and bool((units >= 0).all())
         room = int((last - units[:, 0]).amin()) + 1 if in_a_row else count
         if kept > room:
-            raise ValueError(f"an image keeps {kept} tokens but has {room} placeholders")
+            raise ModelError(f"an image keeps {kept} tokens but has {room} placeholders")
         units, last = units.to(device), last.to(device)
         stand = torch.where(origin < 0, last[:, None], units.gather(1, origin.clamp(0, count - 1)))  # [N, K]
         key, there = 2 * stand + (origin < 0), (units >= 0).sum(dim=1, keepdim=True)
@@ -205,8 +206,8 @@ def place(
     if special is not None and len(special):
         at = places.special.to(device)
         entries.append((2 * at, at, torch.full_like(at, -1), torch.zeros_like(at, dtype=torch.bool), special))
-    laid = _laid_out(*(torch.cat(values) for values in zip(*entries, strict=True)), places.lengths)
-    features, source, origin, kept = laid
+    tokens = (torch.cat(values) for values in zip(*entries, strict=True))
+    features, source, origin, kept = _laid_out(*tokens, places.lengths)
     return features, VisualTokens(places.lengths, origin, source, kept, places.tiles)
 
 
@@ -285,13 +286,13 @@ class ForwardPass:
             group: see `model.host.Host.group`.
 
         Raises:
-            ValueError: there are more or fewer placeholders than the images have tokens.
+            ModelError: there are more or fewer placeholders than the images have tokens.
         """
         rows, columns = spots.nonzero(as_tuple=True)
         if len(rows) != (wanted := sum(visual.lengths)):
             each = f"{visual.lengths[0]} tokens each" if len(set(visual.lengths)) == 1 else f"{wanted} tokens"
             images = f"{len(visual.lengths)} {modality}s"
-            raise ValueError(f"{len(rows)} {modality} placeholders do not match {images} of {each}")
+            raise ModelError(f"{len(rows)} {modality} placeholders do not match {images} of {each}")
         lengths = torch.tensor(visual.lengths, device=rows.device)
         first = lengths.cumsum(0) - lengths
         images = rows.new_zeros(len(spots)) if self.images is None else self.images
@@ -337,14 +338,3 @@ class ForwardPass:
             moved = layout.position_ids.gather(1, self.source.clamp(min=0))
             layout = replace(layout, position_ids=moved)
         return layout
-
-
-def step_layout(position: Tensor, attention_mask: Tensor | None) -> TokenLayout:
-    """The layout of a decoding step: one token of text in each row, at its position [B].
-
-    It is what `ForwardPass.begin` would find out in a dozen small calls, each of them paid per token.
-    """
-    places = position[:, None]  # [B, 1]
-    blank = torch.zeros_like(places, dtype=torch.bool)
-    key_mask = ~blank if attention_mask is None else attention_mask[:, -1:].bool()
-    return TokenLayout(is_image=blank, key_mask=key_mask, position_ids=places, origin=torch.full_like(places, -1))

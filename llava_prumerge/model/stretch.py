@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.layer_projections import gate_logits
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -119,7 +120,7 @@ class ReducedCache(DynamicCache):
         """
         turns = method.later_turns
         if self.stretches and ((turns == "none" and (acted or images)) or (turns == "text" and acted and images)):
-            raise ValueError(
+            raise ModelError(
                 f"{method.name} chose the visual tokens of the earlier turns by what it was asked then, and "
                 "would choose others for all turns together: run all of them afresh, without past_key_values"
             )
@@ -128,7 +129,7 @@ class ReducedCache(DynamicCache):
         """Not defined once layers hold different tokens."""
         if not self.stretches:
             return super().crop(tokens_to_remove)
-        raise ValueError(
+        raise ModelError(
             "a cache of reduced tokens cannot be cropped: assisted decoding is not available with a reduction"
         )
 
@@ -142,7 +143,7 @@ def reducing_cache(cache: Cache | None, config: Any) -> ReducedCache:
     """The cache for a pass with a reduction: a new one, the given one, or an empty DynamicCache turned into ours in place.
 
     Raises:
-        ValueError: the given cache is of another class, or holds keys that a reduction knows nothing of.
+        ModelError: the given cache is of another class, or holds keys that a reduction knows nothing of.
     """
     if cache is None:
         return ReducedCache(config=config)
@@ -153,7 +154,7 @@ def reducing_cache(cache: Cache | None, config: Any) -> ReducedCache:
         cache._begin()
         return cache
     held = " with keys of a run without a reduction" if type(cache) is DynamicCache else ""
-    raise ValueError(
+    raise ModelError(
         f"past_key_values is a {type(cache).__name__}{held}; with a reduction layers hold different tokens, which takes "
         "a ReducedCache, an empty DynamicCache, or none"
     )
@@ -299,7 +300,7 @@ class Stretch:
             causal = places <= places[width - queries :, None]
             mask = causal[None, None] & (self._keys >= 0)[:, None, None]
         if not isinstance(mask, Tensor) or mask.dim() != 4:
-            raise ValueError(
+            raise ModelError(
                 f"attn_implementation {self.config._attn_implementation} takes no mask of single tokens, which windows and "
                 "blocks need with a reduction: take sdpa or eager"
             )
@@ -314,7 +315,7 @@ class Stretch:
     def _gated(self, mask: Tensor | None) -> Tensor:
         """Gates on keys, as terms of an additive mask."""
         if not isinstance(mask, Tensor) or mask.dim() != 4:
-            raise ValueError(
+            raise ModelError(
                 "soft gates on keys need an additive attention mask: take attn_implementation sdpa or eager"
             )
         dtype = self.hidden.dtype

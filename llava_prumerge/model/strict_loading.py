@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
 
 from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.hub_names import is_missing, why_missing
@@ -90,6 +92,20 @@ def in_one_line(path: Any) -> Iterator[None]:
         told = " ".join(str(error).split())[:_LONGEST]
         kind = "" if isinstance(error, OSError | SafetensorError) else f"{type(error).__name__}: "
         raise LoadingError(f"{path} cannot be loaded: {kind}{told or 'no reason is given'}") from error
+
+
+def read_config(path: Any) -> PreTrainedConfig:
+    """The configuration of a folder, or of a name on the Hub, as transformers' classes check it.
+
+    Raises:
+        LoadingError: there is none, or it holds a key that its class does not take.
+    """
+    with in_one_line(path):
+        try:
+            return AutoConfig.from_pretrained(path)
+        except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:_LONGEST]
+            raise LoadingError(f"{path} holds no readable config.json: {reason}") from error
 
 
 def check_folder(path: Any, settings: Mapping[str, Any]) -> None:

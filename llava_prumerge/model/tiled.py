@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.vision_tower import encode
@@ -87,13 +88,13 @@ class TiledHost(Host):
 
     def shrunk_places(self, units: int, image_sizes: Tensor, counts: list[int]) -> Places:
         """For families that shrink large maps: those of a base tile and a map for each image."""
-        raise ValueError("the family's packing mixes patches, and nothing says how")
+        raise ModelError("the family's packing mixes patches, and nothing says how")
 
     def reduce_shrunk(
         self, tiles: Tiles, pixels: Tensor, places: Places, image_sizes: Tensor, counts: list[int]
     ) -> Any:
         """For families that shrink large maps."""
-        raise ValueError("the family's packing mixes patches, and nothing says how")
+        raise ModelError("the family's packing mixes patches, and nothing says how")
 
     def lines(self, places: Places) -> Tensor:
         """The line break's feature for each place that holds one. [M, D]"""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import Tiles
 
 
@@ -68,11 +69,11 @@ def tower_spec(tower: nn.Module) -> TowerSpec:
     """What is known of a tower.
 
     Raises:
-        ValueError: nothing is.
+        ModelError: nothing is.
     """
     kind = tower.config.model_type
     if kind not in TOWERS:
-        raise ValueError(f"vision towers of type {kind!r} are not served; there are: {', '.join(sorted(TOWERS))}")
+        raise ModelError(f"vision towers of type {kind!r} are not served; there are: {', '.join(sorted(TOWERS))}")
     return TOWERS[kind]
 
 
@@ -106,12 +107,12 @@ def depth_of(tower: nn.Module, feature_layer: int) -> int:
     """How many blocks make the hidden state of an index, as in LLaVA's configuration.
 
     Raises:
-        ValueError: there is no such hidden state.
+        ModelError: there is no such hidden state.
     """
     blocks = len(blocks_of(tower))
     depth = feature_layer if feature_layer >= 0 else blocks + 1 + feature_layer
     if not 0 <= depth <= blocks:
-        raise ValueError(f"vision_feature_layer {feature_layer} is not there in a tower of {blocks} blocks")
+        raise ModelError(f"vision_feature_layer {feature_layer} is not there in a tower of {blocks} blocks")
     return depth
 
 
@@ -144,7 +145,7 @@ def encode(
         **more: that the tower takes, where it runs whole.
 
     Raises:
-        ValueError: there is no such hidden state, or the sides do not fit.
+        ModelError: there is no such hidden state, or the sides do not fit.
     """
     spec, prefix, depth = tower_spec(tower), prefix_tokens(tower), depth_of(tower, feature_layer)
     grid = patch_grid(tower, pixel_values)
@@ -170,7 +171,7 @@ def patch_grid(tower: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
     height, width = pixel_values.shape[-2:]
     if height % rows or width % columns:
         patch = rows if rows == columns else f"{rows} x {columns}"
-        raise ValueError(f"image sides {height} x {width} are not multiples of the patch size {patch}")
+        raise ModelError(f"image sides {height} x {width} are not multiples of the patch size {patch}")
     return height // rows, width // columns
 
 
@@ -255,7 +256,7 @@ def make_projections(
 
     def projections(own: bool = False) -> tuple[Tensor, Tensor]:
         if own and depth == 0:
-            raise ValueError("vision_feature_layer 0 takes the embeddings: no block made them")
+            raise ModelError("vision_feature_layer 0 takes the embeddings: no block made them")
         which = "own" if own or depth == len(blocks) else "next"
         if which not in asked:
             asked[which] = ask(which)

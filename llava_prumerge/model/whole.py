@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import ForwardPass
 from llava_prumerge.model.stretch import SERVED, ReducedCache, reducing_cache
 from llava_prumerge.model.strict_loading import StrictLoading
@@ -130,12 +131,12 @@ class WithReduction(StrictLoading, InitialisesMethods):
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         wanted = generation_config.cache_implementation
         if wanted not in SERVED:
-            raise ValueError(
+            raise ModelError(
                 f"cache_implementation {wanted!r} is not available with a reduction, whose layers hold different tokens; "
                 "leave it out"
             )
         if generation_config.prefill_chunk_size is not None:
-            raise ValueError("prefill_chunk_size is not available with a reduction, which looks at a prompt as a whole")
+            raise ModelError("prefill_chunk_size is not available with a reduction, which looks at a prompt as a whole")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache, config = model_kwargs.get("past_key_values"), self.config.get_text_config()
         if getattr(cache, "_is_user_defined", False):

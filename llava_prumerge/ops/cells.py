@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from llava_prumerge.ground.errors import InputError
+
 UNEVEN_COST = 2.0
 """A rectangle is preferred unless its cells are this much further from square than those of the best uneven rows."""
 
@@ -95,3 +97,15 @@ def lay_cells(counts: Tensor, rows: Tensor, size: int, grid: tuple[int, int]) ->
     row, ahead = at // counts, at % counts
     column = ahead // rows
     return Cells(row, column, rows, column + (last - ahead) // rows + 1, number < counts, grid)
+
+
+def rectangle(count: int, height: int, width: int) -> tuple[int, int]:
+    """The most nearly square grid of exactly `count` cells that fits into height x width, as (rows, columns).
+
+    Raises:
+        InputError: no such grid exists (a prime larger than a side, say).
+    """
+    fitting = [(rows, count // rows) for rows in range(1, height + 1) if count % rows == 0 and count // rows <= width]
+    if not fitting:
+        raise InputError(f"budget {count} is not rows x columns of a grid within {height} x {width}")
+    return min(fitting, key=lambda cells: abs(cells[0] - cells[1]))

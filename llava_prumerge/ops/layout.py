@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llava_prumerge.ops.errors import ReductionError
+
 IGNORE_INDEX = -100
 
 
@@ -153,10 +155,10 @@ def scatter_back(states: Tensor, layout: TokenLayout, length: int, blank: float 
         [B, L, ...].
 
     Raises:
-        ValueError: the layout has no columns: it does not know where its tokens stood.
+        ReductionError: the layout has no columns: it does not know where its tokens stood.
     """
     if layout.columns is None:
-        raise ValueError("this layout does not say where its tokens stood in what was passed in")
+        raise ReductionError("this layout does not say where its tokens stood in what was passed in")
     place = layout.columns.masked_fill(~layout.key_mask, length)  # padding goes to a place that is cut off
     full = states.new_full((len(states), length + 1, *states.shape[2:]), blank)
     return full.scatter(1, place.view(*place.shape, *[1] * (states.dim() - 2)).expand_as(states), states)[:, :length]

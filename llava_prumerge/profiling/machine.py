@@ -107,3 +107,10 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def result_of_shares(what: str, target_percent: float, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The result of a measurement on the CPU whose rows each have a `share_percent` that should stay below a target."""
+    worst = max(row["share_percent"] for row in rows)
+    told = {"target_percent": target_percent, "worst_percent": worst, "rows": rows}
+    return {"what": what, "machine": describe(torch.device("cpu")), **more, **told}

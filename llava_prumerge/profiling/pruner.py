@@ -26,14 +26,14 @@ from torch import nn
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.options import finish
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
-from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.command import Parser, at_least, command
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape
 from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.registry import build_pruner, method_names
 from llava_prumerge.methods.resolve import resolve_part
-from llava_prumerge.profiling.machine import describe
+from llava_prumerge.profiling.machine import result_of_shares
 from llava_prumerge.profiling.random_model import check_shape
-from llava_prumerge.profiling.timing import ratios, spread
+from llava_prumerge.profiling.timing import ratios, spread, spread_text
 
 LAYERS = 4
 """The first depth at which every method can act by its defaults."""
@@ -181,10 +181,10 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     add_plugin_option(parser)
     parser.add_argument("--models", nargs="+", default=["llava-1.5-7b", "pocket"])
     parser.add_argument(
-        "--batch", nargs="+", type=int, help=f"prompts at a time (default 1, or {SMALL_BATCH} of a small model)"
+        "--batch", nargs="+", type=at_least(1), help=f"prompts at a time (default 1, or {SMALL_BATCH} of a small model)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=3, help="timed forward passes (of a small model ten times as many)"
+        "--repeats", type=at_least(1), default=3, help="timed forward passes (of a small model ten times as many)"
     )
     parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
     given = parser.parse_args(words)
@@ -202,23 +202,13 @@ def benchmark(words: list[str]) -> dict[str, Any]:
                 rows.append(row)
                 print(
                     f"{row['model']:<13} batch {batch}  {row['method']:<14} before layer {row['before_layer']} "
-                    f"({row['tokens'][0]} to {row['tokens'][1]} tokens)  {_spread(row['own_ms'])}  of a layer's "
-                    f"{_spread(row['layer_ms'])}  = {row['share_percent']:.2f}%",
+                    f"({row['tokens'][0]} to {row['tokens'][1]} tokens)  {spread_text(row['own_ms'])}  of a layer's "
+                    f"{spread_text(row['layer_ms'])}  = {row['share_percent']:.2f}%",
                     flush=True,
                 )
-    result = {
-        "what": "pruner",
-        "machine": describe(torch.device("cpu")),
-        "target_percent": TARGET_PERCENT,
-        "worst_percent": max(row["share_percent"] for row in rows),
-        "rows": rows,
-    }
+    result = result_of_shares("pruner", TARGET_PERCENT, rows)
     print(finish(result, given.out))
     return result
-
-
-def _spread(times: dict[str, float]) -> str:
-    return f"{times['median']:.2f} ({times['q1']:.2f} to {times['q3']:.2f})"
 
 
 @command()

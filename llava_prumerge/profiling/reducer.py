@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from llava_prumerge.efficiency.options import finish
-from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.command import Parser, at_least, command
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.registry import build_reducer, method_names
 from llava_prumerge.methods.resolve import resolve_part
-from llava_prumerge.profiling.machine import describe
-from llava_prumerge.profiling.timing import Action, ratios, spread, take_turns
+from llava_prumerge.profiling.machine import result_of_shares
+from llava_prumerge.profiling.timing import Action, ratios, spread, spread_text, take_turns
 
 SIDE, WIDTH, HEADS, BLOCKS, PATCH = 24, 1024, 16, 23, 14
 PEAKS, PEAK, SPREAD = 33, 4.0, 0.2  # logits: normal noise outlies the fence by itself in seven more patches
@@ -142,9 +142,9 @@ def benchmark(words: list[str]) -> dict[str, Any]:
         help='names, files or blocks, such as "{name: pool, rows: 12, columns: 12}"',
     )
     add_plugin_option(parser)
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--batch", nargs="+", type=at_least(1), default=[1, 8])
     parser.add_argument(
-        "--repeats", type=int, default=5, help="rounds: of a forward pass, and five reductions of each method"
+        "--repeats", type=at_least(1), default=5, help="rounds: of a forward pass, and five reductions of each method"
     )
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
     given = parser.parse_args(words)
@@ -157,23 +157,12 @@ def benchmark(words: list[str]) -> dict[str, Any]:
         for row in measure(blocks, images, tower, given.repeats):
             rows.append(row)
             print(
-                f"batch {images}  {row['method']:<14} kept {row['kept_mean']:6.1f}  {_spread(row['reduction_ms'])}  of tower "
-                f"{_spread(row['clip_ms'])}  = {row['share_percent']:.2f}%  (projections alone {row['projections_ms']:.1f})"
+                f"batch {images}  {row['method']:<14} kept {row['kept_mean']:6.1f}  {spread_text(row['reduction_ms'], 1)}  of tower "
+                f"{spread_text(row['clip_ms'], 1)}  = {row['share_percent']:.2f}%  (projections alone {row['projections_ms']:.1f})"
             )
-    result = {
-        "what": "reducer",
-        "machine": describe(torch.device("cpu")),
-        "blocks": BLOCKS,
-        "target_percent": TARGET_PERCENT,
-        "worst_percent": max(row["share_percent"] for row in rows),
-        "rows": rows,
-    }
+    result = result_of_shares("reducer", TARGET_PERCENT, rows, blocks=BLOCKS)
     print(finish(result, given.out))
     return result
-
-
-def _spread(times: dict[str, float]) -> str:
-    return f"{times['median']:.1f} ({times['q1']:.1f} to {times['q3']:.1f})"
 
 
 @command()

@@ -166,3 +166,8 @@ def _status(key: str) -> float:
     """A size of /proc/self/status in bytes."""
     line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{key}:"))
     return 1024.0 * int(line.split()[1])
+
+
+def spread_text(times: Mapping[str, float], digits: int = 2) -> str:
+    """A median with its quartiles: 1.23 (1.20 to 1.30)."""
+    return f"{times['median']:.{digits}f} ({times['q1']:.{digits}f} to {times['q3']:.{digits}f})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.images import ImagePreprocessor, load_image
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
@@ -93,8 +94,9 @@ def make_batches(
 def prepare(given: argparse.Namespace) -> tuple[PruMergeLlavaForConditionalGeneration, list[dict[str, Tensor]], int]:
     """The model, the batches and the number of questions that a command line asks for."""
     pairs = read_pairs(given.questions, given.samples)
+    trusted = trusted_folders(given.trusted)
     model, processor = load_model(given.model, dtype=given.dtype, device=given.device)
     batches = make_batches(
-        pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=given.trusted
+        pairs, given.images, processor, model.config, given.batch_size, given.template, trusted=trusted
     )
     return model, batches, len(pairs)

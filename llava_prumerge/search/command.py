@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_prumerge.ground.command import Main, Parser, command
+from llava_prumerge.ground.command import Main, Parser, at_least, command
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods.plugins import add_plugin_option
 
@@ -45,7 +45,7 @@ def search_parser(module: str, description: str | None, out: Path | None, sample
     parser.add_argument(
         "--limit", "--samples", dest="samples", type=int, default=samples, help="questions to measure on"
     )
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=at_least(1), default=4)
     parser.add_argument("--template", default="vicuna_v1")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, Trainer
+from transformers import Trainer
 
 from llava_prumerge.ground.hub_names import is_hub_name
 from llava_prumerge.methods.labels import method_name
@@ -20,6 +20,7 @@ from llava_prumerge.model.attach import own_class, stock_class_of
 from llava_prumerge.model.configuration import PruMergeLlavaConfig, with_reduction
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, read_tower_config
 from llava_prumerge.model.processors import make_processor, read_tokenizer
+from llava_prumerge.model.strict_loading import read_config
 from llava_prumerge.text.hub_files import folder_of, is_offline
 from llava_prumerge.train.arguments import TrainArguments, accumulation_steps
 from llava_prumerge.train.assembly import build_dataset
@@ -90,13 +91,13 @@ def read_configuration(arguments: TrainArguments) -> tuple[PruMergeLlavaConfig, 
     """What the start of the run will be configured as."""
     if arguments.model is not None:
         folder = folder_of(arguments.model, "model=")
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(folder)
         stored = getattr(config, "reduction", None)
         reduction = stored if arguments.reduction is None else arguments.reduction
         return with_reduction(config, reduction), processor_of(folder, config)
     language, tower = (folder_of(str(getattr(arguments, key)), f"{key}=") for key in ("language_model", "vision_tower"))
     tokenizer = read_tokenizer(language)
-    text, vision = AutoConfig.from_pretrained(language), read_tower_config(tower)
+    text, vision = read_config(language), read_tower_config(tower)
     image_processor = load_image_processor(tower)
     config = assembled_config(text, vision, tokenizer, arguments.reduction, input_side(image_processor))
     return config, make_processor(tokenizer, image_processor, config)

@@ -22,6 +22,8 @@ from llava_prumerge.viz.doors import LOOPBACK
 if TYPE_CHECKING:
     from llava_prumerge.viz.demo_server import DemoServer
 
+LAST_PORT = 65_535
+
 logger = logging.getLogger("llava_prumerge.viz.demo")
 
 
@@ -42,6 +44,8 @@ def serve(words: list[str]) -> DemoServer:
     parser.add_argument("--dtype", default="auto", help="of the weights (default: bfloat16 on a GPU, float32 without)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: a GPU if there is one)")
     given = parser.parse_args(words)
+    if not 0 <= given.port <= LAST_PORT:
+        parser.error(f"--port {given.port} is not within 0 to {LAST_PORT:,}")
 
     from llava_prumerge.model.loading import load_model  # with torch, which the help does not need
     from llava_prumerge.viz.demo_model import DemoModel

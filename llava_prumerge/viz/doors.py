@@ -12,6 +12,8 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from llava_prumerge.ground.errors import InputError
+
 LOOPBACK = "127.0.0.1"
 OWN_NAMES = frozenset({LOOPBACK, "localhost", "::1"})
 CLIENTS = 32  # at a time; one more is turned away
@@ -81,7 +83,12 @@ class GuardedServer(ThreadingHTTPServer):
         self._room = threading.BoundedSemaphore(clients)
         self.ends: dict[int, threading.Timer] = {}  # by thread
         self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        super().__init__(place, handler)
+        try:
+            super().__init__(place, handler)
+        except OSError as error:
+            raise InputError(
+                f"{place[0]}:{place[1]} cannot be served: {error.strerror or error}; see --host and --port"
+            ) from error
 
     def server_bind(self) -> None:
         """Without the base class's look-up of this host's name, which can take seconds."""

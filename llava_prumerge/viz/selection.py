@@ -115,13 +115,12 @@ class Viewer:
 
 def viewer_of_tower(path: str, reducer: VisionReducer) -> Viewer:
     """A viewer on a bare CLIP or SigLIP folder; its second-to-last hidden state is used, as LLaVA-1.5 does."""
-    from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
+    from transformers import CLIPVisionModel, SiglipVisionModel
 
     from llava_prumerge.model.parts import UNUSED_BY_TOWER
-    from llava_prumerge.model.strict_loading import in_one_line, load_strictly
+    from llava_prumerge.model.strict_loading import load_strictly, read_config
 
-    with in_one_line(path):
-        kind = AutoConfig.from_pretrained(path).model_type
+    kind = read_config(path).model_type
     towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     family = kind.removesuffix("_vision_model")
     if family not in towers:

@@ -10,19 +10,20 @@ values are fields of `ClipSettings` and `LanguageSettings`, or keywords of `reco
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import json
 import logging
 import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from llava_prumerge.ground.command import Parser, command, pairs
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.naming import not_known
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -35,13 +36,10 @@ T = TypeVar("T")
 logger = logging.getLogger("pocket.build")
 
 
-def parse_values(pairs: list[str]) -> dict[str, Any]:
-    """Reads key=value pairs; values are JSON where they can be, else text."""
+def parse_values(words: list[str]) -> dict[str, Any]:
+    """Reads key=value words; values are JSON where they can be, else text."""
     made: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise SystemExit(f"{pair!r} is not of the form key=value")
+    for key, value in pairs(words).items():
         try:
             made[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -49,12 +47,29 @@ def parse_values(pairs: list[str]) -> dict[str, Any]:
     return made
 
 
+def check_values(values: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Refuses unknown keys, and values of another type than their key has.
+
+    Args:
+        values: as read.
+        kinds: the type of each key that is known: int, float, bool, str or Path.
+
+    Raises:
+        InputError: the message names the key and what it takes.
+    """
+    for key, value in values.items():
+        if key not in kinds:
+            raise InputError(not_known("setting", key, kinds))
+        taken = {int: (int,), float: (int, float), Path: (str,)}.get(kinds[key], (kinds[key],))
+        if not isinstance(value, taken) or (isinstance(value, bool) and kinds[key] is not bool):
+            raise InputError(f"{key}={value!r} is not of type {kinds[key].__name__}")
+        if kinds[key] in (int, float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+            raise InputError(f"{key}={value!r} is not a number of at least 0")
+
+
 def settings_of(kind: type[T], values: dict[str, Any]) -> T:
-    """A settings dataclass from key=value pairs; an unknown key is an error that names the known ones."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SystemExit(f"unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    """A settings dataclass from key=value pairs."""
+    check_values(values, get_type_hints(kind))
     return kind(**values)
 
 
@@ -77,9 +92,10 @@ def build_data(out: Path, values: dict[str, Any]) -> None:
     """Writes the training sets and the benchmarks; `seed` is for both, every other value for the one that knows it."""
     from playground.pocket import benchmarks, records
 
-    known = {part: set(inspect.signature(part).parameters) - {"out"} for part in (records.build, benchmarks.build)}
-    if unknown := sorted(set(values) - set().union(*known.values())):
-        raise SystemExit(f"unknown {', '.join(unknown)}; known: {', '.join(sorted(set().union(*known.values())))}")
+    known = {part: get_type_hints(part) for part in (records.build, benchmarks.build)}
+    for kinds in known.values():
+        kinds.pop("out"), kinds.pop("return")
+    check_values(values, dict(item for kinds in known.values() for item in kinds.items()))
     for part, names in known.items():
         part(out, **{key: value for key, value in values.items() if key in names})
 
@@ -135,16 +151,16 @@ def build_lm(work: Path, values: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
+@command()
+def main(words: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("playground.pocket.build", __doc__, settings=None)
     parser.add_argument("part", choices=("data", "clip", "lm"))
-    parser.add_argument("values", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    values = parse_values(arguments.values)
+    values = parse_values(arguments.settings)
     if arguments.part == "data":
-        build_data(Path(values.pop("out", HERE / "data")), values)
+        build_data(Path(str(values.pop("out", HERE / "data"))), values)
         return
     work = HERE / "work"
     if values.pop("fresh", False):
@@ -153,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

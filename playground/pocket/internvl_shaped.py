@@ -109,8 +109,8 @@ def write(
     pixels.save_pretrained(out)
     settings = {"processor_class": "InternVLProcessor", "image_seq_length": student.config.image_seq_length}
     file = out / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) | NAMES
-    file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    named = json.loads(file.read_text(encoding="utf-8")) | NAMES
+    file.write_text(json.dumps(named, indent=2), encoding="utf-8")
     (out / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 

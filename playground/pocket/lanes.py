@@ -8,7 +8,6 @@ Two processes of one thread each are a better use of two cores than one process 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -19,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llava_prumerge.ground.command import Parser, at_least
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.ground.files import write_json
+from llava_prumerge.ground.reading import read_json_object
 from playground.pocket.time_left import TimeLeft, share_done
 
 REPORT_EVERY = 15.0  # seconds between two lines on the console
@@ -57,6 +59,23 @@ def minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def lanes_option(parser: Parser) -> None:
+    """`--lanes N`."""
+    parser.add_argument("--lanes", type=at_least(1), default=2, help="steps at a time, which share the cores")
+
+
+def chosen(plan: Sequence[Step], word: str) -> list[Step]:
+    """The steps whose name contains a word.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [step for step in plan if word in step.name]
+    if not found:
+        raise InputError(f"--only {word!r} is part of no step's name; --list shows them")
+    return found
+
+
 def ready(plan: Sequence[Step], state: Mapping[str, float], running: Sequence[Step]) -> list[Step]:
     """Steps that can start now, in order; what is not part of the plan counts as done."""
     planned, started = {step.name for step in plan}, {step.name for step in running}
@@ -87,7 +106,7 @@ class Lanes:
     ) -> None:
         self.plan, self.file, self.logs, self.root = list(plan), state, logs, root
         self.lanes, self.environment = lanes, dict(environment)
-        self.state: dict[str, float] = json.loads(state.read_text()) if state.exists() else {}
+        self.state: dict[str, float] = read_json_object(state) if state.exists() else {}
         for step in self.plan:
             if step.name in self.state and not all((root / path).exists() for path in step.makes):
                 print(f"{step.name}: was done before, but what it made is gone", flush=True)

@@ -10,7 +10,6 @@ finished steps are skipped. Its output goes to runs/pocket/logs. --list shows th
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -19,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
-from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
+from llava_prumerge.ground.command import Parser, command  # noqa: E402
+from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
 
 STATE = Path("runs/pocket/steps.json")
@@ -121,15 +121,16 @@ def compared(text: str) -> str:
     return f"they are those of none of {', '.join(PAGES)}: each kind of processor has its own, see {PAGES[0]}"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    parser = Parser("playground.pocket.reproduce", __doc__)
     parser.add_argument("--list", action="store_true", help="show the steps and stop")
     parser.add_argument("--only", default="", help="run the steps whose name contains this word")
-    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, which share the cores")
-    arguments = parser.parse_args()
+    lanes_option(parser)
+    arguments = parser.parse_args(words)
     os.chdir(ROOT)
-    plan = [step for step in steps() if arguments.only in step.name]
+    plan = chosen(steps(), arguments.only)
     if arguments.list:
         print("\n".join(f"{step.name:28} {step.line}" for step in plan))
         return
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,6 @@ a few training steps, in runs/trial, to see that it works.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -23,10 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
+from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from playground.pocket import reproduce  # noqa: E402
 from playground.pocket.comparison.places import FOLDERS, Places  # noqa: E402
 from playground.pocket.comparison.rows import PLUS, TRAINED, tables  # noqa: E402
-from playground.pocket.lanes import Lanes, Step, minutes  # noqa: E402
+from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
 
 DOCS = Path("docs/results")
@@ -143,24 +143,26 @@ class Plan:
         return (sys.executable, "-m", f"playground.pocket.comparison.{name}")
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    parser = Parser("playground.pocket.reproduce_methods", __doc__)
     parser.add_argument("--list", action="store_true", help="show the steps and stop")
     parser.add_argument("--only", default="", help="run the steps whose name contains this word")
-    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, which share the cores")
+    lanes_option(parser)
     parser.add_argument("--scale", type=float, help=f"size of the benchmarks (default {SCALE:g})")
     parser.add_argument("--trial", action="store_true", help="tiny, in runs/trial")
-    given = parser.parse_args()
-    if given.scale is not None and not given.scale > 0:
+    given = parser.parse_args(words)
+    if given.scale is not None and not 0 < given.scale < float("inf"):
         parser.error(f"--scale {given.scale:g} is not above 0")
     os.chdir(ROOT)
     scale = given.scale or (TRIAL_SCALE if given.trial else SCALE)
     plan = Plan(scale, given.trial)
-    command = " ".join(["python", "playground/pocket/reproduce_methods.py", *sys.argv[1:]])
+    command = " ".join(["python", "playground/pocket/reproduce_methods.py", *words])
     state = plan.places.runs / "pocket" / "steps.json" if plan.trial else reproduce.STATE
     parts = [(plan.trainings(), state), (plan.steps(command), plan.places.root / "steps.json")]
-    parts = [([step for step in steps if given.only in step.name], state) for steps, state in parts]
+    wanted = chosen([step for steps, _ in parts for step in steps], given.only)
+    parts = [([step for step in steps if step in wanted], state) for steps, state in parts]
     if given.list:
         print("\n".join(f"{step.name:34} {step.line}" for steps, _ in parts for step in steps))
         return
@@ -173,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -140,7 +140,8 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path: Pat
     path.write_text(json.dumps([{"id": "a", "conversations": turns("hi", "yes")}]))
     cache.write_text("a file")
     with pytest.raises(
-        FileError, match=rf"^{cache}: cannot be written: .*; \$LLAVA_PRUMERGE_CACHE names another cache$"
+        FileError,
+        match=rf"^{cache}: cannot be written: it is a file, not a folder; \$LLAVA_PRUMERGE_CACHE names another cache$",
     ):
         open_records(path, cache)
 

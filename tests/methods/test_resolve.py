@@ -214,7 +214,7 @@ def test_a_checkpoints_block_is_read_from_its_configuration(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"reduction": {"vision": {"name": "tome"}}}')
     assert stored_reduction(tmp_path) == {"vision": {"name": "tome"}}
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ReductionError, match="config.json cannot be read"):
+    with pytest.raises(ReductionError, match="config.json: line 1, column 2: not JSON"):
         stored_reduction(tmp_path)
 
 

@@ -10,7 +10,8 @@ from tiny_llava import IMAGE, PATCHES, rows_of, tiny_model
 
 from llava_prumerge.methods.base import ReductionError, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, discover
-from llava_prumerge.model.placement import ForwardPass, step_layout
+from llava_prumerge.model.decoder import step_layout
+from llava_prumerge.model.placement import ForwardPass
 
 REDUCTIONS: list[dict[str, Any] | None] = [
     None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava_prumerge.ops.merge import leftover_weights, mix, nearest_weights, select
+from llava_prumerge.ops.select import leftover_weights, mix, nearest_weights, select
 
 
 @pytest.mark.parametrize("merge", ["sum", "neighbours", "average"])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava_prumerge.ops.cells import cell_rows, lay_cells
+from llava_prumerge.methods.vision.random import splitmix
+from llava_prumerge.ops.cells import cell_rows, lay_cells, rectangle
 from llava_prumerge.ops.select import (
     even_mask,
     pack,
     raster_priority,
-    rectangle,
-    splitmix,
     spread_index,
     stride_mask,
     top_mask,

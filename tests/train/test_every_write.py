@@ -1,4 +1,4 @@
-"""A full disk at each write of a run in turn: one line, status 2, nothing half written, and the second start ends as ever."""
+"""Each write of a run refused in turn: one line, status 2, nothing half written, and the second start ends as ever."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from llava_prumerge.train.checkpoints import list_checkpoints, read_fault
 from llava_prumerge.train.run import main
 
+REFUSALS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT)
 EVENTS = ("open", "os.rename", "os.mkdir", "os.truncate")
 
 
@@ -39,7 +40,8 @@ class FullDisk:
             return
         self.seen += 1
         if self.seen == self.fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+            refused = REFUSALS[self.fails_at % len(REFUSALS)]
+            raise OSError(refused, os.strerror(refused), place)
 
     def count(self, folder: Path, fails_at: int) -> None:
         self.folder, self.fails_at, self.seen = str(folder), fails_at, 0

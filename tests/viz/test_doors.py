@@ -8,12 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.viz import demo_server
+from llava_prumerge.viz.demo import main
 from llava_prumerge.viz.demo_server import DemoServer
-from llava_prumerge.viz.doors import LOOPBACK, Doors, host_name
+from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer, host_name
 
 OPEN = "https://page.example"
 
@@ -153,3 +156,21 @@ def test_the_page_forgets_before_it_asks() -> None:
     assert asked.index("clear();") < asked.index("choose an image first") < asked.index("fetch(")
     chosen = script[script.index("const choose") :]
     assert chosen.index("clear(); forget();") < chosen.index("file.size > limit") < chosen.index("image = file")
+
+
+def test_an_address_that_cannot_be_served_is_one_line() -> None:
+    with GuardedServer((LOOPBACK, 0), BaseHTTPRequestHandler) as first:
+        place = f"{LOOPBACK}:{first.server_port}"
+        with pytest.raises(
+            InputError, match=f"^{place} cannot be served: Address already in use; see --host and --port$"
+        ):
+            GuardedServer((LOOPBACK, first.server_port), BaseHTTPRequestHandler)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "7e3"])
+def test_a_port_that_is_none_is_refused_before_the_model_is_loaded(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["no-model", "--port", port]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "--port" in told and told.count("\n") == 1

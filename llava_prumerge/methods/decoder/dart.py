@@ -23,8 +23,7 @@ from llava_prumerge.methods.base import DecoderShape, DecoderTokens
 from llava_prumerge.methods.pruners import BudgetSettings, ScheduledPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import above, at_least, fraction, setting
-from llava_prumerge.ops.merge import select
-from llava_prumerge.ops.select import top_mask
+from llava_prumerge.ops.select import select, top_mask
 from llava_prumerge.ops.token_schedule import constant, down, up
 
 

@@ -13,8 +13,7 @@ from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import setting
-from llava_prumerge.ops.merge import select
-from llava_prumerge.ops.select import pack, raster_priority, top_mask
+from llava_prumerge.ops.select import pack, raster_priority, select, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import ShareReducer, ShareSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.merge import pick
+from llava_prumerge.ops.select import pick
 from llava_prumerge.ops.token_schedule import nearest
 
 

@@ -12,8 +12,8 @@ from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.cost import TokensLeft
 from llava_prumerge.methods.reducers import CellReducer
 from llava_prumerge.methods.registry import register
+from llava_prumerge.ops.cells import rectangle
 from llava_prumerge.ops.errors import ReductionError
-from llava_prumerge.ops.select import rectangle
 
 
 @register("downsample")

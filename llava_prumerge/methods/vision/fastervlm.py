@@ -16,8 +16,7 @@ from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.merge import pick
-from llava_prumerge.ops.select import top_mask
+from llava_prumerge.ops.select import pick, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,8 @@ from llava_prumerge.methods.reducers import PromptSettings, ShareReducer
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.clusters import best_of_cluster, connected_labels, membership, similarity_graph
-from llava_prumerge.ops.merge import group_weights, mix, nearest_centres, pick
 from llava_prumerge.ops.retrieval import centred, contrast_weights, prompt_similarity, queries_of, relevance
-from llava_prumerge.ops.select import ranks_of, top_mask
+from llava_prumerge.ops.select import group_weights, mix, nearest_centres, pick, ranks_of, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import CellReducer
 from llava_prumerge.methods.registry import register
-from llava_prumerge.ops.merge import mix
+from llava_prumerge.ops.select import mix
 
 
 @register("pool")

@@ -25,8 +25,17 @@ from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.errors import ReductionError
-from llava_prumerge.ops.merge import leftover_weights, mix, nearest_weights
-from llava_prumerge.ops.select import even_mask, outlier_mask, pack, raster_priority, stride_mask, top_mask
+from llava_prumerge.ops.select import (
+    even_mask,
+    leftover_weights,
+    mix,
+    nearest_weights,
+    outlier_mask,
+    pack,
+    raster_priority,
+    stride_mask,
+    top_mask,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import Rule, setting
 from llava_prumerge.ops.errors import ReductionError
-from llava_prumerge.ops.merge import select
-from llava_prumerge.ops.select import pack, raster_priority, splitmix, top_mask
+from llava_prumerge.ops.select import pack, raster_priority, select, top_mask
+
+_GOLDEN_RATIO = -0x61C8864680B583EB  # splitmix64's constants as signed numbers
+_FIRST_FACTOR = -0x40A7B892E31B1A47
+_SECOND_FACTOR = -0x6B2FB644ECCEEE15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +55,16 @@ class RandomSample(OutlierReducer):
         keep = top_mask(lots, counts)
         index, valid = pack(keep, raster_priority(keep), size)
         return select(image.features, index), valid, index.masked_fill(~valid, -1)
+
+
+def splitmix(numbers: Tensor) -> Tensor:
+    """Scramble int64 numbers one by one (splitmix64): the same on every device, in every batch. [...] -> [...]"""
+    numbers = numbers + _GOLDEN_RATIO
+    numbers = (numbers ^ _shift_right(numbers, 30)) * _FIRST_FACTOR
+    numbers = (numbers ^ _shift_right(numbers, 27)) * _SECOND_FACTOR
+    return numbers ^ _shift_right(numbers, 31)
+
+
+def _shift_right(numbers: Tensor, places: int) -> Tensor:
+    """Logical shift; torch's own copies the sign bit."""
+    return (numbers >> places) & ((1 << (64 - places)) - 1)

@@ -22,7 +22,7 @@ from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, setting
 from llava_prumerge.ops.matching import bipartite_merge, merge_schedule
-from llava_prumerge.ops.merge import mix
+from llava_prumerge.ops.select import mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from llava_prumerge.methods.cost import TokensLeft
 from llava_prumerge.methods.reducers import PromptSettings, ShareReducer
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
-from llava_prumerge.ops.merge import group_weights, mix, nearest_centres, pick
 from llava_prumerge.ops.retrieval import centred, prompt_similarity, queries_of, union_order
+from llava_prumerge.ops.select import group_weights, mix, nearest_centres, pick
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.merge import group_weights, mix, nearest_centres, pick, select
-from llava_prumerge.ops.select import pack, raster_priority, top_mask
+from llava_prumerge.ops.select import group_weights, mix, nearest_centres, pack, pick, raster_priority, select, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

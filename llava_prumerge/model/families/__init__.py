@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
 from packaging.version import Version
+
+from llava_prumerge.model.errors import ModelError
 
 PREFIX = "prumerge_"
 MAIN = "llava"
@@ -64,11 +66,12 @@ def family_of(model_type: str) -> Family:
     """A family by its stock type.
 
     Raises:
-        ValueError: there is none of that name, or it needs a later release of transformers.
+        ModelError: there is none of that name, or it needs a later release of transformers.
     """
     if model_type not in family_types():
-        raise ValueError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
+        raise ModelError(f"models of type {model_type!r} are not served; there are: {', '.join(family_types())}")
     family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
-    if Version(transformers.__version__) < Version(family.since):
-        raise ValueError(f"{model_type} needs transformers {family.since} or later; this is {transformers.__version__}")
+    here = importlib.metadata.version("transformers")  # which is not imported by whoever only asks for names
+    if Version(here) < Version(family.since):
+        raise ModelError(f"{model_type} needs transformers {family.since} or later; this is {here}")
     return family

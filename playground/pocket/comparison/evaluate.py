@@ -8,7 +8,6 @@ again, after a check that they are this model's.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from llava_prumerge.evaluation.execution import execute, prepare
-from llava_prumerge.evaluation.records import EvaluationError
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
 from playground.pocket.comparison.places import TASKS, Places
 from playground.pocket.comparison.rows import Row, all_rows, tables
@@ -46,24 +45,20 @@ def evaluate(row: Row, places: Places) -> None:
     logger.info("%s: done", row.label)
 
 
-def main() -> int:
-    """The command line. -> exit status: 2 for files or settings that cannot be used"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    parser = Parser("playground.pocket.comparison.evaluate", __doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--table", required=True, choices=[str(table) for table in tables()])
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     places = Places(given.runs, given.root)
     rows = [row for row in all_rows(places.found) if str(row.table) == given.table and not row.why]
-    try:
-        for number, row in enumerate(rows, start=1):
-            logger.info("row %d of %d: %s", number, len(rows), row.label)
-            evaluate(row, places)
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    for number, row in enumerate(rows, start=1):
+        logger.info("row %d of %d: %s", number, len(rows), row.label)
+        evaluate(row, places)
 
 
 if __name__ == "__main__":

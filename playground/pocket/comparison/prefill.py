@@ -8,7 +8,6 @@ that their ratio is fair whatever else the machine does. Token counts are those 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import sys
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llava_prumerge.ground.command import Parser, at_least, command
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.model.loading import load_model
-from llava_prumerge.model.weight_files import LoadingError
-from llava_prumerge.search.calibration import SearchError, make_batches, read_pairs
+from llava_prumerge.search.calibration import make_batches, read_pairs
 from playground.pocket.comparison.places import Places
 from playground.pocket.comparison.rows import REFERENCE, Row, all_rows
 
@@ -83,22 +82,18 @@ def measure_rows(places: Places, questions: int, repeats: int) -> None:
         logger.info("row %d of %d: %s %.1f%%", number, len(todo), row.label, 100 * measured["share_of_full"])
 
 
-def main() -> int:
-    """The command line. -> exit status: 2 for files that cannot be used"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    parser = Parser("playground.pocket.comparison.prefill", __doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--questions", type=int, default=64, help="images whose tokens are counted")
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    parser.add_argument("--questions", type=at_least(1), default=64, help="images whose tokens are counted")
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
-    try:
-        measure_rows(Places(given.runs, given.root), given.questions, given.repeats)
-    except (LoadingError, SearchError) as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    measure_rows(Places(given.runs, given.root), given.questions, given.repeats)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ on the first questions of stage 2's records, which are of the training split.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
+import sys
 from pathlib import Path
 
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.json_lines import write_json_lines
+from llava_prumerge.ground.reading import read_json
 from playground.pocket import benchmarks
 from playground.pocket.comparison.places import Places
 from playground.pocket.records import IMAGE_MARK
@@ -30,20 +31,23 @@ def calibration(records: list[dict]) -> list[dict[str, str]]:
     return [{"image": image, "text": text} for image, text in asked if text.endswith(INSTRUCTION)]
 
 
-def main() -> None:
+@command()
+def main(words: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("playground.pocket.comparison.questions", __doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=0.3, help="of the benchmarks of make reproduce")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not 0 < given.scale < float("inf"):
+        parser.error(f"--scale {given.scale:g} is not a number above 0")
     places = Places(given.runs, given.root)
     benchmarks.build(places.questions, seed=SEED, scale=given.scale)
-    found = calibration(json.loads(RECORDS.read_text("utf-8")))
+    found = calibration(read_json(RECORDS))
     write_json_lines(places.calibration, found)
     logging.getLogger("pocket.comparison").info("%s: %d questions", places.calibration, len(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,6 @@ python -m playground.pocket.comparison.report --runs DIR --root DIR --out docs/r
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from llava_prumerge.evaluation.fingerprint import describe_environment
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import mean_of_means, read_results
+from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.model.loading import load_model
 from playground.pocket.comparison import drawing, pages
@@ -171,27 +171,23 @@ def collect(places: Places, command: str) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """The command line. -> exit status: 2 for results that cannot be used"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command()
+def main(words: list[str]) -> None:
+    """The command line."""
+    parser = Parser("playground.pocket.comparison.report", __doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--command", default="python -m playground.pocket.comparison.report", help="for the first lines"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        content = collect(Places(given.runs, given.root), given.command)
-    except EvaluationError as error:
-        logger.error("error: %s", error)
-        return 2
+    content = collect(Places(given.runs, given.root), given.command)
     write_json(given.out / "methods.json", content, indent=1)
     write_text(given.out / "methods.md", pages.page(content))
     drawing.draw(given.out / "methods.png", content)
     logger.info("%s: methods.md, methods.json, methods.png", given.out)
-    return 0
 
 
 if __name__ == "__main__":
