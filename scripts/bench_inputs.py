@@ -2,7 +2,7 @@
 
     python scripts/bench_inputs.py [--questions N] [--records N]
 
-Questions are read, dealt out and scored, records written once to the cache and opened by a rank. What grows with the square
+Questions are read, dealt out and scored, records written once to the cache and opened by two ranks. What grows with the square
 of the input shows as a ratio near 16, memory that grows with it as a ratio near 4. 0 leaves a half out.
 """
 
@@ -57,8 +57,8 @@ def measure(number: int, folder: Path) -> dict[str, float]:
 
 
 def measure_records(number: int, folder: Path) -> dict[str, float]:
-    """Seconds by the clock and memory in MB of writing records to the cache, and of a rank that opens them."""
-    found = footprint.measure(folder, folder / f"cache-{number}", number, ranks=1)
+    """Seconds by the clock and memory in MB of writing records to the cache, and of each of two ranks that open them."""
+    found = footprint.measure(folder, folder / f"cache-{number}", number, ranks=2)  # what they share is not their own
     if found["records"] != number:
         raise SystemExit(f"error: {found['records']} of {number} records were opened")
     growth = {f"MB of a rank, {moment}": grown["private"] for moment, grown in found["growth_mb"].items()}
