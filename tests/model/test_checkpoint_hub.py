@@ -52,6 +52,9 @@ def test_adapters_name_their_bases_on_the_hub(hub: FakeHub, sources: Path, conve
     named, fixed = (json.loads((tmp_path / name / "base.json").read_text()) for name in ("named", "fixed"))
     assert (named["language_model"]["hub"], named["vision_tower"]["hub"]) == ("lmsys/tiny", "openai/tiny")
     assert COMMIT in fixed["vision_tower"]["path"] and Path(fixed["vision_tower"]["path"]).is_dir()
+    convert(tmp_path / "named", tmp_path / "back", "--to", "original")
+    values = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (values["vocab_size"], values["mm_vision_tower"]) == (320, "openai/clip-vit-large-patch14-336")
     convert(tmp_path / "named", tmp_path / "merged", "--merge")
     convert(sources / "lora", tmp_path / "also", "--language-model", sources / "vicuna", "--vision-tower",
             sources / "clip", "--merge")  # fmt: skip

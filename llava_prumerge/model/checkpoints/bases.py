@@ -125,23 +125,19 @@ def tower_folder(request: Request, name: str | None) -> Path:
 
 def list_language_model(folder: Path, config: PreTrainedConfig, needed: bool) -> list[Stored]:
     """What a language model's folder holds, or would hold where it has its configuration alone and that is enough."""
+    return _list(folder, config, needed, LlamaForCausalLM)
+
+
+def _list(
+    folder: Path, config: PreTrainedConfig, needed: bool, build: Callable[[Any], torch.nn.Module], prefix: str = ""
+) -> list[Stored]:
+    """A folder's tensors; without weights, the keys and shapes of the stock class that `build` makes of its configuration."""
     if needed or has_weights(folder):
         return list_model(folder)
     with torch.device("meta"):
-        return _stored(LlamaForCausalLM(config), config, folder)
-
-
-def _list_tower(folder: Path, config: PreTrainedConfig, needed: bool) -> list[Stored]:
-    if needed or has_weights(folder):
-        return list_model(folder)
-    with torch.device("meta"):
-        return _stored(AutoModel.from_config(config), config, folder, "vision_model.")
-
-
-def _stored(model: torch.nn.Module, config: PreTrainedConfig, folder: Path, prefix: str = "") -> list[Stored]:
-    """The stock class's own keys and shapes."""
+        state = build(config).state_dict()
     kind, file = config.dtype or torch.float32, folder / "config.json"
-    return [Stored(prefix + key, tuple(value.shape), kind, file) for key, value in model.state_dict().items()]
+    return [Stored(prefix + key, tuple(value.shape), kind, file) for key, value in state.items()]
 
 
 def planned_projector(text: PreTrainedConfig, vision: PreTrainedConfig, file: Path, keys: plan.Keys) -> list[Stored]:
@@ -191,7 +187,8 @@ def put_together(
         LOGGER.info("%s holds vision weights of its own; they are taken, not those of %s", request.source, tower)
     else:
         record.taken["vision tower"] = request.called(tower)
-        found |= plan.match(_list_tower(tower, vision, weights_needed and not request.dry_run), CLIP, shapes)
+        needed = weights_needed and not request.dry_run
+        found |= plan.match(_list(tower, vision, needed, AutoModel.from_config, "vision_model."), CLIP, shapes)
     plan.check_complete(found, shapes, f"{request.called(request.source)} with {tower}", (keys, CLIP))
     has_pixels = (tower / "preprocessor_config.json").is_file()
     if not has_pixels and not request.dry_run:

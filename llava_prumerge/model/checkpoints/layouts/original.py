@@ -133,8 +133,7 @@ class Original(layout.Layout):
             # LLaVA's code gives the base so many rows as this says: others than its own would start uninitialised.
             rows = _rows(made.whole)
             if made.base.language_model is not None:
-                file = Path(made.base.language_model) / "config.json"
-                rows = bases.text_config(read_object(file), file).vocab_size
+                rows = made.whole.found[plan.VOCABULARY[0]].sources[0].shape[0]
             tower = _tower_name(made.whole, request, made.base.vision_tower)
             write_json(folder / "config.json", original_config(made.whole, rows, tower))
 
