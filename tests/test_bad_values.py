@@ -40,9 +40,9 @@ viz x.png model=LIST | LIST/config.json: reduction must be
 viz x.png model=NOBODYS | 'nobodys' is not known
 viz questions.jsonl method=prumerge tower={BACKBONES}/clip | questions.jsonl is none of JPEG
 viz x.png method=broken.yaml model=MODEL | broken.yaml
-demo MODEL port=-1 device=cpu | --port -1 is not a number from 0 to 65535
+demo MODEL port=-1 device=cpu | --port -1 is not within 0 to 65,535
 demo MODEL port=65536 device=cpu | --port 65536
-demo MODEL host=not~a~host port=0 device=cpu | --host 'not a host' is no address
+demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served
 demo MODEL device=banana | device=banana: torch cannot use it here; take cpu, cuda or cuda:NUMBER
 demo MODEL dtype=float99 | dtype 'float99' is not known; did you mean 'float32'
 {EVALUATE}MODEL device=banana | device=banana

@@ -1,6 +1,6 @@
 """Where the time of a question goes, for a checkpoint of any family: by part of the model, with and without methods.
 
-    python -m llava_prumerge.inference.profile --model FOLDER IMAGE... [--methods none prumerge_plus fastv ...]
+    python -m llava_prumerge.inference.profile --model FOLDER IMAGE... [--methods none METHOD...]
         [--question TEXT] [--new-tokens 16] [--repeats 5] [--device cpu] [--dtype auto] [--out FILE.json]
 
 Methods take turns, and each is asked once before it counts; the table has medians in milliseconds. `decode` is for each

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import secrets
-import socket
 import traceback
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -17,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import decode_image
-from llava_prumerge.ground.errors import InputError
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.viz.demo_model import Answer, DemoModel
 from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer
@@ -64,12 +62,7 @@ class DemoServer(GuardedServer):
         allowed: tuple[str, ...] = (),
     ) -> None:
         self.model, self.methods, self.chosen, self.doors = model, methods, chosen, Doors(host, allowed)
-        try:
-            super().__init__((host, port), DemoHandler)
-        except OverflowError as error:
-            raise InputError(f"--port {port} is not a number from 0 to 65535") from error
-        except socket.gaierror as error:
-            raise InputError(f"--host {host!r} is no address of this machine") from error
+        super().__init__((host, port), DemoHandler)
 
     @property
     def address(self) -> str:
