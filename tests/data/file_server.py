@@ -58,8 +58,8 @@ def make_handler(state: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             keep = state.breaks.pop(0) if status in (200, 206) and state.breaks else len(content)
+            state.sent += min(keep, len(content))  # before: the client has them sooner than this thread goes on
             self.wfile.write(content[:keep])
-            state.sent += min(keep, len(content))
             if keep < len(content):
                 self.close_connection = True
 
