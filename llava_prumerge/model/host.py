@@ -315,8 +315,8 @@ class Host(Views, InitialisesMethods):
                 image_ids(pixels(number)) if self.reducer.needs_ids else None,
                 class_token=None if early else group.class_token,
             )
-            alone = len(tiles) == 1 or any(True for _ in self.reducer.parameters())
-            reduced.append(self.reducer(image) if alone else self.reducer.directly(image))
+            learns = any(True for _ in self.reducer.parameters())
+            reduced.append(self.reducer(image) if learns else self.reducer.directly(image))
         if not early:
             features = _together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]

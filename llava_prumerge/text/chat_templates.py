@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 OWN = "own"
 """The name that stands for the chat template a model brings along."""
+LLAVA = "LlavaProcessor"
+"""The processor of models that may have been put together from a text model."""
 
 _HEAD = "{#- a text model's own template, with places for images -#}\n"
 _PARTS = """
@@ -261,7 +263,8 @@ def resolve_template(
         raise InputError(
             f"template {OWN!r}: the model brings no chat template along; there are: {', '.join(sorted(TEMPLATES))}"
         )
-    source = with_images(source) if marker == IMAGE_MARKER else source
+    if processor is tokenizer or type(processor).__name__ == LLAVA:  # other processors come with a template for images
+        source = with_images(source) if marker == IMAGE_MARKER else source
     return ChatTemplate(source if system is None else with_system(source, system), tokenizer, marker)
 
 
@@ -290,7 +293,7 @@ def template_of(processor: Any, default: str = DEFAULT) -> Template | ChatTempla
     found = next((one for one in TEMPLATES.values() if source == chat_template(one)), None)
     if found is not None:
         return found
-    from_elsewhere = type(processor).__name__ == "LlavaProcessor" and not (is_text_models(source) or is_ours(source))
+    from_elsewhere = type(processor).__name__ == LLAVA and not (is_text_models(source) or is_ours(source))
     return get_template(default) if from_elsewhere or not source else resolve_template(OWN, processor)
 
 

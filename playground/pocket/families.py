@@ -60,7 +60,6 @@ def qwen2_5_vl(tokenizer: Any) -> tuple[Any, Any, dict[str, Any], str]:
 
     tokenizer.add_tokens(list(CHATML_TOKENS), special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
-    tokenizer.init_kwargs["extra_special_tokens"] = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     number = tokenizer.convert_tokens_to_ids
     rope = dict(rope_type="default", mrope_section=[4, 6, 6], rope_theta=1e4)
     vision = dict(
@@ -98,6 +97,12 @@ def build(family: str, out: Path, seed: int = 0) -> Path:
     model.save_pretrained(out)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(out)
+    written = out / "tokenizer_config.json"
+    values = json.loads(written.read_text())
+    number = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    if config.image_token_id == number:  # what a processor takes for an image's place
+        values["extra_special_tokens"] = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+        written.write_text(json.dumps(values, indent=2) + "\n")
     pixels.save_pretrained(out)
     (out / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return out

@@ -98,6 +98,19 @@ def test_a_batch_is_its_samples(families: Path, name: str) -> None:
 
 
 @every
+def test_text_alone_reaches_the_projector(families: Path, name: str) -> None:
+    """Through a blank image, of which some families cut off a part, and with a gradient of zero."""
+    dataset = dataset_of(families, name)
+    model, _ = load_model(families / name, reduction=METHOD, device="cpu")
+    batch = Collator(dataset.tokenizer.pad_token_id)([dataset[2]])
+    batch.pop("ids")
+    model.train()(**batch).loss.backward()
+    role = part_names(model).role
+    reached = [value.grad for key, value in model.named_parameters() if role(key) == "projector"]
+    assert reached and all(gradient is not None and not gradient.any() for gradient in reached)
+
+
+@every
 def test_lora_trains_resumes_and_loads(
     world, families: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
