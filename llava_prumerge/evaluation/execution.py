@@ -18,7 +18,7 @@ from llava_prumerge.evaluation.benchmark import Benchmark, Files, Question
 from llava_prumerge.evaluation.fingerprint import describe_environment
 from llava_prumerge.evaluation.records import EvaluationError, Record, read_object
 from llava_prumerge.evaluation.results import Score, summarise_kept, write_result
-from llava_prumerge.evaluation.settings import Settings, parse_generation
+from llava_prumerge.evaluation.settings import EvaluationSettings, parse_generation
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.ground.yaml_files import read_yaml
 from llava_prumerge.methods.labels import method_label, method_name
@@ -47,7 +47,7 @@ class Subject:
     """
 
     model: str
-    settings: Settings
+    settings: EvaluationSettings
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class LoadedModel:
         self.dtype = automatic if subject.settings.dtype == "auto" else subject.settings.dtype
 
     @cached_property
-    def parts(self) -> tuple[Any, Any]:
+    def model_and_processor(self) -> tuple[Any, Any]:
         """Model and processor."""
         from llava_prumerge.evaluation.generate import decode_plainly
         from llava_prumerge.model.loading import load_model
@@ -273,7 +273,7 @@ class LoadedModel:
     @property
     def placeholders(self) -> int:
         """Visual tokens of an image without reduction, for models whose images all have the same number."""
-        return self.subject.config.get("image_seq_length") or self.parts[0].config.image_seq_length
+        return self.subject.config.get("image_seq_length") or self.model_and_processor[0].config.image_seq_length
 
     def answer(self, run: Run) -> list[Record] | None:
         """Make a run's answer file complete; its records on rank 0, None on others."""
@@ -281,7 +281,7 @@ class LoadedModel:
 
         start, settings = time.perf_counter(), run.subject.settings
         if pending(run.answers, run.questions):
-            model, processor = self.parts
+            model, processor = self.model_and_processor
             limit = run.max_new_tokens
             generate(
                 model,

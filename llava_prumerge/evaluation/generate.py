@@ -19,7 +19,7 @@ from llava_prumerge.evaluation.answers import AnswerWriter, answer_record, pendi
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, make_prefix_cache
 from llava_prumerge.evaluation.prompts import Prompter, make_prompter, on_device, picture_of
-from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.evaluation.settings import EvaluationSettings
 from llava_prumerge.ground import ranks
 from llava_prumerge.model.chat import fixed_places
 
@@ -179,7 +179,7 @@ def generate(
     questions: Sequence[Question],
     images: Path | None,
     answers: Path,
-    settings: Settings,
+    settings: EvaluationSettings,
     max_new_tokens: int,
     model_id: str,
     ranks: Ranks,

@@ -15,7 +15,7 @@ from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor, decode_base64, load_image
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.evaluation.settings import EvaluationSettings
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.text.chat_templates import asked_with
 
@@ -45,7 +45,7 @@ class Prompter:
         images: the folder of the images.
     """
 
-    def __init__(self, processor: Any, settings: Settings, images: Path | None) -> None:
+    def __init__(self, processor: Any, settings: EvaluationSettings, images: Path | None) -> None:
         self.tokenizer = processor.tokenizer
         self.images, self.settings = images, settings
         self.encoded: dict[tuple[str, bool], list[int]] = {}
@@ -98,7 +98,9 @@ class TemplatePrompter(Prompter):
         places: placeholders of an image.
     """
 
-    def __init__(self, processor: Any, settings: Settings, images: Path | None, image: int, places: int) -> None:
+    def __init__(
+        self, processor: Any, settings: EvaluationSettings, images: Path | None, image: int, places: int
+    ) -> None:
         super().__init__(processor, settings, images)
         self.preprocess = ImagePreprocessor(processor.image_processor, aspect=settings.aspect)
         self.image, self.places, self.template = image, places, asked_with(settings.template, processor)
@@ -157,7 +159,7 @@ class ChatPrompter(Prompter):
         config: the model's.
     """
 
-    def __init__(self, processor: Any, settings: Settings, images: Path | None, config: Any) -> None:
+    def __init__(self, processor: Any, settings: EvaluationSettings, images: Path | None, config: Any) -> None:
         self.chat = ChatProcessor(processor, config, settings.template)
         super().__init__(processor, settings, images)
 
@@ -176,7 +178,7 @@ class ChatPrompter(Prompter):
         return self.chat([(question.text, []) for question in questions]) if pictures is None else pictures
 
 
-def make_prompter(processor: Any, config: Any, settings: Settings, images: Path | None) -> Prompter:
+def make_prompter(processor: Any, config: Any, settings: EvaluationSettings, images: Path | None) -> Prompter:
     """The one that goes with a model.
 
     Args:

@@ -19,7 +19,7 @@ CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How answers are made, and how the result is called.
 
     Attributes:
@@ -64,11 +64,11 @@ class Settings:
     train: str | None = None
 
 
-SETTING_NAMES = tuple(field.name for field in dataclasses.fields(Settings) if field.name != "overrides")
+SETTING_NAMES = tuple(field.name for field in dataclasses.fields(EvaluationSettings) if field.name != "overrides")
 """What can be set by name; beside these, the method's settings."""
 
 
-def parse_generation(values: Mapping[str, str]) -> Settings:
+def parse_generation(values: Mapping[str, str]) -> EvaluationSettings:
     """Typed settings from text; a key that neither an evaluation nor any method has is an error that names the known ones."""
     typed: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def parse_generation(values: Mapping[str, str]) -> Settings:
     for key, accepted in {**CHOICES, "train": TRAINED}.items():
         if key in typed and typed[key] not in accepted:
             raise EvaluationError(f"{key} must be one of {', '.join(accepted)}, not {typed[key]!r}")
-    return Settings(**typed, overrides=overrides)
+    return EvaluationSettings(**typed, overrides=overrides)
 
 
 def read_trusted(value: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.answers import gather
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.settings import Settings, parse_generation
+from llava_prumerge.evaluation.settings import EvaluationSettings, parse_generation
 from llava_prumerge.ground.command import Parser, command, pairs
 from llava_prumerge.methods.cost import Benchmark
 from llava_prumerge.methods.labels import label_of
@@ -62,7 +62,7 @@ class Run:
 
     questions: Sequence[Question]
     images: Path | None
-    settings: Settings
+    settings: EvaluationSettings
     max_new_tokens: int
 
 
@@ -189,7 +189,7 @@ def describe(name: str, seconds: dict[str, list[float]], questions: int) -> dict
     }
 
 
-def load(arguments: argparse.Namespace, settings: Settings) -> Contestants:
+def load(arguments: argparse.Namespace, settings: EvaluationSettings) -> Contestants:
     """The model of a folder, or one put together from backbones, its projector at random unless one is given."""
     import torch
 
@@ -212,7 +212,7 @@ def load(arguments: argparse.Namespace, settings: Settings) -> Contestants:
     return Contestants(model.to(device).eval(), processor)
 
 
-def named_blocks(names: Sequence[str] | None, settings: Settings) -> dict[str, dict[str, Any]]:
+def named_blocks(names: Sequence[str] | None, settings: EvaluationSettings) -> dict[str, dict[str, Any]]:
     """The methods to compare by what they were called; settings of methods go on top of each."""
     from llava_prumerge.methods.registry import measured_methods
 
@@ -224,7 +224,7 @@ def named_blocks(names: Sequence[str] | None, settings: Settings) -> dict[str, d
         raise EvaluationError(str(error)) from error
 
 
-def run_command(arguments: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+def run_command(arguments: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
     """Compare. -> what is printed last"""
     if bool(arguments.model) == bool(arguments.language_model and arguments.vision_tower):
         raise EvaluationError("give --model, or both --language-model and --vision-tower")

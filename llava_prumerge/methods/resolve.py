@@ -65,7 +65,7 @@ def resolve(described: Described, settings: Mapping[str, Any] | None = None, own
     """
     if described is None and not settings:
         return None
-    block = _parts(own if described is None else described)
+    block = _described(own if described is None else described)
     return checked(_with_settings(block, settings or {}))
 
 
@@ -172,7 +172,7 @@ def read_method_file(path: Path) -> Block:
     return checked(_of_file(path))
 
 
-def _parts(described: Described) -> Block:
+def _described(described: Described) -> Block:
     """What a description names, not checked yet."""
     if described is None:
         return {}
@@ -246,7 +246,7 @@ def _of_mapping(content: Any, what: str) -> Block:
     if isinstance(content, Mapping) and set(content) == {"reduction"}:
         content = content["reduction"] or {}
     if isinstance(content, str):
-        return _parts(content)
+        return _described(content)
     if not isinstance(content, Mapping):
         raise ReductionError(f"{what} has the keys vision and decoder, or name; this is {content!r}")
     if "name" in content:
@@ -266,7 +266,7 @@ def _part(site: str, part: Any) -> dict[str, Any]:
             raise ReductionError(f"{PREFIX}{site} is {dict(part)!r}; it must name a method, as {{name: NAME}}")
         block = _of_named(part)
     elif isinstance(part, str):
-        block = _parts(part)
+        block = _described(part)
     else:
         raise ReductionError(f"{PREFIX}{site} is {part!r}; it must name a method, as {{name: NAME}}")
     for other in block.keys() - {site}:

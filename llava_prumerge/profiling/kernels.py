@@ -29,7 +29,7 @@ from llava_prumerge.methods.base import VisionTokens
 from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.profiling.latency import DTYPES, find_device, parse_method
 from llava_prumerge.profiling.machine import describe
-from llava_prumerge.profiling.parts import ALL, STOCK, Setting, Subject, System, make_systems
+from llava_prumerge.profiling.parts import ALL, STOCK, Subject, System, Workload, make_systems
 from llava_prumerge.profiling.random_model import cut_down
 from llava_prumerge.profiling.timing import Action, ratios, spread, take_turns
 
@@ -84,7 +84,7 @@ def host_waits(action: Action, device: torch.device) -> list[str]:
     return [f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}" for warning in told]
 
 
-def reductions(subject: Subject, system: System, setting: Setting) -> dict[str, Action]:
+def reductions(subject: Subject, system: System, setting: Workload) -> dict[str, Action]:
     """The reduction without the projections it asks for, as it is and compiled at a fixed budget."""
     pixels = subject.draw(setting.batch, 3, subject.shape.vision.image, subject.shape.vision.image)
     reducer, model = system.reducer, cast(Any, subject.adopt(system).model)
@@ -108,7 +108,7 @@ def reductions(subject: Subject, system: System, setting: Setting) -> dict[str, 
 
 
 @torch.inference_mode()
-def measure(subject: Subject, setting: Setting, systems: list[System], repeats: int) -> Iterator[dict[str, Any]]:
+def measure(subject: Subject, setting: Workload, systems: list[System], repeats: int) -> Iterator[dict[str, Any]]:
     """Each part of one setting: kernels, busy time, time by events, host waits, share of the tower."""
     whole = subject.actions(setting, systems)
     actions = {name: action for name, action in whole.items() if name.split("|")[0] in ASKED}
@@ -171,7 +171,7 @@ def main(words: list[str]) -> None:
     result: dict[str, Any] = {"what": "kernels", "machine": describe(device), "model": shape.name}
     result |= {"dtype": given.dtype, "prompt": given.prompt, "rows": []}
     for batch in given.batch:
-        for row in measure(subject, Setting(batch, given.prompt, given.answer, given.dtype), systems, given.repeats):
+        for row in measure(subject, Workload(batch, given.prompt, given.answer, given.dtype), systems, given.repeats):
             result["rows"].append(row)
             if given.out:
                 write_json(given.out, result, indent=1)

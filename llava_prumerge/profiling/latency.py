@@ -36,7 +36,7 @@ from llava_prumerge.methods.resolve import resolve_part
 from llava_prumerge.profiling.latency_report import as_text, draw, read_result
 from llava_prumerge.profiling.machine import describe
 from llava_prumerge.profiling.measurement import measure_cell
-from llava_prumerge.profiling.parts import Setting, Subject, System, make_systems
+from llava_prumerge.profiling.parts import Subject, System, Workload, make_systems
 from llava_prumerge.profiling.random_model import cut_down
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def default_methods(shape: ModelShape) -> list[str]:
     return [f"{name}={tokens}" for tokens, name in sorted(found, reverse=True)]
 
 
-def settings_of(given: argparse.Namespace) -> list[Setting]:
+def settings_of(given: argparse.Namespace) -> list[Workload]:
     """The cells: the first value of each list, then every other one in its place."""
     lists = {name: getattr(given, name) for name in ("batch", "prompt", "answer", "dtype", "attn")}
     for name in ("batch", "prompt", "answer"):
@@ -77,7 +77,7 @@ def settings_of(given: argparse.Namespace) -> list[Setting]:
         for value in lists[name]:
             if value not in known:
                 raise refuse(name, value, known)
-    first = Setting(**{name: values[0] for name, values in lists.items()})
+    first = Workload(**{name: values[0] for name, values in lists.items()})
     others = [replace(first, **{name: value}) for name, values in lists.items() for value in values[1:]]
     cells = list(dict.fromkeys([first, *others]))
     return sorted(cells, key=lambda cell: (cell.dtype, cell.attn) != (first.dtype, first.attn))  # first model first
@@ -86,7 +86,7 @@ def settings_of(given: argparse.Namespace) -> list[Setting]:
 def measure(
     shape: ModelShape,
     systems: list[System],
-    settings: list[Setting],
+    settings: list[Workload],
     device: torch.device,
     repeats: int,
     seconds: float | None = None,
@@ -137,7 +137,7 @@ def measure(
     yield result
 
 
-def build(shape: ModelShape, setting: Setting, device: torch.device) -> Subject | None:
+def build(shape: ModelShape, setting: Workload, device: torch.device) -> Subject | None:
     """A setting's model; None where memory or a library it needs is not there."""
     gc.collect()
     if device.type == "cuda":

@@ -23,7 +23,7 @@ def read_result(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EfficiencyError(f"{path}: there is no such file")
     result = read_json_object(path)
-    if not isinstance(result, dict) or result.get("what") != "latency" or "runs" not in result:
+    if result.get("what") != "latency" or "runs" not in result:
         raise EfficiencyError(f"{path} is no result of the latency command")
     return result
 

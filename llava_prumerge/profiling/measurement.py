@@ -13,7 +13,7 @@ from llava_prumerge.efficiency.roofline import honest_seconds, products
 from llava_prumerge.efficiency.shapes import ModelShape
 from llava_prumerge.efficiency.tokens import TokenCounts, constant_counts
 from llava_prumerge.profiling.machine import Peaks, find_peaks
-from llava_prumerge.profiling.parts import ALL, STOCK, Setting, Subject, System
+from llava_prumerge.profiling.parts import ALL, STOCK, Subject, System, Workload
 from llava_prumerge.profiling.timing import peak_memory, ratios, spread, take_turns
 
 FLOORS = ("tower", "projector", "prefill", "decode")
@@ -25,7 +25,7 @@ def counts_of_tokens(shape: ModelShape, tokens: int, text: int) -> TokenCounts:
     return replace(constant_counts(shape, tokens, text), projected=tokens)
 
 
-def floors_of(shape: ModelShape, setting: Setting, tokens: int, peaks: Peaks, width: int) -> dict[str, float]:
+def floors_of(shape: ModelShape, setting: Workload, tokens: int, peaks: Peaks, width: int) -> dict[str, float]:
     """Least seconds of each part by the roofline model, at the peaks of the machine.
 
     Args:
@@ -50,7 +50,7 @@ def floors_of(shape: ModelShape, setting: Setting, tokens: int, peaks: Peaks, wi
 @torch.inference_mode()
 def measure_cell(
     subject: Subject,
-    setting: Setting,
+    setting: Workload,
     systems: Sequence[System],
     repeats: int,
     seconds: float | None = None,
@@ -91,7 +91,7 @@ def measure_cell(
 
 
 def compare(
-    times: dict[str, list[float]], shape: ModelShape, setting: Setting, systems: Sequence[System]
+    times: dict[str, list[float]], shape: ModelShape, setting: Workload, systems: Sequence[System]
 ) -> list[dict[str, Any]]:
     """The ratios a reader asks for, each round's own, with what arithmetic promises where it does.
 
@@ -139,7 +139,7 @@ def compare(
     return found
 
 
-def memory_of(subject: Subject, setting: Setting, systems: Sequence[System]) -> list[dict[str, Any]]:
+def memory_of(subject: Subject, setting: Workload, systems: Sequence[System]) -> list[dict[str, Any]]:
     """Peak memory of the whole way beyond the weights, and the weights."""
     weights = sum(value.numel() * value.element_size() for value in subject.model.parameters())
     pixels = subject.draw(setting.batch, 3, subject.shape.vision.image, subject.shape.vision.image)

@@ -25,8 +25,8 @@ STOCK, ALL = "stock", "all tokens"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One cell of the matrix.
+class Workload:
+    """What is asked of a model at once: one cell of the matrix.
 
     Attributes:
         batch: sequences, an image in each.
@@ -113,7 +113,7 @@ class Subject:
         self.keys.logits = None if system.logits is None else system.logits.to(self.device, self.dtype)
         return self.model
 
-    def actions(self, setting: Setting, systems: Sequence[System]) -> dict[str, Action]:
+    def actions(self, setting: Workload, systems: Sequence[System]) -> dict[str, Action]:
         """Every part of every system by "part|system"; parts that depend on the number of tokens alone come once."""
         pixels = self.draw(setting.batch, 3, self.shape.vision.image, self.shape.vision.image)
         tower = self.model.model.encode_images(pixels)
@@ -133,7 +133,7 @@ class Subject:
             found[f"end to end|{system.name}"] = self.generation(system, setting, pixels)
         return found
 
-    def _reduction(self, system: System, tower: Any, setting: Setting) -> Action:
+    def _reduction(self, system: System, tower: Any, setting: Workload) -> Action:
         prompt = self.draw(setting.batch, setting.prompt, self.shape.language.hidden)
         given = prompt, torch.ones(prompt.shape[:2], dtype=torch.bool, device=self.device)
         features = tower.features
@@ -147,7 +147,7 @@ class Subject:
 
         return Action(lambda tokens: system.reducer(tokens), fresh)
 
-    def _by_tokens(self, system: System, setting: Setting) -> dict[str, Action]:
+    def _by_tokens(self, system: System, setting: Workload) -> dict[str, Action]:
         """Projector, prefill and decoding at a system's number of visual tokens; prefill and decoding of the stock model too."""
         batch, tokens = setting.batch, system.tokens
         features = self.draw(batch, tokens, self.shape.vision.width)
@@ -171,7 +171,7 @@ class Subject:
 
         return Action(decode, lambda: fork(cache), answer)
 
-    def generation(self, system: System, setting: Setting, pixels: Tensor) -> Action:
+    def generation(self, system: System, setting: Workload, pixels: Tensor) -> Action:
         """The whole way from pixels to the answer's last token."""
         placeholder = self.model.config.image_token_id
         text = torch.randint(1, placeholder, (setting.batch, setting.prompt), generator=self.generator)

@@ -19,7 +19,7 @@ from llava_prumerge.evaluation.execution import LoadedModel, prepare
 from llava_prumerge.evaluation.generate import Ranks, generate, make_batches
 from llava_prumerge.evaluation.prompts import make_prompter
 from llava_prumerge.evaluation.records import EvaluationError, read_records
-from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.evaluation.settings import EvaluationSettings
 from llava_prumerge.model.loading import load_model
 
 SUFFIX = "Answer the question using a single word or phrase."  # as in conftest.py
@@ -82,7 +82,7 @@ def test_images_off_asks_the_same_without_images(command, tmp_path: Path) -> Non
 
 def test_a_finished_run_is_scored_again_without_the_model(command, monkeypatch: pytest.MonkeyPatch) -> None:
     first = command("run", "pope")
-    monkeypatch.setattr(LoadedModel, "parts", property(lambda self: pytest.fail("the model was loaded")))
+    monkeypatch.setattr(LoadedModel, "model_and_processor", property(lambda self: pytest.fail("the model was loaded")))
     assert command("run", "pope") == first
 
 
@@ -131,7 +131,7 @@ def test_batches_answer_as_single_questions(loaded, checkpoint: Path, data: Path
     for size in (1, 5):
         questions, images = questions_of(checkpoint, data, "sqa")
         path = tmp_path / f"{size}.jsonl"
-        assert generate(*loaded, questions, images, path, Settings(batch_size=size), 6, "tiny", Ranks()) == 5
+        assert generate(*loaded, questions, images, path, EvaluationSettings(batch_size=size), 6, "tiny", Ranks()) == 5
         texts.append({record["question_id"]: record["text"] for record in read_records(path)})
     assert texts[0] == texts[1] and len(set(texts[0].values())) > 1
 
@@ -153,7 +153,7 @@ class Interrupted:
 def test_an_interrupted_run_goes_on_where_it_stopped(loaded, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     questions, images = questions_of(checkpoint, data, "pope")
     straight, broken = tmp_path / "straight.jsonl", tmp_path / "broken.jsonl"
-    settings = Settings(batch_size=2)
+    settings = EvaluationSettings(batch_size=2)
     generate(*loaded, questions, images, straight, settings, 4, "tiny", Ranks())
     model, processor = loaded
     with pytest.raises(KeyboardInterrupt):
@@ -166,7 +166,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(loaded, checkpoint: Path, d
 def test_ranks_share_the_questions(loaded, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     questions, images = questions_of(checkpoint, data, "pope")
     path = tmp_path / "answers.jsonl"
-    done = [generate(*loaded, questions, images, path, Settings(), 4, "tiny", Ranks(rank, 4)) for rank in range(4)]
+    done = [
+        generate(*loaded, questions, images, path, EvaluationSettings(), 4, "tiny", Ranks(rank, 4)) for rank in range(4)
+    ]
     assert done == [2, 2, 1, 1]
     keys = [record["question_id"] for rank in range(4) for record in read_records(part_path(path, rank, 4))]
     assert sorted(keys) == list(range(6))
@@ -181,17 +183,31 @@ def test_a_broken_image_is_named(loaded, data: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(EvaluationError, match=message):
             generate(
-                *loaded, [Question(7, "p", "t", image)], tmp_path, tmp_path / "a.jsonl", Settings(), 4, "tiny", Ranks()
+                *loaded,
+                [Question(7, "p", "t", image)],
+                tmp_path,
+                tmp_path / "a.jsonl",
+                EvaluationSettings(),
+                4,
+                "tiny",
+                Ranks(),
             )
     with pytest.raises(EvaluationError, match="question 7: not an image"):
         generate(
-            *loaded, [Question(7, "p", "t", None, "AAAA")], None, tmp_path / "a.jsonl", Settings(), 4, "tiny", Ranks()
+            *loaded,
+            [Question(7, "p", "t", None, "AAAA")],
+            None,
+            tmp_path / "a.jsonl",
+            EvaluationSettings(),
+            4,
+            "tiny",
+            Ranks(),
         )
 
 
 def test_prompts_are_llavas(loaded) -> None:
     model, processor = loaded
-    prompter = make_prompter(processor, model.config, Settings(), None)
+    prompter = make_prompter(processor, model.config, EvaluationSettings(), None)
     with_image = prompter.whole(Question(1, "p", "Is there a cat?", "x.png"))
     without = prompter.whole(Question(1, "p", "Is there a cat?"))
     assert with_image.count(model.config.image_token_id) == 16 and without.count(model.config.image_token_id) == 0

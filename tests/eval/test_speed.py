@@ -17,7 +17,7 @@ from llava_prumerge.evaluation.generate import Ranks, answer_batch, generate, ma
 from llava_prumerge.evaluation.prefix_cache import PrefixCache, common_prefix, make_prefix_cache
 from llava_prumerge.evaluation.prompts import make_prompter
 from llava_prumerge.evaluation.records import read_records
-from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.evaluation.settings import EvaluationSettings
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.model.loading import load_model
 
@@ -44,7 +44,7 @@ def test_the_common_start_ends_before_images_and_before_any_row_does() -> None:
 def test_a_prefix_cache_leaves_logits_and_answers_alone(checkpoint: Path, data: Path, reduction: dict) -> None:
     model, processor = load(checkpoint, reduction)
     questions, images = asked(checkpoint, data, "sqa")
-    prompter = make_prompter(processor, model.config, Settings(), images)
+    prompter = make_prompter(processor, model.config, EvaluationSettings(), images)
     start = make_prefix_cache(model, [prompter.encode(question) for question in questions])
     assert start is not None and len(start.ids) > 2
     batch = [question for question in questions if question.has_image]
@@ -84,7 +84,7 @@ def test_one_image_goes_through_the_tower_once(checkpoint: Path, data: Path, tmp
     texts = []
     for size in (6, 1):
         path = tmp_path / f"{size}.jsonl"
-        generate(model, processor, questions, images, path, Settings(batch_size=size), 6, "tiny", Ranks())
+        generate(model, processor, questions, images, path, EvaluationSettings(batch_size=size), 6, "tiny", Ranks())
         texts.append({record["question_id"]: record["text"] for record in read_records(path)})
     assert seen == [3, 1, 1, 1, 1, 1, 1]
     assert texts[0] == texts[1]
@@ -101,7 +101,7 @@ def test_questions_about_one_image_stand_together_where_lengths_allow() -> None:
 def test_prompts_are_tokenised_once(checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = load(checkpoint)
     questions, images = asked(checkpoint, data, "sqa")
-    prompter = make_prompter(processor, model.config, Settings(), images)
+    prompter = make_prompter(processor, model.config, EvaluationSettings(), images)
     calls: list[str] = []
     plain = prompts.encode
     monkeypatch.setattr(prompts, "encode", lambda *given: calls.append(given[1]) or plain(*given))
@@ -116,7 +116,9 @@ def test_prompts_are_tokenised_once(checkpoint: Path, data: Path, monkeypatch: p
 @pytest.fixture
 def comparison(checkpoint: Path, data: Path) -> tuple[throughput.Contestants, throughput.Run]:
     questions, images = asked(checkpoint, data, "pope")
-    return throughput.Contestants(*load(checkpoint, {})), throughput.Run(questions, images, Settings(batch_size=4), 5)
+    return throughput.Contestants(*load(checkpoint, {})), throughput.Run(
+        questions, images, EvaluationSettings(batch_size=4), 5
+    )
 
 
 def test_throughput_compares_equal_answers(comparison: tuple) -> None:

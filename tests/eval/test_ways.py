@@ -61,7 +61,7 @@ def left_out(files: set[str]) -> set[str]:
 def test_an_image_passes_the_files_that_are_listed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     [run] = prepare(str(checkpoint), "pope", data, tmp_path, {"max_new_tokens": "2"})
     loaded = LoadedModel(run.subject, Ranks())
-    model, _ = loaded.parts
+    model, _ = loaded.model_and_processor
     assert model.model.reducer.name == "prumerge"
     files: set[str] = set()
     with recorded(files):
@@ -77,7 +77,7 @@ def test_an_image_passes_the_files_that_are_listed(checkpoint: Path, data: Path,
 def test_a_setting_passes_the_files_that_are_listed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     [run] = prepare(str(checkpoint), "pope", data, tmp_path, {"max_new_tokens": "2", "method": "none"})
     loaded = LoadedModel(run.subject, Ranks())
-    model, _ = loaded.parts
+    model, _ = loaded.model_and_processor
     images: set[str] = set()
     with recorded(images):
         run.claim(loaded.dtype)

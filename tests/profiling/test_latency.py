@@ -17,10 +17,11 @@ from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.roofline import honest_seconds
 from llava_prumerge.efficiency.shapes import model_shape, named_shapes
 from llava_prumerge.efficiency.tokens import constant_counts
+from llava_prumerge.ground.errors import FileError
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.profiling import latency, measurement, parts
 from llava_prumerge.profiling.machine import NAMES, Peaks
-from llava_prumerge.profiling.parts import ALL, STOCK, Setting, Subject, fork, make_systems
+from llava_prumerge.profiling.parts import ALL, STOCK, Subject, Workload, fork, make_systems
 from llava_prumerge.profiling.random_model import adapts, class_logits, cut_down, find_logits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def test_adaptive_methods_leave_in_the_model_what_was_asked(name: str) -> None:
     subject = Subject(shape, torch.bfloat16, "sdpa", CPU)
     pixels = subject.draw(3, 3, 96, 96)
     with torch.inference_mode():
-        action = subject.generation(system, Setting(3, 6, 2), pixels)
+        action = subject.generation(system, Workload(3, 6, 2), pixels)
         action.run(action.prepare())
     stats = subject.model.reduction_stats()
     assert (stats["kept_min"], stats["kept_max"], stats["images"]) == (system.tokens, system.tokens, 3)
@@ -136,20 +137,20 @@ def test_a_fork_of_a_cache_leaves_it_as_it_was() -> None:
 def test_floors_are_the_roofline_models_at_the_width_of_the_numbers() -> None:
     shape = named_shapes()["llava-1.5-7b"]
     peaks = Peaks(1e12, 1e14, "made up")
-    half = measurement.floors_of(shape, Setting(answer=1, attn="eager"), 576, peaks, 2)
+    half = measurement.floors_of(shape, Workload(answer=1, attn="eager"), 576, peaks, 2)
     own = honest_seconds(shape, constant_counts(shape), peaks.hardware(2))
     assert half["prefill"] == own["prefill"] and half["end to end"] == sum(
         own[p] for p in ("tower", "projector", "prefill")
     )
     # A decoded token is bound by memory: numbers twice as wide take twice as long.
-    full = measurement.floors_of(shape, Setting(answer=1, attn="eager"), 576, peaks, 4)
+    full = measurement.floors_of(shape, Workload(answer=1, attn="eager"), 576, peaks, 4)
     assert full["decode"] == pytest.approx(2 * half["decode"], rel=0.01)
-    longer = measurement.floors_of(shape, Setting(answer=11, attn="eager"), 576, peaks, 2)
+    longer = measurement.floors_of(shape, Workload(answer=11, attn="eager"), 576, peaks, 2)
     assert longer["end to end"] - longer["decode"] * 10 == pytest.approx(half["end to end"])
 
 
 def test_ratios_are_of_the_times_they_name() -> None:
-    shape, setting = named_shapes()["llava-1.5-7b"], Setting()
+    shape, setting = named_shapes()["llava-1.5-7b"], Workload()
     systems = make_systems([({"name": "prumerge", "budget": 40}, None)], 24)
     name = systems[1].name
     times = {f"tower|{ALL}": [2.0], f"tower|{STOCK}": [4.0], f"reducer|{name}": [0.1]}
@@ -209,9 +210,9 @@ def test_bad_input_is_one_error(words: str, named: str) -> None:
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    for content, told in (("{", "not JSON"), ("{}", "no result"), ("[]", "no result")):
+    for content, told in (("{", "not JSON"), ("{}", "no result"), ("[]", "must hold a JSON object")):
         (tmp_path / "x.json").write_text(content)
-        with pytest.raises(EfficiencyError, match=told):
+        with pytest.raises((EfficiencyError, FileError), match=told):
             main(["latency", "--read", str(tmp_path / "x.json")])
 
 
