@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from llava_prumerge.methods.base import VisionReducer
 from llava_prumerge.methods.registry import build_pruner, build_reducer
 from llava_prumerge.model.configuration import (
     check_reduction,
@@ -123,18 +124,29 @@ def attach(model: Any, reduction: dict[str, Any] | None = None, full_length: boo
     """
     inner = plain(model)
     block = check_reduction(reduction)
-    if not isinstance(inner, WithReduction):
+    fresh = not isinstance(inner, WithReduction)
+    if fresh:
         _check(inner)
         own = own_class(type(inner))
         _become(inner, own)
         inner.config.__class__ = own.config_class
-    put_on(inner, block)
+    try:
+        put_on(inner, block)
+    except ValueError:
+        if fresh:  # what is refused leaves nothing behind
+            _become(inner, _stock_of(inner))
+            _stock_again(inner.config)
+        raise
     inner.full_length = full_length
     return model
 
 
 def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
-    """Put the methods of a block on a model of an own class, and their classes in front of its parts."""
+    """Put the methods of a block on a model of an own class, and their classes in front of its parts.
+
+    Raises:
+        ModelError, ReductionError: the model, or a method, cannot; the model is then as before.
+    """
     family, inner, blocks = family_of(stock_type(model.config.model_type)), model.model, block or {}
     reasons = [
         family.refusal(model.config) if blocks.get("vision") else None,
@@ -142,18 +154,32 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     ]
     for reason in filter(None, reasons):
         raise ModelError(f"no reduction on this {stock_type(model.config.model_type)} model: {reason}")
-    decoder = getattr(inner, family.host.decoder_name)
+    decoder, before = getattr(inner, family.host.decoder_name), getattr(model.config, "reduction", None)
+    try:
+        model.config.reduction = block
+        reducer = build_reducer(blocks.get("vision"))
+        pruner = build_pruner(blocks.get("decoder"), decoder_shape(model.config))
+        if reducer is not None and type(reducer).input_size is not VisionReducer.input_size:
+            _check_size(reducer, family.host, inner)
+    except ValueError:
+        model.config.reduction = before
+        raise
     _become(inner, in_front_of(family.host, _stock_of(inner)))
     _become(decoder, in_front_of(PrunesLayers, _stock_of(decoder)))
-    model.config.reduction = block
     if (
         getattr(model.config, "quantization_config", None) is not None
     ):  # methods stay as they are: they are small, and score
         parts = ("model.reducer", f"model.{family.host.decoder_name}.pruner")
         model._keep_in_fp32_modules = {*(model._keep_in_fp32_modules or ()), *parts}
-    inner.reducer = _placed(build_reducer(blocks.get("vision")), inner)
-    decoder.pruner = _placed(build_pruner(blocks.get("decoder"), decoder_shape(model.config)), decoder)
+    inner.reducer = _placed(reducer, inner)
+    decoder.pruner = _placed(pruner, decoder)
     inner.statistics, inner.full_length, inner._asked = ReductionStatistics(), False, None
+
+
+def _check_size(reducer: VisionReducer, host: type, inner: Any) -> None:
+    if not host.resizes.fget(inner):  # it need not stand in front of the stock model yet
+        kind = stock_type(inner.config.model_type)
+        raise ModelError(f"{reducer.name} resizes the image, and of {kind} models the processor has decided its size")
 
 
 def detach(model: Any) -> Any:
@@ -170,10 +196,13 @@ def detach(model: Any) -> Any:
         for name in names:
             delattr(module, name)
         _become(module, _stock_of(module))
-    config = inner.config
+    _stock_again(inner.config)
+    return model
+
+
+def _stock_again(config: Any) -> None:
     vars(config).pop("reduction", None)
     config.__class__ = stock_config_class(type(config))
-    return model
 
 
 def _stock_of(module: nn.Module) -> type:

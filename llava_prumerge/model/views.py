@@ -25,6 +25,11 @@ class Views:
             """The stock model's, which a host stands in front of."""
 
     @property
+    def resizes(self) -> bool:
+        """Whether images are brought to the size that a reducer asks for; most families' processors have cut them by then."""
+        return False
+
+    @property
     def tower(self) -> Any:
         """What sees images."""
         return self.vision_tower

@@ -189,3 +189,32 @@ def test_statistics_count_images_of_the_user_and_tiles_or_frames(
             assert told["kept_mean"] == pytest.approx(sum(kept) / number)
             assert told["kept_per_tile"] == pytest.approx(sum(kept) / sum(tiles))
             assert (told["kept_min"], told["kept_max"]) == (min(kept), max(kept))
+
+
+@every
+def test_a_method_that_resizes_images_is_refused_where_nobody_resizes_them(name: str) -> None:
+    """Also without a budget, when it would keep all and say nothing."""
+    model, batch, expected = made(name)
+    if name == "llava":
+        assert attach(model, {"vision": {"name": "downsample"}})(**batch).logits.shape[1] < expected.shape[1]
+    else:
+        with pytest.raises(ValueError, match=f"downsample resizes the image, and of {name} models"):
+            attach(model, {"vision": {"name": "downsample"}})
+    assert torch.equal(attach(model)(**batch).logits, expected)
+
+
+@torch.no_grad()
+def test_what_is_refused_leaves_a_stock_model_as_it_was() -> None:
+    model, (_, inputs) = stock_model("internvl"), FAMILIES["internvl"]()
+    ids = torch.tensor([[1, 5, *[IMG] * 16, 7]])
+    kind, settings = type(model), model.config.to_dict()
+    for block in ({"vision": {"name": "downsample"}}, {"decoder": {"name": "fastv", "layer": 99}}):
+        with pytest.raises(ValueError, match="downsample|fastv"):
+            attach(model, block)
+        assert type(model) is kind and model.config.to_dict() == settings
+        assert model(input_ids=ids, **inputs).logits.shape[1] == 19
+    attach(model, {"vision": {"name": "uniform", "budget": 2}})
+    with pytest.raises(ValueError, match="downsample"):
+        attach(model, {"vision": {"name": "downsample"}})
+    assert model.config.reduction["vision"]["name"] == "uniform"
+    assert model(input_ids=ids, **inputs).logits.shape[1] == 5

@@ -23,6 +23,11 @@ class LlavaHost(Host):
 
     own_arguments = ("image_index",)
 
+    @property
+    def resizes(self) -> bool:
+        """See `Views`."""
+        return not _sees_any_size(self.config)
+
     def encode_images(self, pixel_values: Tensor, feature_layer: int | None = None) -> Tiles:
         """Tower features at the size the reducer asks for. [N, 3, h, w] -> [N, P, C]"""
         if self.reducer is not None:
