@@ -26,6 +26,7 @@ from llava_prumerge.methods.plugins import load_plugins
 from llava_prumerge.methods.resolve import resolve, stored_reduction
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
 from llava_prumerge.model.fingerprint import fingerprint
+from llava_prumerge.model.template_files import template_in_use
 from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Run:
             "task": self.task.name,
             "model": self.subject.fingerprint,
             "reduction": self.subject.reduction,
-            "template": settings.template,
+            "template": template_in_use(self.subject.model, self.subject.config.get("model_type"), settings.template),
             "questions": digest_questions(self.questions),
             "images": settings.images,
             "aspect": settings.aspect,

@@ -9,8 +9,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from llava_prumerge.ground.naming import shown
-from llava_prumerge.ground.reading import read_text
+from llava_prumerge.ground.reading import read_json_object, read_text
+from llava_prumerge.model.families import MAIN, stock_type
 from llava_prumerge.model.weight_files import LoadingError
+from llava_prumerge.text.chat_templates import told_template
 
 NEW_FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 _BYTE_ORDER_MARK = "\ufeff"
@@ -40,6 +42,34 @@ def checked_template(template: Any, path: str | Path) -> Any:
     _compile(template, path)
     _warn_of_another(template, Path(path))
     return template
+
+
+def stored_template(folder: Path) -> str | None:
+    """The chat template that transformers reads beside a model, from whichever file it is in; None for none."""
+    if (folder / OLD_FILE).is_file():
+        found = read_json_object(folder / OLD_FILE).get("chat_template")
+    elif (folder / NEW_FILE).is_file():
+        found = read_text(folder / NEW_FILE)
+    else:
+        files = [folder / name for name in ("processor_config.json", "tokenizer_config.json")]
+        read = [read_json_object(path).get("chat_template") for path in files if path.is_file()]
+        found = next((one for one in read if one), None)
+    if isinstance(found, list):  # by name, as tokenizers write several
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return found.removeprefix(_BYTE_ORDER_MARK) if isinstance(found, str) else None
+
+
+def template_in_use(model: str, model_type: str | None, name: str) -> str:
+    """What an answer file says of the template that a model is asked with; of one on the Hub, that of the settings.
+
+    Args:
+        model: folder, or name on the Hub.
+        model_type: from its configuration.
+        name: of the settings.
+    """
+    if not Path(model).is_dir():
+        return name
+    return told_template(name, stored_template(Path(model)), llava=stock_type(model_type or MAIN) == MAIN)
 
 
 def _compile(template: str, path: str | Path) -> None:

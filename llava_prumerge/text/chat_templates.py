@@ -7,6 +7,7 @@ and once with the texts themselves: both must agree, piece by piece. Where gener
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -290,11 +291,29 @@ def template_of(processor: Any, default: str = DEFAULT) -> Template | ChatTempla
     A LLaVA-1.5 whose chat template is none of ours comes from elsewhere, and is asked as LLaVA asks.
     """
     source = getattr(processor, "chat_template", None) or getattr(processor, "tokenizer", processor).chat_template
-    found = next((one for one in TEMPLATES.values() if source == chat_template(one)), None)
+    name = _named(source, type(processor).__name__ == LLAVA, default)
+    return resolve_template(OWN, processor) if name == OWN else get_template(name)
+
+
+def _named(source: str | None, llava: bool, default: str) -> str:
+    """One of our templates by its chat template; the default where LLaVA's way is right; else "own"."""
+    found = next((one.name for one in TEMPLATES.values() if source == chat_template(one)), None)
     if found is not None:
         return found
-    from_elsewhere = type(processor).__name__ == LLAVA and not (is_text_models(source) or is_ours(source))
-    return get_template(default) if from_elsewhere or not source else resolve_template(OWN, processor)
+    from_elsewhere = llava and not (is_text_models(source) or is_ours(source))
+    return default if from_elsewhere or not source else OWN
+
+
+def told_template(name: str, source: str | None, llava: bool) -> str:
+    """What a result says of the template that `asked_with` takes: its name, and for a model's own a hash of it.
+
+    Args:
+        name: of the settings.
+        source: the chat template beside the model, if any.
+        llava: its processor is LLaVA's.
+    """
+    name = _named(source, llava, DEFAULT) if name == DEFAULT else name
+    return f"{name} {hashlib.sha256((source or '').encode()).hexdigest()[:16]}" if name == OWN else name
 
 
 def asked_with(name: str, processor: Any) -> Template | ChatTemplate:

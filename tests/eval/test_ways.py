@@ -22,7 +22,8 @@ ASKED = {
     | {"text/templates.py", "text/chat_templates.py", "model/chat.py"},
     "settings of the evaluation": {"evaluation/settings.py"},
     "what watches": {"model/statistics.py", "methods/contract.py"},
-    "what binds answers to their origin": {"data/image_digest.py", "model/fingerprint.py", "evaluation/fingerprint.py"},
+    "what binds answers to their origin": {"data/image_digest.py", "model/fingerprint.py", "evaluation/fingerprint.py"}
+    | {"model/template_files.py"},
     "which family it is": {"model/families/__init__.py"},
     "the shapes that a method's cost is told by": {"methods/cost.py"},
     "methods from outside the package": {"methods/plugins.py"},
