@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, ReductionError, VisionReducer, VisionTokens
-from llava_prumerge.methods.registry import build_reducer, method_names
+from llava_prumerge.methods.registry import build_reducer, discover, method_names
 
 PATCH = 14
 REDUCERS = method_names(VisionReducer)
@@ -96,6 +96,11 @@ def blocks(budget: int = 20) -> list[dict[str, Any]]:
     """Every method as it is by default, and with a budget, where it has these forms."""
     wanted = [block for name in REDUCERS for block in ({"name": name}, {"name": name, "budget": budget})]
     return [block for block in wanted if works(block)]
+
+
+def packaged() -> list[str]:
+    """Names of the methods that are part of the package; `--plugin` may have brought others."""
+    return [name for name, cls in discover().items() if cls.__module__.startswith("llava_prumerge.methods.")]
 
 
 def label(block: Mapping[str, Any]) -> str:

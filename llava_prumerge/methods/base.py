@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_prumerge.methods.contract import check_pruned, check_reduced
-from llava_prumerge.methods.cost import UNKNOWN, Benchmark, Course, Expected, TokensLeft
+from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
 from llava_prumerge.methods.search_target import SearchTarget
 from llava_prumerge.methods.settings import Settings, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
@@ -146,6 +146,7 @@ class VisionReducer(Method):
         reads_prompt: it asks for `VisionTokens.text` or `VisionTokens.matched`.
         expected: what it leaves on average where each image decides and somebody published the mean.
         benchmarks: the project's measurements of speed that it takes part in by default.
+        call_limit: how many tensor calls it makes at most, with the reason where that is not the default.
     """
 
     site: ClassVar[Literal["tower", "projected"]] = "tower"
@@ -153,6 +154,7 @@ class VisionReducer(Method):
     reads_prompt: ClassVar[bool] = False
     expected: ClassVar[Expected | None] = None
     benchmarks: ClassVar[tuple[Benchmark, ...]] = ()
+    call_limit: ClassVar[CallLimit] = CallLimit()
 
     def __call__(self, image: VisionTokens) -> Reduced:
         """Reduce, and check that what came out is what the contract asks for."""

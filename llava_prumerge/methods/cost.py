@@ -32,6 +32,27 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class CallLimit:
+    """How many tensor calls a vision reducer makes at most; the tests hold it to that.
+
+    A view or a copy is no call. On a GPU every call is a launch, which takes longer than its work on so few numbers.
+
+    Attributes:
+        calls: of one reduction, for any number of images and patches.
+        step: of each repeat, where the rule is sequential (see `VisionReducer.repeats`).
+        why: the reason, wherever it is not the default.
+    """
+
+    calls: int = 34
+    step: int = 0
+    why: str = ""
+
+    def allowed(self, repeats: int) -> int:
+        """The most calls with so many repeats."""
+        return self.calls + self.step * repeats
+
+
+@dataclass(frozen=True)
 class TokensLeft:
     """How many tokens a vision reducer leaves of an image, as far as that is known without the image.
 

@@ -1,4 +1,4 @@
-"""What vision reducers share: how many tokens stay, by a count of outliers, a share of the patches, or cells of the image."""
+"""What vision reducers share: how many tokens stay, by a rule of their own, by outliers, a share of the patches, or cells."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.select import outlier_count
 
 
+class CountingReducer(VisionReducer):
+    """A reducer that leaves an image with the budget, or with as many tokens as a rule counts."""
+
+    settings: ReducerSettings
+
+    def counts(self, image: VisionTokens) -> Tensor:
+        """How many tokens each image keeps: the budget, or what the rule counts; at least one, at most all. [N]"""
+        images, patches = image.features.shape[:2]
+        if self.budget is not None:
+            return torch.full((images,), min(self.budget, patches), device=image.features.device)
+        return self.own_counts(image).clamp(1, patches)
+
+    def own_counts(self, image: VisionTokens) -> Tensor:
+        """What the rule counts where there is no budget; `counts` bounds it. [N]"""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutlierSettings(ReducerSettings):
     """Of reducers that keep as many tokens as an image has outliers."""
@@ -30,7 +47,7 @@ class OutlierSettings(ReducerSettings):
     )
 
 
-class OutlierReducer(VisionReducer):
+class OutlierReducer(CountingReducer):
     """A reducer that leaves an image with as many tokens as its class attention has outliers, or with the budget."""
 
     settings: OutlierSettings
@@ -39,12 +56,9 @@ class OutlierReducer(VisionReducer):
         """As the settings want it. [N, P]"""
         return image.attention(self.settings.per_head)
 
-    def counts(self, image: VisionTokens) -> Tensor:
-        """How many tokens each image keeps: the budget, or the number of its outliers, at least one. [N]"""
-        images, patches = image.features.shape[:2]
-        if self.budget is not None:
-            return torch.full((images,), min(self.budget, patches), device=image.features.device)
-        return outlier_count(self.attention(image), self.settings.iqr_factor).clamp(min=1)
+    def own_counts(self, image: VisionTokens) -> Tensor:
+        """The number of its outliers. [N]"""
+        return outlier_count(self.attention(image), self.settings.iqr_factor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,8 @@ class Rule:
     """What a field accepts beside being of its type.
 
     Attributes:
-        accepted: in words, "a positive whole number".
+        accepted: in words, "a positive whole number"; "{number}" stands for "a whole number" in a field of whole
+            numbers, and for "a number" in any other.
         holds: whether a value of the field's type is accepted.
     """
 
@@ -55,22 +56,26 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def at_least(least: int, accepted: str | None = None) -> Rule:
-    """A whole number that is not smaller."""
-    told = "a positive whole number" if least == 1 else f"a whole number of at least {least}"
-    return Rule(accepted or told, lambda value: value >= least)
+def at_least(least: float, accepted: str | None = None) -> Rule:
+    """A number that is not smaller: a whole one or any, as the field's type is."""
+    return Rule(accepted or f"{{number}} of at least {least:g}", lambda value: value >= least)
 
 
 def above(bound: float, accepted: str | None = None) -> Rule:
-    """A number that is larger."""
-    return Rule(accepted or f"a number above {bound:g}", lambda value: value > bound)
+    """A number that is larger: a whole one or any, as the field's type is."""
+    return Rule(accepted or f"{{number}} above {bound:g}", lambda value: value > bound)
 
 
-def fraction(zero: bool = False) -> Rule:
+def between(low: float, high: float, accepted: str | None = None) -> Rule:
+    """A number above `low` and below `high`."""
+    return Rule(accepted or f"{{number}} between {low:g} and {high:g}", lambda value: low < value < high)
+
+
+def fraction(zero: bool = False, accepted: str | None = None) -> Rule:
     """A number up to 1 and above 0, or not below it."""
     interval = "[0, 1]" if zero else "(0, 1]"
     return Rule(
-        f"a number in {interval} or a fraction such as 1/8",
+        accepted or f"a number in {interval} or a fraction such as 1/8",
         lambda value: (value >= 0 if zero else value > 0) and value <= 1,
     )
 
@@ -200,10 +205,11 @@ def _shown(value: Any) -> str:
 
 def _accepted(item: dataclasses.Field[Any], hint: Any) -> str:
     """What a field accepts, in words."""
+    kinds = [kind for kind in _kinds(hint) if kind is not types.NoneType]
     rule: Rule | None = item.metadata.get("rule")
     if rule is not None:
-        return rule.accepted
-    kinds = [kind for kind in _kinds(hint) if kind is not types.NoneType]
+        told = rule.accepted.replace("{number}", TYPES[int if kinds == [int] else float])
+        return told.replace("a whole number of at least 1", "a positive whole number")
     if typing.get_origin(kinds[0]) is Literal:
         return f"one of {', '.join(typing.get_args(kinds[0]))}"
     if typing.get_origin(kinds[0]) is tuple:

@@ -4,7 +4,10 @@
 
 The tower is CLIP ViT-L/14-336 with random weights, as far as LLaVA runs it (23 of 24 blocks), in float32; the reduction is everything a
 method adds to it, the projections to the class query and the keys included. The made-up class attention has about 40 outliers of 576
-patches. All run with the same threads, in turns; shares are of one and the same round. The last line is one JSON object.
+patches. All run with the same threads, in turns; shares are of one and the same round. Progress goes to stderr. The last line is one
+JSON object.
+
+The tower takes most of the time: on two cores about five minutes as it stands, half a minute with --batch 1 --repeats 1.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -12,6 +15,7 @@ patches. All run with the same threads, in turns; shares are of one and the same
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,7 +106,7 @@ def measure(blocks: list[dict[str, Any]], images: int, tower: torch.nn.Module, r
         reducer = build_reducer(block).eval()
         kept.append(float(reducer(make())[1].sum(dim=1).float().mean()))
         actions[str(at)] = repeated(lambda reducer=reducer: reducer(make()))
-    times = take_turns(actions, torch.device("cpu"), repeats)
+    times = take_turns(actions, torch.device("cpu"), repeats, told=Progress(f"batch {images}"))
     rows = []
     for at, block in enumerate(blocks):
         share = ratios(times[str(at)], times["tower"], 100)
@@ -120,6 +124,27 @@ def measure(blocks: list[dict[str, Any]], images: int, tower: torch.nn.Module, r
             }
         )
     return rows
+
+
+class Progress:
+    """Says on stderr after each round how long it took so far, and about how long is left.
+
+    Args:
+        what: is being timed.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.began = what, time.monotonic()
+        print(f"{what}: begins", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int, rounds: int) -> None:
+        took = time.monotonic() - self.began
+        left = took / done * (rounds - done)
+        print(
+            f"{self.what}: round {done} of {rounds}, {took:.0f} s so far, about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def repeated(run: Callable[[], object], times: int = 5) -> Action:
@@ -149,9 +174,11 @@ def benchmark(words: list[str]) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, help="write the JSON object there, too")
     given = parser.parse_args(words)
     torch.manual_seed(0)
+    print(f"making a tower of {BLOCKS} blocks", file=sys.stderr, flush=True)
     tower, blocks, rows = clip_tower(), blocks_of(given.methods), []
     print(
-        f"CLIP ViT-L/14-336, {BLOCKS} blocks, float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms"
+        f"CLIP ViT-L/14-336, {BLOCKS} blocks, float32, CPU, {torch.get_num_threads()} threads; medians (quartiles) in ms",
+        flush=True,
     )
     for images in given.batch:
         for row in measure(blocks, images, tower, given.repeats):

@@ -57,6 +57,7 @@ def take_turns(
     warmup: int = 1,
     seconds: float | None = None,
     least: int = 3,
+    told: Callable[[int, int], None] = lambda done, rounds: None,
 ) -> dict[str, list[float]]:
     """Time every action `repeats` times, in rounds of one each, so that what disturbs one disturbs the others too.
 
@@ -69,6 +70,7 @@ def take_turns(
         warmup: rounds before, not counted.
         seconds: no new round begins after these, once there are `least`.
         least: rounds in any case.
+        told: is called after each round with how many are done, and of how many, those before included.
 
     Returns:
         Seconds of one step by name, one per round.
@@ -85,6 +87,7 @@ def take_turns(
             took = time_once(actions[name], device)
             if turn >= warmup:
                 found[name].append(took)
+        told(turn + 1, warmup + repeats)
     return found
 
 

@@ -1,31 +1,34 @@
 """A reduction is a fixed number of tensor calls and one host synchronisation, whatever the number of images and tokens.
 
 A method whose rule is sequential says how often its step repeats (`VisionReducer.repeats`); then the number of calls
-must be a straight line in that, and the step must be short.
+must be a straight line in that, and the step must be short. How many calls are allowed a method says itself
+(`VisionReducer.call_limit`), with the reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from vision_tokens import blocks, label, make_tokens, tower_grid
+from vision_tokens import REDUCERS, blocks, label, make_tokens, tower_grid
 
-from llava_prumerge.methods.registry import build_reducer
+from llava_prumerge.methods.cost import CallLimit
+from llava_prumerge.methods.registry import build_reducer, discover
 
 VIEWS = {"view", "_unsafe_view", "expand", "transpose", "unsqueeze", "slice", "select", "detach", "alias", "permute"}
 SAME = {
     "_unsafe_view": "view",
     "alias": "slice",
 }  # which of them it is depends on whether a side has length one; so does a clone
-LIMITS = {"prumerge": 40, "prumerge_plus": 52, "grid": 46, "pool": 64, "random": 58}
-LIMITS |= {"visionzip": 58, "trsm": 90, "par": 140}  # the last two read the prompt, for which a batch is unpacked
-LIMIT = 34
-STEPS = {"divprune": 5, "tome": 33, "par": 7}  # calls of one repeat
+REMEDY = (
+    "compute masks and sums once and use them again; where the method needs more, declare in its class, with the reason, "
+    'call_limit = CallLimit({}, why="...") of llava_prumerge.methods.cost'
+)
 HOST = {"_local_scalar_dense", "nonzero", "is_nonzero"}
 
 
@@ -63,13 +66,37 @@ def test_calls_do_not_depend_on_images_or_tokens(block: dict[str, Any]) -> None:
     for name in one | other | third:
         assert (other[name] - one[name]) * (most - repeats) == (third[name] - one[name]) * (more - repeats), name
     kernels = {name: count for name, count in one.items() if name not in VIEWS}
-    assert sum(kernels.values()) <= LIMITS.get(block["name"], LIMIT) + STEPS.get(block["name"], 0) * repeats, kernels
+    wrong = too_many(kernels, build_reducer(block).call_limit, repeats)
+    assert wrong is None, wrong
+
+
+def too_many(kernels: Mapping[str, int], limit: CallLimit, repeats: int) -> str | None:
+    """What to say of a method that makes more calls than it may; None where it does not."""
+    total, most = sum(kernels.values()), limit.allowed(repeats)
+    told = ", ".join(f"{count} {name}" for name, count in sorted(kernels.items(), key=lambda item: -item[1]))
+    return None if total <= most else f"{total} tensor calls, at most {most}: {told}; {REMEDY.format(total)}"
+
+
+def test_the_message_says_how_many_which_and_what_to_do() -> None:
+    said = too_many({"add": 30, "sort": 6}, CallLimit(), 0)
+    assert said is not None and said.startswith("36 tensor calls, at most 34: 30 add, 6 sort; compute masks")
+    assert 'call_limit = CallLimit(36, why="...")' in said
+    assert too_many({"add": 36}, CallLimit(30, step=3, why="a loop"), 2) is None
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_another_limit_has_its_reason(name: str) -> None:
+    limit = discover()[name].call_limit
+    assert (limit == CallLimit()) != bool(limit.why), f"{name}: a limit of its own needs `why`, the default none"
 
 
 def test_only_sequential_rules_repeat() -> None:
-    """The methods that may, and as often as their rule says; none hides a loop over images."""
+    """Those that declare a step, and as often as their rule says; none hides a loop over images."""
     repeating = {block["name"]: build_reducer(block).repeats(576, 64) for block in blocks(64)}
-    assert {name: times for name, times in repeating.items() if times} == {"divprune": 64, "par": 10, "tome": 8}
+    assert {name for name, times in repeating.items() if times} == {
+        name for name in repeating if discover()[name].call_limit.step
+    }
+    assert {name: repeating[name] for name in ("divprune", "par", "tome")} == {"divprune": 64, "par": 10, "tome": 8}
 
 
 @pytest.mark.parametrize("block", blocks(), ids=label)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ import torch
 import yaml
 from vision_tokens import alone, make_tokens
 
-from llava_prumerge.methods import base, registry
+from llava_prumerge.methods import base, reducers, registry, settings
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.profiling import reducer as measured
 
@@ -75,6 +78,18 @@ def test_settings_of_the_guides_reducer_are_checked() -> None:
         registry.build_reducer({"name": "feature_norm"})(broken)
 
 
+def test_count_of_its_own_of_the_guide() -> None:
+    """Against a loop over images: the fewest patches that hold the share, and with a budget as many as it says."""
+    image = make_tokens(images=4)
+    _, valid, origin = registry.build_reducer({"name": "attention_mass", "mass": 0.6})(image)
+    for index, scores in enumerate(image.attention().tolist()):
+        order = sorted(range(len(scores)), key=lambda at: -scores[at])
+        held = list(itertools.accumulate(scores[at] for at in order))
+        kept = next(at for at, mass in enumerate(held, start=1) if mass >= 0.6 * held[-1])
+        assert origin[index][valid[index]].tolist() == sorted(order[:kept]) and 1 < kept < len(scores)
+    assert registry.build_reducer({"name": "attention_mass", "budget": 7})(image)[1].sum(dim=1).tolist() == [7] * 4
+
+
 def test_pruner_of_the_guide() -> None:
     pruner = registry.build_pruner({"name": "withdrawal_example", "layer": 3}, SHAPE)
     is_image = torch.tensor([[False, True, True, False]])
@@ -93,20 +108,46 @@ def test_guide_names_what_exists() -> None:
         assert hasattr(base.VisionTokens, field)
 
 
+def test_the_tables_of_the_guide_are_the_codes() -> None:
+    """Base classes exist with the settings beside them; each rule says in a field of its type what the table says."""
+    rows = re.findall(r"^\|[^|]*\| `(\w+Reducer)`, `(\w+Settings)` \|", GUIDE, flags=re.MULTILINE)
+    assert len(rows) == 7
+    for reducer, declared in rows:
+        known = vars(reducers) | vars(base)
+        assert issubclass(known[reducer], base.VisionReducer) and issubclass(known[declared], base.ReducerSettings)
+    rules = re.findall(r"^\| `([^`]*\(.*\))` \|[^|]*\| (a.*) \|$", GUIDE.partition("## Rules")[2], flags=re.MULTILINE)
+    assert len(rules) == 7 and {"at_least", "above", "between", "fraction", "Rule"} == {
+        r.split("(")[0] for r, _ in rules
+    }
+    for text, told in rules:
+        rule = eval(text, dict(vars(settings)))
+        fields = [(kind.__name__, kind, settings.setting(1, "", rule)) for kind in (int, float)]
+        made = dataclasses.make_dataclass("Made", fields, bases=(settings.Settings,), frozen=True, kw_only=True)
+        assert set(told.split("; ")) <= {info.accepted for info in made.infos().values()}, text
+
+
 def test_the_guide_followed_literally_passes_the_projects_own_tests(tmp_path: Path) -> None:
-    """In a copy of the tree: the files it shows, under the names it gives, and the tests that walk the registry."""
+    """In a copy of the tree: the files it shows, under the names it gives, and the tests that walk the registry.
+
+    The last example stays outside, and is named by the tests' `--plugin`.
+    """
     root = Path(__file__).resolve().parents[2]
     for name in ("llava_prumerge", "configs", "docs", "tests"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "pyproject.toml", tmp_path)
     places = re.findall(r"As `configs/method/(\w+)\.yaml`:", GUIDE)
-    assert places == ["feature_norm", "withdrawal_example"]
-    for folder, name, source, text in zip(("vision", "decoder"), places, fenced("python"), fenced("yaml"), strict=True):
-        (tmp_path / "llava_prumerge" / "methods" / folder / f"{name}.py").write_text(source, encoding="utf-8")
-        (tmp_path / "configs" / "method" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    assert places == ["feature_norm", "attention_mass", "withdrawal_example"]
+    folders = ("vision", "", "decoder")
+    for folder, name, source, text in zip(folders, places, fenced("python"), fenced("yaml"), strict=True):
+        if folder:
+            (tmp_path / "llava_prumerge" / "methods" / folder / f"{name}.py").write_text(source, encoding="utf-8")
+            (tmp_path / "configs" / "method" / f"{name}.yaml").write_text(text, encoding="utf-8")
+        else:
+            (tmp_path / "my_methods.py").write_text(source, encoding="utf-8")
     asked = ["degenerate", "cost", "pruners", "resolve", "registry", "methods_document"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", " or ".join(places)]
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", " or ".join([*places, "has_a_file"])]
+        + ["--plugin", "my_methods.py"]
         + [f"tests/methods/test_{name}.py" for name in asked]
         + ["tests/model/test_every_method.py"],
         cwd=tmp_path,
@@ -116,51 +157,52 @@ def test_the_guide_followed_literally_passes_the_projects_own_tests(tmp_path: Pa
         check=False,
     )
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed and int(passed[1]) > 100, done.stdout[-3000:]
+    assert done.returncode == 0 and passed and int(passed[1]) > 150, done.stdout[-3000:]
+    for name in places:
+        assert len(re.findall(rf"\[.*{name}.*PASSED", done.stdout)) > 10, name
 
 
-RECIPE = """
-include: {root}/configs/train/pocket/pretrain.yaml
-language_model: {root}/playground/pocket/backbones/lm
-vision_tower: {root}/playground/pocket/backbones/clip
-data: records.json
-images: .
-global_batch: 2
-per_device_batch: 2
-max_steps: 1
-precision: fp32
-report_to: []
-output_dir: runs/guide
-"""
-SHORTER = {"profiling.reducer": ["--batch", "1", "--repeats", "1"]}
+def test_a_plugin_that_is_none_ends_the_tests_in_one_line() -> None:
+    given = SimpleNamespace(getoption=lambda name: {"--plugin": ["nowhere.py"]}[name])
+    with pytest.raises(pytest.UsageError, match=r"^plugin nowhere\.py: no such file$"):
+        importlib.import_module("conftest").pytest_configure(given)
+
+
+SHORTER = {"train.run": ["max_steps=1", "global_batch=2", "per_device_batch=2", "precision=fp32", "report_to=[]"]}
 """What is added to a line of the page so that it is tried in seconds."""
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the page's lines name: an image, a recipe with its records, a model, POPE in small."""
+    """A folder with what `make reproduce` leaves and the page's lines name: backbones, a model, records, POPE."""
     from PIL import Image
+    from safetensors.torch import save_file
 
     from llava_prumerge import assemble
 
-    root = Path(__file__).resolve().parents[2]
-    backbones = root / "playground" / "pocket" / "backbones"
-    model, processor = assemble(backbones / "lm", backbones / "clip")
-    model.save_pretrained(tmp_path / "MODEL")
-    processor.save_pretrained(tmp_path / "MODEL")
-    (tmp_path / "CLIP_FOLDER").symlink_to(backbones / "clip")
-    pope = tmp_path / "playground" / "data" / "eval" / "pope"
-    (pope / "val2014").mkdir(parents=True)
-    (pope / "coco").mkdir()
+    world = tmp_path / "playground" / "pocket"
+    world.mkdir(parents=True)
+    shutil.copytree(Path(__file__).resolve().parents[2] / "playground" / "pocket" / "backbones", world / "backbones")
+    model, processor = assemble(world / "backbones" / "lm", world / "backbones" / "clip")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "runs" / "pocket-lora-none" / "merged")
+    projector = {
+        f"multi_modal_projector.{name}": value for name, value in model.model.multi_modal_projector.state_dict().items()
+    }
+    (tmp_path / "runs" / "pocket-pretrain-none").mkdir()
+    save_file(projector, tmp_path / "runs" / "pocket-pretrain-none" / "mm_projector.safetensors")
+    pope = world / "data" / "eval" / "pope"
+    for folder in (pope / "val2014", pope / "coco", world / "data" / "images"):
+        folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for path in (tmp_path / "photo.jpg", pope / "val2014" / "0.jpg"):
+    photo = "COCO_val2014_000000000055.jpg"
+    for path in (pope / "val2014" / photo, world / "data" / "images" / photo):
         Image.fromarray(generator.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(path)
     turns = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "a red square"}]
-    records = [{"id": str(at), "image": "photo.jpg", "conversations": turns} for at in range(4)]
-    (tmp_path / "records.json").write_text(json.dumps(records))
-    (tmp_path / "RECIPE.yaml").write_text(RECIPE.format(root=root))
+    records = [{"id": str(at), "image": photo, "conversations": turns} for at in range(4)]
+    (world / "data" / "stage2.json").write_text(json.dumps(records))
     asked = [
-        {"question_id": at, "image": "0.jpg", "text": f"Is there a {what}?", "label": "yes", "category": "random"}
+        {"question_id": at, "image": photo, "text": f"Is there a {what}?", "label": "yes", "category": "random"}
         for at, what in enumerate(("cat", "dog"))
     ]
     lines = "".join(json.dumps(record) + "\n" for record in asked)
@@ -172,30 +214,36 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_lines_of_the_page_run_as_they_stand(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All but the last, which is the test above. Run where the method comes from a file, not from the package."""
-    lines = fenced("bash")[0].strip().splitlines()
-    assert len(lines) == 8 and lines[-1].startswith("python -m pytest ")
+    """All but the tests, which are the test above. Run where the method comes from a file, not from the package."""
+    lines = re.sub(r"^#.*\n", "", fenced("bash")[0].replace("\\\n", " "), flags=re.MULTILINE).strip().splitlines()
+    tried = [line for line in lines if not line.startswith("python -m pytest ")]
+    assert (len(lines), len(tried)) == (10, 9)
     said = {}
-    for line in lines[:-1]:
-        _, dash, module, *words = shlex.split(line, comments=True)
+    for line in tried:
+        _, dash, module, *words = shlex.split(line)
         assert dash == "-m"
         name = module if "." in module else f"{module}.__main__"
         short = name.removeprefix("llava_prumerge.")
         main = importlib.import_module(f"{name}.__main__" if short in ("viz", "efficiency") else name).main
         assert main([*words, *SHORTER.get(short, [])]) == 0, line
-        said[short, words[-1]] = capsys.readouterr().out
-    assert list((place / "runs" / "viz").glob("photo_feature_norm.png"))
-    assert (place / "runs" / "guide" / "finished.json").is_file()
+        said[short, words[0]] = capsys.readouterr().out
+    assert "power=2.0" in said["__main__", "methods"]
+    assert list((place / "runs" / "viz").glob("*_feature_norm.png"))
+    assert (place / "runs" / "pocket-lora-feature_norm" / "finished.json").is_file()
     results = {
-        path.parent.name: json.loads(path.read_text()) for path in (place / "runs" / "results").glob("*/pope.json")
+        path.parent.name: json.loads(path.read_text()) for path in (place / "runs" / "guide").glob("*/pope.json")
     }
     kept = {result["row"]["method"]: result["kept"]["mean"] for result in results.values()}
-    assert kept == {"feature_norm": 64, "prumerge_plus": 64}
-    compared = said["__main__", "runs/results"]
-    assert "feature_norm budget=64" in compared and "prumerge_plus budget=64" in compared
+    assert kept == {"none": 144, "feature_norm": 24, "prumerge_plus": 24}
+    compared = said["__main__", "compare"]
+    assert "Differences from none" in compared
+    assert compared.count("feature_norm budget=24") == compared.count("prumerge_plus budget=24") == 2
+    assert '"method": "feature_norm"' in said["profiling.reducer", "--methods"]
     from llava_prumerge import load_model
 
     model, _ = load_model(
-        "MODEL", reduction=re.search(r'load_model\(MODEL, reduction="(.+?)"\)', GUIDE)[1], device="cpu"
+        "runs/pocket-lora-none/merged",
+        reduction=re.search(r'load_model\(MODEL, reduction="(.+?)"\)', GUIDE)[1],
+        device="cpu",
     )
     assert model.model.reducer.name == "feature_norm" and model.model.reducer.budget == 64

@@ -6,10 +6,12 @@ import logging
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vision_tokens import packaged
 
 from llava_prumerge.methods import settings as settings_module
 from llava_prumerge.methods.labels import label_of, method_label, method_name
@@ -75,7 +77,7 @@ def test_files_and_names() -> None:
     assert [label_of(word) for word in ("a/b.yaml", "fastv:keep=0.5")] == ["b", "fastv:keep=0.5"]
 
 
-@pytest.mark.parametrize("name", list(discover()))
+@pytest.mark.parametrize("name", packaged())
 def test_each_method_has_a_file_of_its_name_with_its_defaults(name: str) -> None:
     """So that it does not matter whether a word is taken as the file or as the method."""
     path = method_files().get(name)
@@ -236,6 +238,42 @@ def _shape() -> Any:
     from llava_prumerge.methods.base import DecoderShape
 
     return DecoderShape(32, 4096, 32, 576)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruled(settings_module.Settings):
+    """A field of each rule, whole numbers and any."""
+
+    whole: int = settings_module.setting(1, "", settings_module.at_least(0))
+    positive: int | None = settings_module.setting(1, "", settings_module.at_least(1))
+    real: float = settings_module.setting(1, "", settings_module.at_least(0))
+    optional: float | None = settings_module.setting(None, "", settings_module.at_least(0.5))
+    more: int = settings_module.setting(3, "", settings_module.above(2))
+    inside: float = settings_module.setting(0.5, "", settings_module.between(0, 1))
+    share: float = settings_module.setting(0.5, "", settings_module.fraction())
+    told: float = settings_module.setting(1, "", settings_module.above(0, accepted="a length above 0"))
+
+
+@pytest.mark.parametrize(
+    ("key", "accepted", "refused", "words"),
+    [
+        ("whole", 0, -1, "a whole number of at least 0"),
+        ("whole", 0, 0.5, "a whole number of at least 0"),
+        ("positive", None, 0, "a positive whole number"),
+        ("real", 0.25, -0.25, "a number of at least 0"),
+        ("optional", 0.5, 0.25, "a number of at least 0.5"),
+        ("more", 3, 2, "a whole number above 2"),
+        ("inside", 0.5, 1, "a number between 0 and 1"),
+        ("share", 1, 0, "a number in (0, 1] or a fraction such as 1/8"),
+        ("told", 0.1, 0, "a length above 0"),
+    ],
+)
+def test_rules_say_what_they_accept_in_a_field_of_their_type(key: str, accepted: Any, refused: Any, words: str) -> None:
+    assert getattr(Ruled.read({key: accepted}, "ruled"), key) == accepted
+    with pytest.raises(ReductionError) as raised:
+        Ruled.read({key: refused}, "ruled")
+    assert str(raised.value) == f"ruled: {key} {refused} is not {words}"
+    assert Ruled.infos()[key].accepted == words
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "nan", "1e999", 10**400, "1/0", f"1/{'9' * 5000}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -36,7 +37,11 @@ def test_command_ends_with_one_json_object(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(benchmark, "SIDE", 24)
     arguments = ["--methods", "prumerge", "{name: pool, rows: 5, columns: 8}", "--batch", "1", "2"]
     benchmark.benchmark([*arguments, "--repeats", "2"])
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    said = [re.sub(r"\d+ s ", "", line) for line in printed.err.splitlines()]
+    rounds = [f"round {done} of 3, so far, about left" for done in (1, 2, 3)]
+    assert said[1:] == [f"batch {images}: {what}" for images in (1, 2) for what in ("begins", *rounds)]
     assert [(row["method"], row["batch"]) for row in result["rows"]] == [
         ("prumerge", 1),
         ("pool", 1),

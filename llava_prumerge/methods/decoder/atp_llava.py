@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.registry import register
-from llava_prumerge.methods.settings import Rule, Settings, above, at_least, setting
+from llava_prumerge.methods.settings import Rule, Settings, above, at_least, between, setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import at_depth
 
@@ -80,9 +80,7 @@ class AtpLlavaSettings(Settings):
     )
     outside: float = setting(0.0, "spatial score of tokens that no sampling has", source="reported, as is -100")
     width: int = setting(64, "of the shared linear map", at_least(1), source="ours")
-    start: float = setting(
-        0.5, "thresholds before training", Rule("a number between 0 and 1", lambda value: 0 < value < 1), source="ours"
-    )
+    start: float = setting(0.5, "thresholds before training", between(0, 1), source="ours")
     scale: Literal["minmax", "none"] = setting(
         "minmax",
         "minmax brings both scores to [0, 1] over the visual tokens there are, none leaves them as they are",

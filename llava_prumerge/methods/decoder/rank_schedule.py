@@ -22,7 +22,7 @@ from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.search_target import SearchKind, SearchTarget
-from llava_prumerge.methods.settings import Rule, fraction, setting
+from llava_prumerge.methods.settings import above, at_least, fraction, setting
 from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.token_schedule import Curve, falling_sigmoid, raised, sigmoid_of_height
 
@@ -30,7 +30,7 @@ HEIGHT, SLOPE, CENTRE, FIRST, DEPTH = 0.756, 0.226, 12.2, 3, 32
 """Of the paper's Fig. 1c, per layer of 32."""
 R, GAMMA, K = 0.05, 1.0, 2.0
 """Of the form with a floor where nothing is given: about an eighth of the tokens of 32 layers."""
-POSITIVE = Rule("a number above 0", lambda value: value > 0 and math.isfinite(value))
+POSITIVE = above(0)
 
 Searched = tuple[Curve, float, tuple[float, float]]
 """A curve, its free number where there is no budget, and where a budget's is searched."""
@@ -62,7 +62,6 @@ class RankScheduleSettings(BudgetSettings):
     centre: float | None = setting(
         None,
         f"the layer where it is half way down; null: {CENTRE} of {DEPTH}. Not with a budget, which decides it",
-        Rule("a number", math.isfinite),
         source="paper, Fig. 1c",
     )
     r: float | None = setting(
@@ -74,7 +73,6 @@ class RankScheduleSettings(BudgetSettings):
     k: float | None = setting(
         None,
         f"floor: where it is half way down, in units of depth; null: {K:g} layers. Not with a budget, which decides it",
-        Rule("a number", math.isfinite),
         source="VisPCO",
     )
     depth: Literal["layers", "relative"] | None = setting(
@@ -87,7 +85,7 @@ class RankScheduleSettings(BudgetSettings):
         None,
         "tokens are dropped before this layer and all later ones, at least 1; null: 3 of 32 at the same fraction for "
         "the paper's sigmoid, 1 for the other, the first rate below 1 of given rates",
-        Rule("a whole number of at least 1", lambda value: value >= 1),
+        at_least(1),
         source="paper, Fig. 1c",
     )
     rows: Literal["last", "text"] = setting(

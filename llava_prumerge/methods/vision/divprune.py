@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import ShareReducer, ShareSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
@@ -45,6 +46,7 @@ class DivPrune(ShareReducer):
     site = "projected"
     settings: DivPruneSettings
     paper = "DivPrune, Alvar et al., CVPR 2025 (arXiv 2503.02175)"
+    call_limit = CallLimit(step=5, why="a greedy rule: one step for each kept token")
 
     def rounding(self, share: Fraction) -> int:
         """int(round()), as in the released code."""

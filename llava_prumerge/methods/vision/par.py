@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import PromptSettings, ShareReducer
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
@@ -66,6 +67,9 @@ class PAR(ShareReducer):
 
     site, reads_prompt = "projected", True
     paper = "PAR, Liu et al. (arXiv 2410.07278 v2), our reading of the abstract"
+    call_limit = CallLimit(
+        140, step=7, why="it reads the prompt, for which a batch is unpacked, and clusters in rounds"
+    )
     settings: PARSettings
 
     def repeats(self, patches: int, kept: int) -> int:

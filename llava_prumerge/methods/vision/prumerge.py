@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
-from llava_prumerge.methods.cost import Benchmark, Expected, TokensLeft
+from llava_prumerge.methods.cost import Benchmark, CallLimit, Expected, TokensLeft
 from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
@@ -83,6 +83,7 @@ class PruMerge(OutlierReducer):
 
     paper = "LLaVA-PruMerge, Shang et al., ICCV 2025 (arXiv 2403.15388)"
     expected = Expected(0.055, "the paper's mean; it differs from image to image")  # 5.5%: 32 of 576
+    call_limit = CallLimit(40, why="the choice, its nearest neighbours and their weights")
     benchmarks: ClassVar[tuple[Benchmark, ...]] = (Benchmark.REDUCTION, Benchmark.LATENCY, Benchmark.TRAINING)
     settings: PruMergeSettings
 
@@ -201,6 +202,7 @@ class PruMergePlus(PruMerge):
 
     expected = Expected(0.25, "the paper's mean; it differs from image to image")  # 144 of 576
     benchmarks = (*PruMerge.benchmarks, Benchmark.PADDING, Benchmark.THROUGHPUT)
+    call_limit = CallLimit(52, why="as PruMerge, and a sample at a stride of each image's own")
     settings: PruMergePlusSettings
 
     def kept(self, image: VisionTokens, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import Rule, setting
@@ -37,6 +38,7 @@ class RandomSample(OutlierReducer):
     """Keep patches drawn by lot, in raster order."""
 
     needs_ids = True
+    call_limit = CallLimit(58, why="two hashes in whole numbers, of the image and of its patches")
     settings: RandomSettings
 
     def __init__(self, settings: RandomSettings | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, setting
@@ -52,6 +53,7 @@ class ToMe(BlockReducer):
     """Merge tokens into means over the patches they stand for."""
 
     paper = "ToMe, Bolya et al., ICLR 2023 (arXiv 2210.09461)"
+    call_limit = CallLimit(step=33, why="rounds of matching, each on what the one before left")
     settings: ToMeSettings
 
     def repeats(self, patches: int, kept: int) -> int:

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
-from llava_prumerge.methods.cost import TokensLeft
+from llava_prumerge.methods.cost import CallLimit, TokensLeft
 from llava_prumerge.methods.reducers import PromptSettings, ShareReducer
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
@@ -56,6 +56,7 @@ class TRSM(ShareReducer):
 
     site, reads_prompt = "projected", True
     paper = "TRSM, Liu et al. (arXiv 2410.07278 v1), our reading of the abstract"
+    call_limit = CallLimit(90, why="it reads the prompt, for which a batch is unpacked")
     settings: TRSMSettings
 
     def tokens_left(self, patches: int) -> TokensLeft:

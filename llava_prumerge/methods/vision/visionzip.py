@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
@@ -48,6 +49,9 @@ class VisionZip(BlockReducer):
     """Dominant tokens in raster order, then contextual tokens in raster order of their targets."""
 
     paper = "VisionZip, Yang et al., CVPR 2025 (arXiv 2412.04467)"
+    call_limit = CallLimit(
+        58, why="class token, dominant and contextual tokens are made one after the other and joined"
+    )
     settings: VisionZipSettings
 
     def forward(self, image: VisionTokens) -> Reduced:
