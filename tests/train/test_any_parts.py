@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.prompts import make_prompter
-from llava_prumerge.evaluation.settings import Settings
+from llava_prumerge.evaluation.settings import EvaluationSettings
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.text.chat_templates import OWN, resolve_template, template_of
 from llava_prumerge.train.run import main
@@ -66,7 +66,7 @@ def test_stages_train_save_and_load(world, parts: Path, tmp_path: Path, kind: st
         text = prompt(template, "What colour is this")
         ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, config.image_seq_length)])
         question = Question(id="1", prompt="", text="What colour is this", image="x.png")
-        evaluated = make_prompter(processor, config, Settings(), None).encode(question)
+        evaluated = make_prompter(processor, config, EvaluationSettings(), None).encode(question)
         assert evaluated == encode(processor.tokenizer, text, config.image_token_id, 1), "asked as it was trained"
         pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
         found.append(model(ids, pixels).logits.detach())

@@ -21,7 +21,7 @@ RECIPES = sorted(path for path in TRAIN.rglob("*.yaml"))
 def test_the_parts_of_every_shipped_recipe_belong_together(recipe: Path) -> None:
     arguments = load_arguments([str(recipe)])
     check_parts(arguments)
-    size = {"13"} if recipe.parent.name == "13b" else set() if recipe.parent.name == "pocket" else {"7"}
+    size = {"13b": {"13"}, "pocket": set(), "family": set()}.get(recipe.parent.name, {"7"})
     parts = (arguments.language_model, arguments.output_dir, arguments.projector)
     assert all(sizes_in(part) == size for part in parts if part is not None)
 
