@@ -57,6 +57,31 @@ class TiledHost(Host):
         """[N, 3, h, w] -> the tiles"""
         return encode(self.vision_tower, pixels, self.config.vision_feature_layer if layer is None else layer)
 
+    def cut_counts(self, image_sizes: Tensor, batch_num_images: Tensor | None = None) -> list[int]:
+        """Tiles of each image of a batch, which samples may bring so many of."""
+        return self.tile_counts(image_sizes)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock features, or what the reducer leaves of them. [images, tiles, 3, h, w]"""
+        counts = self.cut_counts(image_sizes, kwargs.get("batch_num_images"))
+        if self.reducer is None:
+            output = super().get_image_features(
+                pixel_values,
+                image_sizes,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                **kwargs,
+            )
+            return self.tell_tiled(output, image_sizes, counts)
+        return self.reduce_tiled(pixel_values, image_sizes, counts, vision_feature_layer)
+
     def reduce_tiled(self, pixel_values: Tensor, image_sizes: Tensor, counts: list[int], layer: int | None) -> Any:
         """Reduce tiles; kept tokens and line breaks stand in the order of the family's packing."""
         if pixel_values.dim() == 5:

@@ -24,14 +24,6 @@ BLOCKS: dict[str, dict[str, Any] | None] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def plain_arithmetic() -> None:
-    if DEVICE.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
 @pytest.mark.parametrize("method", BLOCKS)
 @pytest.mark.parametrize("name", family_types())
 @torch.no_grad()

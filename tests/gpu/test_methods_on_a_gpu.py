@@ -32,14 +32,6 @@ every_half = pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=["float32", "float16", "bfloat16"])
 
 
-@pytest.fixture(autouse=True)
-def plain_arithmetic() -> None:
-    if DEVICE.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
 def block_of(name: str) -> dict[str, Any]:
     if name in REDUCERS:
         return {"vision": {"name": name, "budget": 4}}

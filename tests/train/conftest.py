@@ -213,3 +213,15 @@ def logits_of(world: World):
             return model.eval()(**{name: value for name, value in batch.items() if name != "ids"}).logits
 
     return compute
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of every family that is trained, and records for all of them."""
+    from train.family_world import TRAINED, write_checkpoint, write_records
+
+    folder = tmp_path_factory.mktemp("families")
+    write_records(folder)
+    for name in TRAINED:
+        write_checkpoint(folder / name, name)
+    return folder

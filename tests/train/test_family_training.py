@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from train.family_world import METHOD, TRAINED, given, template_of_family, write_checkpoint, write_records
+from train.family_world import METHOD, TRAINED, given, template_of_family
 from train.launching import assert_same_bits, interrupt, losses_of
 from transformers import AutoConfig
 
@@ -26,15 +26,6 @@ from llava_prumerge.train import assembly
 from llava_prumerge.train.run import main
 
 every = pytest.mark.parametrize("name", TRAINED)
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    write_records(folder)
-    for name in TRAINED:
-        write_checkpoint(folder / name, name)
-    return folder
 
 
 def dataset_of(families: Path, name: str) -> LlavaDataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train.family_world import TRAINED, given, write_checkpoint, write_records
+from train.family_world import TRAINED, given
 from train.launching import (
     assert_deepspeed_ran,
     assert_same_run,
@@ -28,15 +28,6 @@ SHARED = {
 }
 FULL = ("llava_next", "video_llava", "internvl", "qwen3_vl")
 """One of each kind: tiles in one map, two towers, tiles alone, native size with features for later layers."""
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("families")
-    write_records(folder)
-    for name in TRAINED:
-        write_checkpoint(folder / name, name)
-    return folder
 
 
 def values_of(families: Path, name: str, **more: Any) -> dict[str, Any]:

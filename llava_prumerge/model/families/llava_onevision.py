@@ -41,23 +41,19 @@ class LlavaOnevisionHost(TiledHost):
         batch_num_images: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Stock features, or what the reducer leaves of them; images of which a sample has several are not cut."""
-        counts = self.tile_counts(image_sizes)
-        if batch_num_images is not None:
-            cut = [number == 1 for number in batch_num_images.tolist() for _ in range(number)]
-            counts = [count if one else 1 for count, one in zip(counts, cut, strict=True)]
-        if self.reducer is None:
-            output = super().get_image_features(
-                pixel_values,
-                image_sizes,
-                vision_feature_layer=vision_feature_layer,
-                vision_feature_select_strategy=vision_feature_select_strategy,
-                vision_aspect_ratio=vision_aspect_ratio,
-                batch_num_images=batch_num_images,
-                **kwargs,
-            )
-            return self.tell_tiled(output, image_sizes, counts)
-        return self.reduce_tiled(pixel_values, image_sizes, counts, vision_feature_layer)
+        """As of all that is tiled, with what this family takes besides; [images, tiles, 3, h, w]"""
+        more = dict(vision_aspect_ratio=vision_aspect_ratio, batch_num_images=batch_num_images)
+        return super().get_image_features(
+            pixel_values, image_sizes, vision_feature_layer, vision_feature_select_strategy, **more, **kwargs
+        )
+
+    def cut_counts(self, image_sizes: Tensor, batch_num_images: Tensor | None = None) -> list[int]:
+        """Images of which a sample has several are not cut."""
+        counts = super().cut_counts(image_sizes)
+        if batch_num_images is None:
+            return counts
+        cut = [number == 1 for number in batch_num_images.tolist() for _ in range(number)]
+        return [count if one else 1 for count, one in zip(counts, cut, strict=True)]
 
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """As of images. [videos, frames, 3, h, w]"""
