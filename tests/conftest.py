@@ -10,6 +10,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 
 import pytest  # noqa: E402
 
@@ -41,3 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
             load_plugins(names)
         except ReductionError as error:
             raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(autouse=True)
+def environment_kept() -> Iterator[None]:
+    """Give every test the environment variables it found: a command run in this process may set some for its own life."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)

@@ -137,6 +137,18 @@ def test_the_table_is_about_every_command() -> None:
     assert {words.split()[0] for words, _ in CASES} == set(COMMANDS) and len(CASES) >= 40
 
 
+@pytest.mark.parametrize("wrong", ["device=banana", "attn=banana"])
+def test_what_is_answered_already_hides_no_bad_value(
+    wrong: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a host that hides its GPUs, and where every answer is there so that no model is loaded."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = f"{EVALUATE.replace('results', 'answered')}MODEL device=cpu".split()
+    assert main(words) == 0
+    assert main([*words[:-1], wrong]) == 2
+    assert "banana" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("words", "told"), CASES, ids=[words[:60] for words, _ in CASES])
 def test_a_bad_value_is_one_line(words: str, told: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(world)

@@ -27,6 +27,7 @@ from llava_prumerge.methods.resolve import resolve, stored_reduction
 from llava_prumerge.model.devices import DeviceError, choose_device, describe_start, was_said
 from llava_prumerge.model.fingerprint import fingerprint
 from llava_prumerge.model.template_files import template_in_use
+from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.ops.errors import ReductionError
 
 if TYPE_CHECKING:
@@ -236,14 +237,18 @@ class LoadedModel:
         ranks: this process among all.
 
     Raises:
-        EvaluationError: the device cannot be used.
+        EvaluationError: the device cannot be used, or the attention implementation is not known.
     """
 
     def __init__(self, subject: Subject, ranks: Ranks) -> None:
         self.subject, self.ranks = subject, ranks
         try:
             self.device = choose_device(subject.settings.device)
-        except DeviceError as error:
+            if subject.settings.attn is not None:  # also where all is answered and no model is loaded
+                from llava_prumerge.model.assembling import check_attention
+
+                check_attention(subject.settings.attn)
+        except (DeviceError, LoadingError) as error:
             raise EvaluationError(str(error)) from error
         if ranks.rank == 0 and not was_said():
             logger.info(describe_start(self.device))
@@ -255,7 +260,6 @@ class LoadedModel:
         """Model and processor."""
         from llava_prumerge.evaluation.generate import decode_plainly
         from llava_prumerge.model.loading import load_model
-        from llava_prumerge.model.weight_files import LoadingError
 
         attn = self.subject.settings.attn
         try:

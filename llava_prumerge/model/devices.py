@@ -89,13 +89,15 @@ def choose_device(device: str | None = None) -> str:
     Raises:
         DeviceError: GPUs are here that torch does not see, more processes than GPUs, or `device` is none of this host's.
     """
-    if asked_for_cpu(device) is not None:
+    if device is None and asked_for_cpu() is not None or device is not None and asked_for_cpu(device, {}) is not None:
         return "cpu"
     import torch
 
     seen, local = torch.cuda.device_count() if torch.cuda.is_available() else 0, local_rank()
     if device is not None:
         _check_setting(device, seen)
+        if (cpu := asked_for_cpu()) is not None:
+            raise DeviceError(f"device={device} contradicts {cpu}, which asks for the CPU; leave out one of the two")
         return device
     if seen == 0:
         gpus = listed_gpus()

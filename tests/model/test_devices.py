@@ -107,6 +107,18 @@ def test_a_host_without_gpus_computes_on_the_cpu(host, monkeypatch) -> None:
         choose_device("cuda:1")
 
 
+@pytest.mark.parametrize("variable", [("GPUS", "0"), ("CUDA_VISIBLE_DEVICES", "")])
+def test_a_device_is_held_against_what_the_environment_asks_for(host, monkeypatch, variable) -> None:
+    """A setting is checked also where GPUs are hidden, and another device than the CPU is not taken for it."""
+    host(2, 2)
+    monkeypatch.setenv(*variable)
+    assert choose_device() == choose_device("cpu") == "cpu"
+    with pytest.raises(DeviceError, match="device=banana: torch cannot use it here"):
+        choose_device("banana")
+    with pytest.raises(DeviceError, match=f"device=cuda:0 contradicts {variable[0]}={variable[1]}, which asks for"):
+        choose_device("cuda:0")
+
+
 def test_each_process_has_the_gpu_of_its_rank(host, monkeypatch) -> None:
     host(4, 2)
     assert choose_device() == "cuda:0" and choose_device("cuda:1") == "cuda:1" and choose_device("cpu") == "cpu"
