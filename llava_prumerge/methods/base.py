@@ -304,7 +304,7 @@ class DecoderPruner(Method):
         search_targets: what searches on calibration questions can find for it.
     """
 
-    positions: ClassVar[Literal["original", "renumbered"]] = "original"
+    positions: Literal["original", "renumbered"] = "original"
     ranks: ClassVar[bool] = False
     ranks_ahead: ClassVar[bool] = False
     gates_in_training: ClassVar[bool] = False

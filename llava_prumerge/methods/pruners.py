@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.settings import Settings, above, setting
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.select import prompt_attention
 from llava_prumerge.ops.token_schedule import Curve, TokenSchedule, up
 
@@ -27,6 +28,25 @@ class BudgetSettings(Settings):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountSettings(BudgetSettings):
+    """Of pruners whose authors' code takes numbers of tokens, one for each layer before which some are dropped."""
+
+    counts: tuple[int, ...] | None = setting(
+        None,
+        "visual tokens of each image that stay, one number per layer in `layers`, never rising; null: the method's share",
+        source="released code",
+    )
+
+    def check(self) -> None:
+        if self.counts is not None and self.budget is not None:
+            raise ReductionError(f"give counts={list(self.counts)} or budget={self.budget:g}, not both")
+        if self.counts is not None and (
+            min(self.counts, default=0) < 1 or sorted(self.counts, reverse=True) != [*self.counts]
+        ):
+            raise ReductionError(f"counts {list(self.counts)} must be numbers of tokens of at least 1 that never rise")
+
+
 class ScheduledPruner(DecoderPruner):
     """A pruner that keeps the tokens with the highest scores, as many as a schedule says.
 
@@ -34,7 +54,7 @@ class ScheduledPruner(DecoderPruner):
         settings: of the method.
         shape: of the language model.
         layers: before which it acts.
-        curve, free, bounds: of the schedule, see `ops.token_schedule.TokenSchedule`.
+        curve, free, bounds, fixed: of the schedule, see `ops.token_schedule.TokenSchedule`.
     """
 
     settings: BudgetSettings
@@ -47,11 +67,14 @@ class ScheduledPruner(DecoderPruner):
         curve: Curve,
         free: float,
         bounds: tuple[float, float] = (0.0, 1.0),
+        fixed: Sequence[int] | None = None,
     ) -> None:
         super().__init__(settings, shape, layers)
+        if fixed is not None and len(fixed) != len(self.layers):
+            raise ReductionError(f"{self.name}: counts has {len(fixed)} numbers for layers {list(self.layers)}")
         patches = None if shape.reduced else shape.patches
         self.schedule = TokenSchedule(
-            self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches, self.rounding
+            self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches, self.rounding, fixed
         )
 
     def rounding(self, share: float) -> int:

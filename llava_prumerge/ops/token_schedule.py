@@ -85,6 +85,11 @@ def at_depth(share: float, layers: int) -> int:
     return max(1, min(layers - 1, math.floor(share * layers + 0.5)))
 
 
+def at_depths(published: Sequence[int], layers: int, depth: int = 32) -> tuple[int, ...]:
+    """Published layers of a decoder of `depth`: as they are in one that is as deep or deeper, else at the same fractions."""
+    return tuple(published) if layers >= depth else tuple(at_depth(layer / depth, layers) for layer in published)
+
+
 class TokenSchedule:
     """Whole numbers of visual tokens for a decoder that drops some before certain layers.
 
@@ -101,6 +106,7 @@ class TokenSchedule:
         patches: visual tokens every image comes with, where that is known: an impossible budget is then refused at
             once.
         rounding: of the shares where there is no budget: `up`, or what the method's authors do.
+        fixed: tokens of each image from each drop on, in place of the curve's shares; None: the shares.
 
     Raises:
         ReductionError: the budget is no number above 0, or no plan with a token in each layer costs so little.
@@ -117,11 +123,13 @@ class TokenSchedule:
         bounds: tuple[float, float] = (0.0, 1.0),
         patches: int | None = None,
         rounding: Rounding = up,
+        fixed: Sequence[int] | None = None,
     ) -> None:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
             raise ReductionError(f"{name}: budget {budget!r} is not a number of tokens above 0")
         self.name, self.layers, self.drops = name, layers, tuple(drops)
         self.curve, self.free, self.budget, self.bounds, self.rounding = curve, free, budget, bounds, rounding
+        self.fixed = None if fixed is None else tuple(fixed)
         self.runs = tuple(end - start for start, end in zip(drops, [*drops[1:], layers], strict=True))
         self._plans: dict[tuple[int, int], tuple[int, ...]] = {}
         self._current: Tensor | None = None
@@ -140,12 +148,16 @@ class TokenSchedule:
             if not present:
                 self._plans[key] = (0,) * len(self.drops)
             elif self.budget is None:
-                self._plans[key] = tuple(
-                    min(present, self.rounding(present * share)) for share in self.curve(self.free)
-                )
+                self._plans[key] = self._own(present, images)
             else:
                 self._plans[key] = self._met(present, self.budget * images * self.layers - self.drops[0] * present)
         return self._plans[key]
+
+    def _own(self, present: int, images: int) -> tuple[int, ...]:
+        """Counts where there is no budget: as given, or the curve's shares."""
+        if self.fixed is not None:
+            return tuple(min(present, images * count) for count in self.fixed)
+        return tuple(min(present, self.rounding(present * share)) for share in self.curve(self.free))
 
     def layer_counts(self, present: int, images: int = 1) -> tuple[int, ...]:
         """Tokens of a sequence in every layer; see `plan`."""

@@ -50,6 +50,7 @@ OFFICIAL = [
     ("vtw_k2", "vtw", {"layer": 2}),
     ("pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.5}),
     ("dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25}),
+    ("vscan_decoder_L2_21", "vscan_decoder", {"layers": [2], "counts": [21]}),
 ]
 FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("vispruner_16_1.0_142", "fastervlm", {"budget": 16}),

@@ -82,6 +82,35 @@ def test_pyramiddrops_layers_and_lambda() -> None:
             build("pyramiddrop", **wrong)
 
 
+def test_uniform_stride_is_every_sth_token() -> None:
+    """Of each sequence by itself, of what is there; with a budget in steps that differ by one at most."""
+    tokens = make_tokens((64, 30), after=(6, 4))
+    for layer, step in ((1, 1), (2, 3), (4, 9), (6, 27)):
+        assert rows_kept("uniform_stride", tokens, layer, stride=3) == [[*range(0, n, step)] for n in (64, 30)]
+    assert [int(count) for count in run(build("uniform_stride", stride=1), make_tokens((64,), after=(6,)))] == [64] * 8
+    for row in rows_kept("uniform_stride", tokens, 2, layers=[2], budget=40):
+        steps = {after - before for before, after in zip(row, row[1:])}
+        assert row[0] == 0 and len(steps) <= 2 and max(steps) - min(steps) <= 1
+    assert build("uniform_stride", shape_of(32, 576)).layers == (8, 16, 24)
+
+
+def test_vscans_step_keeps_what_the_last_token_attends_to() -> None:
+    """A third of what is there, in the middle; or as many as are named, never more than there are."""
+    tokens = make_tokens((64, 30), after=(6, 4))
+    counts = [count.tolist() for count in run(build("vscan_decoder"), tokens)]
+    assert counts == [[64, 30]] * 4 + [[21, 10]] * 4
+    kept = rows_kept("vscan_decoder", tokens, 7, layers=[2], counts=[40])
+    for row, count in enumerate((40, 30)):
+        scores = attention_of(tokens, row, int(tokens.layout.last_index()[row]))
+        assert kept[row] == best(tokens, row, scores, count)
+    assert build("vscan_decoder", shape_of(32, 576)).layers == (16,)
+    for wrong in (
+        {"counts": [3, 4], "layers": [1, 2]}, {"counts": [0]}, {"counts": [4, 3]}, {"counts": [4], "budget": 30}, {"counts": []}
+    ):  # fmt: skip
+        with pytest.raises(ReductionError, match="vscan_decoder: .*counts"):
+            build("vscan_decoder", **wrong)
+
+
 def test_vtw_leaves_text_alone() -> None:
     tokens = make_tokens()
     seen = layouts(build("vtw", layer=5), tokens)

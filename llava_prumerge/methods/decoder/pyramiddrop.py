@@ -17,10 +17,10 @@ from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.pruners import BudgetSettings, PromptRankedPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.token_schedule import at_depth, down, geometric
+from llava_prumerge.ops.token_schedule import at_depths, down, geometric
 
-STAGES, DEPTH = (8, 16, 24), 32
-"""The released layers, and the depth from which on they are taken as they are."""
+STAGES = (8, 16, 24)
+"""The released layers of 32 and of 40."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,7 @@ class PyramidDrop(PromptRankedPruner):
     settings: PyramidDropSettings
 
     def __init__(self, settings: PyramidDropSettings, shape: DecoderShape) -> None:
-        layers = settings.layers
-        if layers is None:
-            whole = shape.layers >= DEPTH
-            layers = STAGES if whole else tuple(at_depth(stage / DEPTH, shape.layers) for stage in STAGES)
-        stages = sorted(set(layers))
+        stages = sorted(set(at_depths(STAGES, shape.layers) if settings.layers is None else settings.layers))
         curve = partial(geometric, drops=len(stages))
         super().__init__(settings, shape, stages, curve, settings.keep_ratio)
 
