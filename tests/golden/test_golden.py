@@ -55,6 +55,11 @@ OFFICIAL = [
 FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("vispruner_16_1.0_142", "fastervlm", {"budget": 16}),
     ("hired_single_0.2_171", "fastervlm", {"budget": 12}),
+    ("scope_16_111", "scope", {"budget": 16}),
+    ("vispruner_24_0.5_141", "vispruner", {"budget": 24}),
+    ("vispruner_16_1.0_142", "vispruner", {"budget": 16, "important_ratio": 1}),
+    ("holov_24of144_121", "holov", {"budget": 24}),
+    ("holov_overflow_36of144_124", "holov", {"budget": 36, "count": "released"}),
 ]
 CASES = [*BASIC, *((f"official/{file}", method, settings) for file, method, settings in OFFICIAL)]
 CASES += [(f"frontier/{file}", method, settings) for file, method, settings in FRONTIER]

@@ -13,15 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import ShareReducer, ShareSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
+from llava_prumerge.ops.greedy import farthest_first, marked
 from llava_prumerge.ops.select import pick
 from llava_prumerge.ops.token_schedule import nearest
 
@@ -59,21 +56,5 @@ class DivPrune(ShareReducer):
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, D] unchanged."""
         size = self.width(image, self.counts(image))
-        return pick(image.features, farthest_first(image.features.detach(), size), size)
-
-
-def farthest_first(points: Tensor, size: int) -> Tensor:
-    """Greedy max-min selection by cosine distance; ties go to the lower index. [N, P, D] -> [N, P] bool, `size` each"""
-    unit = F.normalize(points.float(), dim=-1)
-    distance = 1 - unit @ unit.transpose(1, 2)  # [N, P, P]
-    others = torch.eye(points.shape[1], device=points.device) * 4  # more than any distance
-    lone = (distance + others).amin(dim=2)  # [N, P] to the nearest other; alone in the image: 4
-    keep = torch.zeros_like(lone, dtype=torch.bool)
-    nearest = torch.full_like(lone, 4.0)  # to the nearest kept
-    for step in range(size):
-        candidates = (nearest if step else lone).masked_fill(keep, -1.0)
-        chosen = candidates.argmax(dim=1, keepdim=True)  # [N, 1]
-        keep = keep.scatter(1, chosen, True)
-        row = distance.gather(1, chosen[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
-        nearest = torch.minimum(nearest, row)
-    return keep
+        order = farthest_first(image.features.detach(), size)
+        return pick(image.features, marked(order, image.features.shape[1]), size)
