@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as T
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import is_torchvision_available
 
 IMG, VID = 120, 121
 TEXT = dict(
@@ -182,8 +185,29 @@ PROCESSORS = {
         T.Idefics3Processor, T.Idefics3ImageProcessorPil,
         dict(size={"longest_edge": 128}, max_image_size={"longest_edge": 64}), dict(image_seq_len=16),
     ),
+    "smolvlm": (
+        T.SmolVLMProcessor, T.SmolVLMImageProcessorPil,
+        dict(size={"longest_edge": 128}, max_image_size={"longest_edge": 64}), dict(image_seq_len=16),
+    ),
 }  # fmt: skip
-"""The stock classes of a processor and of its part for images, and the settings of both; those that need no other library."""
+"""The stock classes of a processor and of its part for images, and the settings of both."""
+if is_torchvision_available():
+    PROCESSORS["mistral3"] = (
+        T.PixtralProcessor, T.PixtralImageProcessorPil, dict(size={"longest_edge": 64}, patch_size=8),
+        dict(patch_size=8, spatial_merge_size=2),
+    )  # fmt: skip
+
+
+def have_num2words(patch: pytest.MonkeyPatch) -> None:
+    """Let SmolVLM's processor be made where num2words is not installed: it writes numbers of frames in words, and no more."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    if processing_smolvlm.num2words is None:
+        patch.setattr(processing_smolvlm, "num2words", str)
+        found = importlib.util.find_spec
+        patch.setattr(
+            importlib.util, "find_spec", lambda name, *rest: name if name == "num2words" else found(name, *rest)
+        )
 
 
 def write_processor(folder: Path, name: str, template: bool = True) -> None:

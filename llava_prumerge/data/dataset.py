@@ -98,7 +98,7 @@ class LlavaDataset(Dataset):
             with self._naming(record):
                 tensors, texts = processed(list(self._images(record)))
         item = self._encoded(record, texts)
-        return item | processed.beside(item["input_ids"]) | tensors
+        return item | processed.beside(item["input_ids"], item["labels"]) | tensors
 
     def _encoded(self, record: dict[str, Any], places: Places) -> dict[str, Any]:
         encoded = encode_training(self.tokenizer, record, self.template, self.image_token_id, places, self.max_length)

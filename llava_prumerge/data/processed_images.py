@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from llava_prumerge.ground.errors import InputError
 
-_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "text_replacement_offsets")
+_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels", "text_replacement_offsets")
+Beside = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
+"""Processor, ids [L] and labels [L] -> what a model takes beside the ids in training, [L] each."""
 _FORMER_NAMES = {"pixel_values_images": "pixel_values"}
 _TYPICAL = (640, 480)
 
@@ -22,15 +24,16 @@ class ProcessedImages:
 
     Args:
         processor: a model's own.
+        beside: the family's own way to make what its model takes beside ids; None: the processor's.
 
     Raises:
         InputError: it takes no images.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, beside: Beside | None = None) -> None:
         if getattr(processor, "image_token", None) is None or not hasattr(processor, "image_processor"):
             raise InputError(f"a {type(processor).__name__} takes no images")
-        self.processor = processor
+        self.processor, self._own_beside = processor, beside
 
     def __call__(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[str]]:
         """Images of one sample, in RGB. -> what the model takes of them, end to end; and the text that stands for each"""
@@ -44,8 +47,10 @@ class ProcessedImages:
         tensors = {_FORMER_NAMES.get(key, key): torch.as_tensor(made[key]) for key in made if key not in _OF_TEXT}
         return tensors, texts
 
-    def beside(self, ids: Tensor) -> dict[str, Tensor]:
+    def beside(self, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What the model takes beside ids [L], such as which of them are images: [L] each."""
+        if self._own_beside is not None:
+            return self._own_beside(self.processor, ids, labels)
         if not getattr(self.processor, "return_mm_token_type_ids", False):
             return {}
         return {"mm_token_type_ids": torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()])[0])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,15 @@ def processor_of(path: str | Path, config: PreTrainedConfig) -> Any:
     """The processor of a whole model's folder, by the family that its configuration names.
 
     Raises:
-        LoadingError: a file of it cannot be read.
+        LoadingError: a file of it cannot be read, or a package is missing.
     """
-    own = family_of(stock_type(config.model_type)).processor
+    family = family_of(stock_type(config.model_type))
+    if family.needs is not None and importlib.util.find_spec(family.needs[0]) is None:
+        package, install = family.needs
+        kind = stock_type(config.model_type)
+        raise LoadingError(f"{path}: the processor of {kind} needs {package}: pip install {install}")
     with in_one_line(path):
-        return (own or read_processor)(path, config)
+        return (family.processor or read_processor)(path, config)
 
 
 def assemble(

@@ -32,6 +32,12 @@ class NoVideos:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
 
+    def __getattr__(self, name: str) -> Any:
+        """A setting, None where it is not set: stock processors ask for some of them whenever they write text."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.__dict__.get("settings", {}).get(name)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Videos cannot be read here."""
         raise ImportError("videos need torchvision: pip install torchvision")

@@ -23,7 +23,7 @@ from llava_prumerge.model.template_files import checked_template
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.chat_templates import ChatTemplate, is_text_models, stored_template, with_images
-from llava_prumerge.text.templates import DEFAULT, Template, chat_template, get_template, is_ours
+from llava_prumerge.text.templates import DEFAULT, TEMPLATES, Template, chat_template, get_template, is_ours
 from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer, make_portable
 
 PROCESSOR_FILE, PIXELS_FILE = "processor_config.json", "preprocessor_config.json"
@@ -120,9 +120,12 @@ def _padding(image_processor: Any) -> Any:
 def set_template(processor: Any, template: str | Template | ChatTemplate) -> None:
     """Let a processor that goes with a trained model carry the chat template it was trained with.
 
-    One that came with the model from elsewhere stays where the training took the default, and captions have none.
+    One that came with the model from elsewhere stays where the training took the default, and captions have none. What a
+    family's processor writes itself is not stored.
     """
     template = template if isinstance(template, ChatTemplate) else get_template(template)
+    if not isinstance(template, ChatTemplate) and template.name not in TEMPLATES:
+        return
     source, tokenizer = processor.chat_template, processor.tokenizer
     ours = is_ours(source) or is_text_models(source)
     if not template.captions and (ours or template != get_template(DEFAULT)):

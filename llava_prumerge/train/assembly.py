@@ -15,6 +15,7 @@ from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.model.chat import fixed_places
+from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
@@ -39,7 +40,9 @@ def build_dataset(
     places = fixed_places(config)
     try:
         if places is None:
-            pixels: ImagePreprocessor | ProcessedImages = ProcessedImages(processor)
+            pixels: ImagePreprocessor | ProcessedImages = ProcessedImages(
+                processor, family_of(stock_type(config.model_type)).beside
+            )
             places = pixels.typical_places
         else:
             pixels = ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect)
@@ -48,7 +51,7 @@ def build_dataset(
             arguments.images,
             processor.tokenizer,
             pixels,
-            template_for(arguments, processor),
+            template_for(arguments, processor, config),
             image_token_id=config.image_token_id,
             image_tokens=places,
             max_length=arguments.max_length,

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import PROCESSORS, stock_model, write_family
+from tiny_families import FAMILIES, PROCESSORS, have_num2words, stock_model, write_family
 from transformers.utils import is_torchvision_available
 
+from llava_prumerge.model.assembling import processor_of
 from llava_prumerge.model.chat import ChatProcessor
 from llava_prumerge.model.family_processors import VIDEOS, read_processor
 from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.weight_files import LoadingError
 
 WITH_VIDEOS = [name for name, (made, *_) in PROCESSORS.items() if VIDEOS in made.get_attributes()]
 missing = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is here: processors are transformers' own")
@@ -26,7 +28,10 @@ def photo() -> Image.Image:
 
 @missing
 @pytest.mark.parametrize("name", WITH_VIDEOS)
-def test_images_work_and_a_saved_processor_is_the_same(name: str, tmp_path: Path) -> None:
+def test_images_work_and_a_saved_processor_is_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_num2words(monkeypatch)
     folder = write_family(tmp_path / "model", name)
     settings = json.loads((folder / "processor_config.json").read_text())
     settings[VIDEOS] = {"video_processor_type": "SomeVideoProcessor", "fps": 3}
@@ -43,6 +48,17 @@ def test_images_work_and_a_saved_processor_is_the_same(name: str, tmp_path: Path
     assert getattr(again, VIDEOS).settings == settings[VIDEOS]
     for key, value in ChatProcessor(again, model.config, "vicuna_v1")(asked).items():
         assert torch.equal(value, made[key])
+
+
+@pytest.mark.parametrize(("name", "package"), [("smolvlm", "num2words"), ("mistral3", "torchvision")])
+def test_a_processor_that_needs_another_package_says_so_in_one_line(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted, *rest: None if wanted == package else wanted)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(LoadingError, match=f"the processor of {name} needs {package}: pip install ") as told:
+        processor_of(tmp_path, FAMILIES[name]()[0])
+    assert len(str(told.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["llava_next", "gemma3", "idefics3", "paligemma"])

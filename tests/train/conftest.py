@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,12 +217,15 @@ def logits_of(world: World):
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny checkpoint of every family that is trained, and records for all of them."""
+    from tiny_families import have_num2words
     from train.family_world import TRAINED, write_checkpoint, write_records
 
     folder = tmp_path_factory.mktemp("families")
     write_records(folder)
-    for name in TRAINED:
-        write_checkpoint(folder / name, name)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        have_num2words(patch)
+        for name in TRAINED:
+            write_checkpoint(folder / name, name)
+        yield folder

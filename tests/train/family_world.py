@@ -11,6 +11,7 @@ import torch
 from decoders import byte_level
 from tiny_families import FAMILIES, PROCESSORS
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import is_torchvision_available
 
 TRAINED = [
     "llava_next",
@@ -21,11 +22,21 @@ TRAINED = [
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
-]
-MARKS = {"internvl": "<IMG_CONTEXT>\\n"} | dict.fromkeys(
-    ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
+    "gemma3",
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+] + ["mistral3"] * is_torchvision_available()
+MARKS = {
+    "internvl": "<IMG_CONTEXT>\\n",
+    "gemma3": "<img>",
+    "idefics3": "<image>",
+    "smolvlm": "<image>",
+    "mistral3": "[IMG]",
+} | dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>")
+IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>", "mistral3": "[IMG]"} | dict.fromkeys(
+    ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>"
 )
-IMAGE_TOKENS = {"internvl": "<IMG_CONTEXT>"} | dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|image_pad|>")
 SPECIAL = [
     "<pad>",
     "<s>",
@@ -37,6 +48,16 @@ SPECIAL = [
     "<img>",
     "</img>",
     "<video>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
+    "<end_of_utterance>",
+    "[INST]",
+    "[/INST]",
+    "[IMG_BREAK]",
+    "[IMG_END]",
 ]
 METHOD = {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 1, "keep": 0.5}}
 PARTS = (
@@ -57,11 +78,39 @@ VICUNA = (
 )  # fmt: skip
 
 
+# As Gemma 3's: a beginning of sequence of its own, a system text ahead of the first question, texts stripped.
+GEMMA = (
+    "{{- bos_token -}}{%- set ahead = '' -%}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set ahead = messages[0]['content'][0]['text'] + '\n\n' -%}{%- set messages = messages[1:] -%}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' + (ahead if loop.first else '') -}}"
+    "{%- if message['role'] == 'assistant' -%}{%- generation -%}{{- message['content'][0]['text'] | trim + '<end_of_turn>' -}}"
+    "{%- endgeneration -%}{{- '\n' -}}{%- else -%}{%- for part in message['content'] -%}"
+    "{{- 'MARK' if part['type'] == 'image' else part['text'] | trim -}}{%- endfor -%}{{- '<end_of_turn>\n' -}}{%- endif -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
+)
+# As Idefics 3's: a space behind the role where a text follows, and none where an image does.
+IDEFICS = (
+    "{{- bos_token -}}{%- for message in messages -%}{{- message['role'].capitalize() + ':' -}}"
+    "{%- if message['role'] == 'assistant' -%}{%- generation -%}{{- ' ' + message['content'][0]['text'] + '<end_of_utterance>' -}}"
+    "{%- endgeneration -%}{{- '\n' -}}{%- else -%}{{- '' if message['content'][0]['type'] == 'image' else ' ' -}}"
+    "{%- for part in message['content'] -%}{{- 'MARK' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
+    "{{- '<end_of_utterance>\n' -}}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
+)
+# As Mistral 3's: the end of the instruction is all that stands ahead of an answer.
+MISTRAL = (
+    "{{- bos_token -}}{%- for message in messages -%}{%- if message['role'] == 'assistant' -%}{%- generation -%}"
+    "{{- message['content'][0]['text'] + eos_token -}}{%- endgeneration -%}{%- else -%}{{- '[INST]' -}}"
+    "{%- for part in message['content'] -%}{{- 'MARK' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}"
+    "{{- '[/INST]' -}}{%- endif -%}{%- endfor -%}"
+)
+TEMPLATES = {"gemma3": GEMMA, "idefics3": IDEFICS, "smolvlm": IDEFICS, "mistral3": MISTRAL}
+
+
 def template_of_family(name: str, marked: bool = False) -> str:
     """A chat template, with marks around what the model says or without them."""
-    text = (CHATML if name.startswith(("qwen", "internvl", "llava_onevision")) else VICUNA).replace(
-        "MARK", MARKS.get(name, "<image>\\n")
-    )
+    other = CHATML if name.startswith(("qwen", "internvl", "llava_onevision")) else VICUNA
+    text = TEMPLATES.get(name, other).replace("MARK", MARKS.get(name, "<image>\\n"))
     return text if marked else re.sub(r"{%-? (?:end)?generation -?%}", "", text)
 
 
@@ -76,6 +125,8 @@ def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
             "context_image_token": image,
             "video_token": "<video>",
         }
+    if name == "gemma3":
+        named = {"image_token": image, "boi_token": "<img>", "eoi_token": "</img>"}
     return PreTrainedTokenizerFast(
         tokenizer_object=byte_level([*SPECIAL, image]), pad_token="<pad>", bos_token="<s>", eos_token=end, extra_special_tokens=named
     )  # fmt: skip
@@ -91,6 +142,9 @@ def write_checkpoint(folder: Path, name: str) -> Path:
         for attribute in (f"{key}_token_id", f"{key}_token_index"):
             if hasattr(config, attribute):
                 setattr(config, attribute, number(token))
+    for key, token in (("boi", "<img>"), ("eoi", "</img>")):
+        if hasattr(config, f"{key}_token_index"):
+            setattr(config, f"{key}_token_index", number(token))
     for key in ("vision_start", "vision_end"):
         if hasattr(config, f"{key}_token_id"):
             setattr(config, f"{key}_token_id", number(f"<|{key}|>"))
@@ -104,7 +158,8 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     tokenizer.save_pretrained(folder)
     pixels(**sizes).save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": made.__name__, **settings}))
-    (folder / "chat_template.jinja").write_text(template_of_family(name))
+    if name != "paligemma":  # which is trained without one
+        (folder / "chat_template.jinja").write_text(template_of_family(name))
     return folder
 
 
@@ -137,13 +192,20 @@ def write_records(folder: Path) -> Any:
         for number, (names, rounds) in enumerate(talks)
     ]
     (folder / "records.json").write_text(json.dumps(records))
+    single = [record | {"conversations": record["conversations"][:2]} for record in records]
+    (folder / "single.json").write_text(json.dumps(single))
     return folder / "records.json"
+
+
+def records_of(families: Path, name: str) -> Path:
+    """The records that a family is trained on: PaliGemma takes one question each."""
+    return families / ("single.json" if name == "paligemma" else "records.json")
 
 
 def given(families: Path, name: str) -> dict[str, Any]:
     """A short run on one batch, with a reducer and a pruner."""
     return {
         "model": str(families / name), "projector": None, "template": "own", "reduction": METHOD, "max_steps": 4, "save_steps": 2,
-        "data": str(families / "records.json"), "images": str(families / "images"), "learning_rate": 2e-2, "projector_lr": 1e-3,
+        "data": str(records_of(families, name)), "images": str(families / "images"), "learning_rate": 2e-2, "projector_lr": 1e-3,
         "max_length": 1024, "group_by_modality_length": False,
     }  # fmt: skip

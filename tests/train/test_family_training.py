@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from train.family_world import METHOD, TRAINED, given, template_of_family
+from train.family_world import METHOD, TRAINED, given, records_of, template_of_family
 from train.launching import assert_same_bits, interrupt, losses_of
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.model.assembling import processor_of
+from llava_prumerge.model.chat import family_template
+from llava_prumerge.model.families import family_of
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.part_names import part_names
-from llava_prumerge.text.chat_templates import OWN, resolve_template
+from llava_prumerge.text.chat_templates import OWN
 from llava_prumerge.train import assembly
 from llava_prumerge.train.run import main
 
@@ -32,14 +34,16 @@ def dataset_of(families: Path, name: str) -> LlavaDataset:
     config = AutoConfig.from_pretrained(families / name)
     processor = processor_of(families / name, config)
     return LlavaDataset(
-        families / "records.json", families / "images", processor.tokenizer, ProcessedImages(processor),
-        resolve_template(OWN, processor), image_token_id=config.image_token_id, image_tokens=10,
+        records_of(families, name), families / "images", processor.tokenizer,
+        ProcessedImages(processor, family_of(name).beside), family_template(OWN, processor, config), image_token_id=config.image_token_id, image_tokens=10,
     )  # fmt: skip
 
 
 def stock_inputs(families: Path, dataset: LlavaDataset, name: str, index: int) -> dict[str, Any]:
     """A record as the stock processor makes it, with transformers' mask of what the model says."""
     processor, record, parts = dataset.preprocessor.processor, dataset.rows[index], []
+    if name == "paligemma":
+        return stock_pair(families, processor, record)
     images = [Image.open(families / "images" / path).convert("RGB") for path in record["image"]]
     for turn in record["conversations"]:
         shown = images if "<image>" in turn["value"] else []
@@ -50,6 +54,19 @@ def stock_inputs(families: Path, dataset: LlavaDataset, name: str, index: int) -
         parts, chat_template=template_of_family(name, marked=True), tokenize=True, return_dict=True, return_tensors="pt",
         return_assistant_tokens_mask=True,
     )  # fmt: skip
+
+
+def stock_pair(families: Path, processor: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """The same of a question and an answer, as PaliGemma's processor takes them; it takes no text without an image."""
+    question, answer = (turn["value"] for turn in record["conversations"])
+    images = [Image.open(families / "images" / path).convert("RGB") for path in record["image"]]
+    if images:
+        text = question.replace("<image>\n", "<image>")
+        made = dict(processor(text=[text], images=[images], suffix=[answer], return_tensors="pt"))
+        return made | {"assistant_masks": made.pop("labels") != -100}
+    pair = [processor.tokenizer(text).input_ids for text in (f"<s>{question}\n", f"{answer}</s>")]
+    types = torch.tensor([[0] * len(pair[0]) + [1] * len(pair[1])])
+    return {"input_ids": torch.tensor([sum(pair, [])]), "assistant_masks": types, "token_type_ids": types}
 
 
 @every
@@ -64,7 +81,7 @@ def test_items_are_what_the_stock_processor_makes(families: Path, name: str) -> 
         for key in set(stock) - {"input_ids", "attention_mask", "assistant_masks"}:
             found = item["pixel_values" if key == "pixel_values_images" else key]
             torch.testing.assert_close(
-                found, torch.as_tensor(stock[key])[0] if key.startswith("mm_") else torch.as_tensor(stock[key])
+                found, torch.as_tensor(stock[key])[0] if "token_type" in key else torch.as_tensor(stock[key])
             )
         assert ("pixel_values" in item) == bool(dataset.rows[index]["image"])
 
@@ -86,6 +103,18 @@ def test_a_batch_is_its_samples(families: Path, name: str) -> None:
     batch = collate(items)
     batch.pop("ids")
     assert float(model(**batch).loss) == pytest.approx(total / count, rel=1e-4)
+
+
+@every
+@torch.no_grad()
+def test_loss_without_a_method_is_the_stock_models(families: Path, name: str) -> None:
+    """In training mode, where some families make other masks, on the batch that training makes."""
+    dataset = dataset_of(families, name)
+    batch = Collator(dataset.tokenizer.pad_token_id)([dataset[index] for index in range(4)])
+    batch.pop("ids")
+    stock = AutoModelForImageTextToText.from_pretrained(families / name)
+    model, _ = load_model(families / name, device="cpu")
+    assert float(model.train()(**batch).loss) == pytest.approx(float(stock.train()(**batch).loss), rel=1e-6)
 
 
 @every
@@ -125,7 +154,9 @@ def test_lora_trains_resumes_and_loads(
     batch = Collator(dataset.tokenizer.pad_token_id)([dataset[index] for index in range(4)])
     batch.pop("ids")
     model, processor = load_model(run, device="cpu")
-    assert model.model.reducer.name == "prumerge_plus" and processor.chat_template == template_of_family(name)
+    assert model.model.reducer.name == "prumerge_plus" and (
+        processor.chat_template or template_of_family(name)
+    ) == template_of_family(name)
     with torch.no_grad():
         trained = trainers[-1].model.eval()(**batch).logits
         torch.testing.assert_close(model(**batch).logits, trained, rtol=1e-5, atol=1e-5)

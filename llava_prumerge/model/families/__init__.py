@@ -7,11 +7,16 @@ import importlib.metadata
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
 from llava_prumerge.model.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llava_prumerge.text.templates import Template
 
 PREFIX = "prumerge_"
 MAIN = "llava"
@@ -42,6 +47,10 @@ class Family:
         templates: its models are asked by LLaVA's conversation templates, as they were trained; others by their processors.
         processor: reads the processor of a checkpoint, folder and configuration given; None: as transformers does.
         text: the prompt of a question (processor, question, number of images) for families that have no chat template.
+        template: conversations for training, from the processor, for the same families.
+        beside: what its models take beside ids in training, from processor, ids [L] and labels [L]; None: as
+            its processor says.
+        needs: a package that its processor cannot be made without, and what to install for it.
         mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
         since: the first release of transformers with which it is served.
     """
@@ -54,6 +63,9 @@ class Family:
     processor: Callable[[Any, Any], Any] | None = None
     mark: Callable[[Any], str] = lambda processor: processor.image_token
     text: Callable[[Any, str, int], str] | None = None
+    template: Callable[[Any], Template] | None = None
+    beside: Callable[[Any, Tensor, Tensor], dict[str, Tensor]] | None = None
+    needs: tuple[str, str] | None = None
     since: str = "5.17"
 
 

@@ -59,4 +59,5 @@ FAMILY = Family(
     host=Gemma3Host,
     places=lambda config: config.mm_tokens_per_image,
     mark=lambda processor: processor.boi_token,
+    beside=lambda processor, ids, labels: {"token_type_ids": (ids == processor.tokenizer.image_token_id).long()},
 )

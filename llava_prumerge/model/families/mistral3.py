@@ -84,4 +84,4 @@ def _refusal(config: Any) -> str | None:
     return None if isinstance(config.vision_feature_layer, int) else "vision_feature_layer must be one layer"
 
 
-FAMILY = Family(host=Mistral3Host, refusal=_refusal)
+FAMILY = Family(host=Mistral3Host, refusal=_refusal, needs=("torchvision", "torchvision"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import ForwardPass, Places
 from llava_prumerge.model.vision_tower import encode
+from llava_prumerge.ops.layout import IGNORE_INDEX
+from llava_prumerge.text.chat_templates import ChatTemplateError
+from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, shown_images
 
 
 class PaliGemmaHost(Host):
@@ -38,7 +43,39 @@ class PaliGemmaHost(Host):
         return self.reduce([tiles], places, self.project, lambda _: pixel_values, stacked=count)
 
 
+@dataclass(frozen=True)
+class PrefixTemplate(Template):
+    """What PaliGemma's processor writes of a question and an answer: images, beginning of sequence, question, line break, answer."""
+
+    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
+        """See `Template`.
+
+        Raises:
+            ChatTemplateError: there is more than one question.
+        """
+        if len(rounds) != 1:
+            raise ChatTemplateError(f"PaliGemma is trained on one question and its answer, and there are {len(rounds)}")
+        ((question, answer),) = rounds
+        shown = shown_images(question)
+        ahead = IMAGE_MARKER * question.count(IMAGE_MARKER, 0, shown)
+        pieces = [Segment(ahead + self.opening, False), Segment(question[shown:], False, written=True)]
+        pieces.append(Segment(self.closing, False))
+        return pieces if answer is None else [*pieces, Segment(answer, True, written=True), Segment(self.end, True)]
+
+
+def _template(processor: Any) -> PrefixTemplate:
+    tokenizer = processor.tokenizer
+    return PrefixTemplate("paligemma", tokenizer.bos_token, "", "\n", "", tokenizer.eos_token)
+
+
+def _beside(processor: Any, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """All that stands ahead of the answer sees each other."""
+    return {"token_type_ids": ((labels != IGNORE_INDEX).cumsum(0) > 0).long()}
+
+
 FAMILY = Family(
+    template=_template,
+    beside=_beside,
     host=PaliGemmaHost,
     places=lambda config: (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
     text=lambda processor, question, images: processor.image_token * images + question,  # it was trained without a chat

@@ -8,4 +8,4 @@ from llava_prumerge.model.vision_tower import TowerSpec, register_tower
 
 register_tower("smolvlm_vision", TowerSpec("encoder.layers"))
 
-FAMILY = Family(since="5.18", host=ShuffledHost)
+FAMILY = Family(since="5.18", host=ShuffledHost, needs=("num2words", "'llava-prumerge[smolvlm]'"))
