@@ -131,6 +131,7 @@ def ask(
     template: str = TEMPLATE,
     attention: bool = False,
     pictures: bool = False,
+    merges: bool = False,
     **generation: Any,
 ) -> Answer:
     """Ask one question about one image, several, or none.
@@ -149,6 +150,7 @@ def ask(
         template: conversation template of LLaVA-1.5 and its kin; other families bring their own.
         attention: also note the attention that patches receive.
         pictures: also note the tiles as the tower saw them.
+        merges: also note the weight of each patch in each token of a tile, see `Tile`.
         **generation: for `model.generate`; greedy without any.
 
     Raises:
@@ -157,7 +159,7 @@ def ask(
     """
     inputs, pixel_seconds = prepare(model, processor, question, images, template)
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    with method_of(model, reduction), watching(plain(model), attention, pictures) as watched:
+    with method_of(model, reduction), watching(plain(model), attention, pictures, merges) as watched:
         sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or greedy))[0]
     length = inputs["input_ids"].shape[1]
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -180,13 +182,14 @@ def inspect_image(
     reduction: Any = None,
     template: str = TEMPLATE,
     attention: bool = True,
+    merges: bool = False,
 ) -> ImageTokens:
     """What a method keeps of one image, without an answer: one pass over the prompt. See `ask` for the arguments.
 
     The question decides too, with methods that read it, and with pruners.
     """
     inputs, _ = prepare(model, processor, question, image, template)
-    with method_of(model, reduction), watching(plain(model), attention, pictures=True) as watched:
+    with method_of(model, reduction), watching(plain(model), attention, pictures=True, merges=merges) as watched:
         model(**inputs, use_cache=False)
     return _image_tokens(plain(model), watched)[0]
 

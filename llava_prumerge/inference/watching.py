@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava_prumerge.inference.merging import merge_weights
 from llava_prumerge.methods.base import DecoderTokens, VisionTokens
 from llava_prumerge.methods.registry import build_reducer
 
@@ -32,11 +33,16 @@ class Tile:
         pixels: [3, h, w] as the tower saw them, colours normalised; None where they were not asked for or are no picture.
         attention: [rows, columns] that each unit receives from the class token (from all patches where the tower has
             none), as the method reads it; None where it was not asked for.
+        made: the unit that each token of the tile stands for, -1 for several or none, in the order the reducer gave them.
+        weights: [tokens, units] of each unit in each of these tokens; None where it was not asked for, or where tokens
+            are no weighted sums of units.
     """
 
     grid: tuple[int, int]
     pixels: Tensor | None = None
     attention: Tensor | None = None
+    made: tuple[int, ...] = ()
+    weights: Tensor | None = None
 
 
 Token = tuple[int, int]
@@ -86,17 +92,18 @@ class Watched:
 
 
 @contextmanager
-def watching(model: Any, attention: bool = False, pictures: bool = False) -> Iterator[Watched]:
+def watching(model: Any, attention: bool = False, pictures: bool = False, merges: bool = False) -> Iterator[Watched]:
     """Watch what happens within the block: one forward pass, or one call of `generate` without beams.
 
     Args:
         model: of `load_model`, or one that `attach` was called on.
         attention: note the attention that patches receive, too.
         pictures: and the tiles that the tower saw.
+        merges: and the weights of patches in tokens, for which the reducer runs once more.
     """
     watched = Watched()
     with ExitStack() as stack:
-        watch = _Watch(model, watched, attention, pictures, stack)
+        watch = _Watch(model, watched, (attention, pictures, merges), stack)
         begun = watch.now()
         yield watched
         watch.finish(begun)
@@ -105,16 +112,18 @@ def watching(model: Any, attention: bool = False, pictures: bool = False) -> Ite
 class _Watch:
     """What is wrapped during one run, until its stack is closed."""
 
-    def __init__(self, model: Any, watched: Watched, attention: bool, pictures: bool, stack: ExitStack) -> None:
+    def __init__(self, model: Any, watched: Watched, wanted: tuple[bool, bool, bool], stack: ExitStack) -> None:
         self.watched, self.host, self.device = watched, model.model, model.device
-        self.wants_attention, self.wants_pictures, self.stack = attention, pictures, stack
+        self.wants_attention, self.wants_pictures, self.wants_merges = wanted
+        self.stack = stack
         self.vision, self.looked = 0.0, 0.0
         self.first_token: float | None = None
         self.input_ids: Tensor | None = None
         self.tile_of: list[Tensor] = []  # for each image the tile of the token at each of its places
         self.looks: list[Tensor] = []
+        self.merges: list[tuple[Tensor | None, Tensor, Tensor]] = []  # weights, valid, origin of a group of tiles
         host = self.host
-        self.lent = host.reducer is None and (attention or pictures)
+        self.lent = host.reducer is None and any(wanted)
         if self.lent:  # what keeps everything shows what there is
             host.reducer = build_reducer({"name": "none"})
             stack.callback(setattr, host, "reducer", None)
@@ -186,7 +195,7 @@ class _Watch:
         self, reduce: Callable[..., Any], tiles: Any, places: Any, project: Any, pixels: Any, *args: Any, **given: Any
     ) -> Any:
         """Note how images were cut, and what became of each tile."""
-        self.looks = []
+        self.looks, self.merges = [], []
         output = reduce(tiles, places, project, pixels, *args, **given)
         begun = self.now()
         parts: list[list[Tile]] = [[] for _ in places.lengths]
@@ -199,12 +208,18 @@ class _Watch:
                     tile.pixels = None if picture is None else picture.detach().float().cpu()
                 if self.looks:
                     tile.attention = self.looks[number][at].view(group.grid)
+                if self.merges:
+                    weights, valid, origin = self.merges[number]
+                    tile.made = tuple(origin[at][valid[at]].tolist())
+                    tile.weights = None if weights is None else weights[at][valid[at]]
                 parts[owner].append(tile)
         self.watched.tiles += parts
         numbers = _tile_numbers(places) if len(tiles) > 1 or max(map(len, parts), default=0) > 1 else None
         zeros = torch.zeros(sum(places.lengths), dtype=torch.long)
         self.tile_of += (zeros if numbers is None else numbers).split(places.lengths)
-        if self.wants_attention or self.wants_pictures:  # else too little to be worth a time of its own
+        if (
+            self.wants_attention or self.wants_pictures or self.wants_merges
+        ):  # else too little to be worth a time of its own
             self.looked += self.now() - begun
         return output
 
@@ -213,9 +228,17 @@ class _Watch:
             begun = self.now()
             self.looks.append(self.host.reducer.attention(tokens).detach().float().cpu())
             self.looked += self.now() - begun
+        if self.wants_merges and not self.lent:
+            begun = self.now()
+            weights, (_, valid, origin) = merge_weights(functools.partial(self._placed, reduce), tokens)
+            self.merges.append((weights, valid, origin))
+            self.looked += self.now() - begun
         if self.lent:
             return reduce(tokens, *args, **given)
         return self._timed("reducer", reduce, tokens, *args, **given)
+
+    def _placed(self, reduce: Callable[..., Any], tokens: VisionTokens) -> Any:
+        return self.host.reducer.placed(reduce(tokens), tokens.features.shape[1])
 
     def _project(self, project: Callable[..., Any], *args: Any, **given: Any) -> Any:
         return self._timed("projector", project, *args, **given)

@@ -1,11 +1,13 @@
-"""Draw what a method keeps of images.
+"""Draw what methods keep of images.
 
-    python -m llava_prumerge.viz IMAGE... [--method METHOD] (--model PATH | --tower PATH) [--out DIR] [--prompt TEXT]
-        [--plugin MODULE|FILE.py] [key=value ...]
+    python -m llava_prumerge.viz IMAGE... [--method METHOD ...] (--model PATH | --tower PATH) [--out DIR|FILE.html]
+        [--question TEXT] [--plugin MODULE|FILE.py] [key=value ...]
 
-Writes one PNG per image: the image as the tower sees it (padded to a square, or each of its tiles) with kept patches, and the
-attention that patches receive. METHOD is a vision reducer by name,
-file or block; key=value are its settings (budget=40). A checkpoint's own is drawn where --method is not given.
+Draws each image with each method: the image as the tower sees it (padded to a square, or each of its tiles) with kept
+patches, the attention that patches receive, which patches went into which token where a method merges, and what is left
+from each decoder layer on that drops tokens. METHOD is a name, file or block, and may be given several times; key=value
+are the settings of a single one (budget=40). A checkpoint's own is drawn where --method is not given. --out names a
+folder, which gets a PNG for each image and method, or one page.html with all of them side by side.
 """
 
 from __future__ import annotations
@@ -13,67 +15,87 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.plugins import add_plugin_option
-from llava_prumerge.methods.resolve import read_settings, resolve, resolve_part, stored_reduction
+from llava_prumerge.methods.resolve import Block, read_settings, resolve, stored_reduction
 
-BATCH = 8
+if TYPE_CHECKING:
+    from llava_prumerge.viz.panels import Drawn
+
+PAGES = (".html", ".htm")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line, images apart from settings."""
     parser = Parser("llava_prumerge.viz", __doc__, settings=None)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--method", help="a vision reducer: name, file or block; by default the checkpoint's own")
+    parser.add_argument(
+        "--method", action="append", help="name, file or block; repeatable; by default the checkpoint's own"
+    )
     add_plugin_option(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a checkpoint of any served family")
-    source.add_argument("--tower", help="a CLIP folder in transformers' layout")
-    parser.add_argument("--prompt", help="the question, for methods that read it (with --model)")
-    parser.add_argument("--out", default="runs/viz", help="folder of the PNGs")
+    source.add_argument("--tower", help="a CLIP or SigLIP folder in transformers' layout")
+    parser.add_argument("--question", "--prompt", help="for methods that read it, and pruners (with --model)")
+    parser.add_argument("--out", type=Path, default=Path("runs/viz"), help="folder of the PNGs, or a page.html")
     given = parser.parse_args(words)
     given.settings = read_settings(given.settings)
     if given.method is None and given.tower:
         parser.error("--tower needs --method")
+    if given.settings and len(given.method or [None]) > 1:
+        parser.error(f"settings ({', '.join(given.settings)}) need one method; write METHOD:key=value for several")
     return given
 
 
-def reducer_of(given: argparse.Namespace) -> dict[str, Any] | None:
-    """The block of the vision reducer that is asked for; None for the checkpoint's own.
+def blocks_of(given: argparse.Namespace) -> list[Block | None]:
+    """The reduction blocks that are asked for; None for the checkpoint's own.
 
     Raises:
-        ReductionError: the method has none.
+        ReductionError: there is no such method, or it does not take a setting.
     """
-    block = resolve(given.method, given.settings, own=stored_reduction(given.model))
-    if block is None:
-        return None
-    return block["vision"] if "vision" in block else resolve_part(block, "vision")
+    own = stored_reduction(given.model)
+    return [resolve(method, given.settings, own=own) for method in given.method or [None]]
+
+
+def drawings(given: argparse.Namespace) -> Iterator[tuple[Path, str, Drawn]]:
+    """Each image with each method: its path, the method's name, and what is to be drawn."""
+    from llava_prumerge.data.images import read_image  # with torch, which the help does not need
+    from llava_prumerge.viz.drawers import looking_by_model, looking_by_tower
+
+    blocks = blocks_of(given)
+    if given.model:
+        look = looking_by_model(given.model, blocks, given.question)
+    else:
+        look = looking_by_tower(given.tower, [block or {} for block in blocks])
+    for path in map(Path, given.images):
+        own = stored_reduction(given.model)
+        for block, drawn in zip(blocks, look(path.name, read_image(path)), strict=True):
+            yield path, method_name(own if block is None else block), drawn
 
 
 def draw(given: argparse.Namespace) -> list[Path]:
     """Draw, and print a line for each picture. -> the files written"""
-    from llava_prumerge.data.images import read_image  # with torch, which the help does not need
-    from llava_prumerge.viz.drawers import drawer_of_model, drawer_of_tower
+    from llava_prumerge.viz.gallery import Gallery
+    from llava_prumerge.viz.sheet import write_sheet
 
-    block = reducer_of(given)
-    if given.model:
-        name, drawn = drawer_of_model(given.model, block, given.prompt)
-    else:
-        name, drawn = drawer_of_tower(given.tower, block)
+    if given.out.suffix.lower() in PAGES:
+        gallery = Gallery()
+        for path, _, drawn in drawings(given):
+            gallery.add(drawn, str(path))
+            print(f"{path}  {drawn.describe()}")
+        return [gallery.write(given.out)]
     written: list[Path] = []
-    for start in range(0, len(given.images), BATCH):
-        paths = [Path(image) for image in given.images[start : start + BATCH]]
-
-        def target(at: int, paths: list[Path] = paths) -> Path:
-            file = Path(given.out, f"{paths[at].stem}_{name}.png")
-            return file.with_stem(f"{file.stem}_{len(written)}") if file in written else file  # of another folder
-
-        for file, line in drawn([read_image(path) for path in paths], target):
-            written.append(file)
-            print(f"{file}  {line}")
+    for path, name, drawn in drawings(given):
+        file = Path(given.out, f"{path.stem}_{name}.png")
+        if file in written:  # of another folder, or of a method with other settings
+            file = file.with_stem(f"{file.stem}_{len(written)}")
+        written.append(write_sheet(drawn, file))
+        print(f"{file}  {drawn.describe()}")
     return written
 
 

@@ -1,55 +1,77 @@
-"""What draws an image with what a method keeps of it: of a tower, or of a checkpoint of any family."""
+"""What looks at images with methods: a bare tower, or a checkpoint of any family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.ground.public import public_name
 from llava_prumerge.inference.asking import QUESTION, inspect_image
+from llava_prumerge.methods.labels import NONE, method_label
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.model.chat import check_processor, fixed_places
 from llava_prumerge.model.loading import load_model
-from llava_prumerge.viz.overlay import describe, write_overlay
-from llava_prumerge.viz.selection import Viewer, viewer_of_model, viewer_of_tower
-from llava_prumerge.viz.tiles import describe_tiles, write_tiles
+from llava_prumerge.viz.overlay import SIDE
+from llava_prumerge.viz.panels import Drawn
+from llava_prumerge.viz.selection import viewer_of_tower
+from llava_prumerge.viz.tiles import pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Drawer = Callable[[Sequence["Image"], Callable[[int], Path]], Iterator[tuple[Path, str]]]
-"""Draws images, told where each is to go. -> the files written, with a line about each."""
+Block = dict[str, Any]
+Looking = Callable[[str, "Image"], Iterator[Drawn]]
+"""Of an image and its name, a drawing for each method."""
 
 
-def _of_viewer(viewer: Viewer) -> tuple[str, Drawer]:
-    name = viewer.reducer.name
+def looking_by_tower(path: str, blocks: Sequence[Block]) -> Looking:
+    """Looks at images with a bare tower.
 
-    def drawn(images: Sequence[Image], target: Callable[[int], Path]) -> Iterator[tuple[Path, str]]:
-        for at, selection in enumerate(viewer.look(images)):
-            yield write_overlay(selection, name, target(at)), describe(selection, name)
+    Raises:
+        InputError: a method acts in the decoder, which a tower has not.
+    """
+    for block in blocks:
+        if block.get("decoder") or not block.get("vision"):
+            raise InputError(
+                f"{method_label(block)} does not act on a tower's patches alone: give --model, not --tower"
+            )
+    reducers = [(method_label(block) or NONE, build_reducer(block["vision"])) for block in blocks]
+    viewer = viewer_of_tower(path)
 
-    return name, drawn
+    def look(name: str, image: Image) -> Iterator[Drawn]:
+        for label, reducer in reducers:
+            ((seen, picture),) = viewer.look([image], reducer)
+            yield Drawn(name, public_name(path) or path, label, "", seen, [picture])
+
+    return look
 
 
-def drawer_of_tower(path: str, block: dict[str, Any]) -> tuple[str, Drawer]:
-    """The name of a method, and what draws it on a bare tower."""
-    return _of_viewer(viewer_of_tower(path, build_reducer(block)))
+def looking_by_model(path: str, blocks: Sequence[Block | None], question: str | None) -> Looking:
+    """Looks at images with a checkpoint: its own method for None, and others.
 
-
-def drawer_of_model(path: str, block: dict[str, Any] | None, question: str | None) -> tuple[str, Drawer]:
-    """The name of a checkpoint's method, its own for None or another one, and what draws it."""
-    model, processor = load_model(path, None if block is None else {"vision": block})
-    if model.model.reducer is None:
-        raise InputError(f"{path} has no vision reducer of its own; give --method")
+    Raises:
+        InputError: a method is to be the checkpoint's own, and it has none.
+    """
+    model, processor = load_model(path)
+    own = model.config.reduction
+    if None in blocks and not own:
+        raise InputError(f"{path} has no method of its own; give --method")
     check_processor(processor, model.config)
-    if fixed_places(model.config) is not None:
-        return _of_viewer(viewer_of_model(model, processor, question))
-    name = model.model.reducer.name
+    asked = QUESTION if question is None else question
+    whole = fixed_places(model.config) is not None  # images are padded as LLaVA does, and drawn in their own resolution
+    preprocessor = ImagePreprocessor(processor.image_processor) if whole else None
 
-    def drawn(images: Sequence[Image], target: Callable[[int], Path]) -> Iterator[tuple[Path, str]]:
-        for at, image in enumerate(images):
-            seen = inspect_image(model, processor, image, QUESTION if question is None else question)
-            yield write_tiles(seen, image, processor.image_processor, name, target(at)), describe_tiles(seen, name)
+    def look(name: str, image: Image) -> Iterator[Drawn]:
+        for block in blocks:
+            seen = inspect_image(model, processor, image, asked, reduction=block, merges=True)
+            if preprocessor is None:
+                pictures = pictures_of(seen, image, processor.image_processor)
+            else:
+                padded = preprocessor.aspect == "pad"
+                pictures = [padded_picture(image, SIDE, preprocessor.padding_colour) if padded else image]
+            label = method_label(own if block is None else block)
+            yield Drawn(name, public_name(path) or path, label, asked, seen, pictures)
 
-    return name, drawn
+    return look

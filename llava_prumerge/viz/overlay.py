@@ -1,23 +1,27 @@
-"""Drawing a selection: kept patches on the image, and the attention they were chosen by."""
+"""Painting on an image: kept patches outlined and the others faded, or a value for each patch as a colour."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from llava_prumerge.viz.selection import SIDE, Selection
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
+SIDE = 576  # pixels of a drawn image
 DIMMED = 0.78  # how far dropped patches fade to white
 OUTLINE = (214, 39, 40)
+HEAT = 0.75  # how far a heat map covers the image
 
 
-def paint_kept(selection: Selection, side: int = SIDE) -> Image:
-    """The image with dropped patches faded and kept ones outlined."""
-    return paint_patches(selection.image, selection.grid, selection.patches, side)
+def cell_box(index: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom pixel of a patch, all of them its own. `size` is (width, height)."""
+    (rows, columns), (width, height) = grid, size
+    row, column = divmod(index, columns)
+    left, top = round(column * width / columns), round(row * height / rows)
+    right, bottom = round((column + 1) * width / columns) - 1, round((row + 1) * height / rows) - 1
+    return left, top, max(left, right), max(top, bottom)
 
 
 def paint_patches(
@@ -34,8 +38,8 @@ def paint_patches(
     from PIL import Image, ImageDraw, ImageOps
 
     rows, columns = grid
-    width, height = (size, size) if isinstance(size, int) else size
-    picture = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    whole = (size, size) if isinstance(size, int) else size
+    picture = image.convert("RGB").resize(whole, Image.Resampling.BICUBIC)
     faded = Image.blend(ImageOps.grayscale(picture).convert("RGB"), Image.new("RGB", picture.size, "white"), DIMMED)
     kept = set(patches)
     mask = Image.new("L", (columns, rows))
@@ -43,45 +47,26 @@ def paint_patches(
     painted = Image.composite(picture, faded, mask.resize(picture.size, Image.Resampling.NEAREST))
     pen = ImageDraw.Draw(painted)
     for index in kept:
-        row, column = divmod(index, columns)
-        left, top = round(column * width / columns), round(row * height / rows)
-        right, bottom = round((column + 1) * width / columns) - 1, round((row + 1) * height / rows) - 1
-        right, bottom = max(left, right), max(top, bottom)
-        pen.rectangle((left, top, right, bottom), outline=OUTLINE)
+        pen.rectangle(cell_box(index, grid, whole), outline=OUTLINE)
     return painted
 
 
-def describe(selection: Selection, method: str) -> str:
-    """One line: the method and how much it keeps."""
-    merged = selection.origin.count(-1)
-    rest = f" ({len(selection.patches)} patches, {merged} for the rest)" if merged else ""
-    return f"{method}: {selection.tokens} of {selection.full} tokens{rest}"
+def paint_heat(image: Image, values: Tensor, most: float, size: int | tuple[int, int] = SIDE) -> Image:
+    """An image in grey with a value for each patch as a colour, from dark (0) to bright (`most`).
 
+    Attention is sparse: colours follow the square root, for on a linear scale all but the strongest patches look alike.
 
-def write_overlay(selection: Selection, method: str, path: str | Path) -> Path:
-    """Write a PNG: kept patches on the left, received attention on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
+    Args:
+        image: as the tower sees it.
+        values: [rows, columns], none below 0.
+        most: the value of the brightest colour.
+        size: as of `paint_patches`.
+    """
+    from matplotlib import colormaps
     from PIL import Image, ImageOps
 
-    figure = Figure(figsize=(12.4, 6.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    left.imshow(paint_kept(selection))
-    left.set_title(describe(selection, method), fontsize=12)
-    frame = (0, SIDE, SIDE, 0)
-    grey = ImageOps.grayscale(selection.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    right.imshow(grey, cmap="gray", extent=frame)
-    attention = selection.attention.numpy()
-    # Attention is sparse: on a linear scale all but the strongest patches would look alike.
-    heat = right.imshow(attention, cmap="inferno", norm=PowerNorm(0.5, vmin=0.0), alpha=0.75, extent=frame)
-    source = "class token's attention" if selection.class_token else "mean attention received"
-    right.set_title(f"{source}, largest {attention.max():.3f}", fontsize=12)
-    figure.colorbar(heat, ax=right, shrink=0.85)
-    for panel in (left, right):
-        panel.set_axis_off()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    whole = (size, size) if isinstance(size, int) else size
+    grey = ImageOps.grayscale(image).convert("RGB").resize(whole, Image.Resampling.BICUBIC)
+    scaled = (values.float() / max(most, 1e-12)).clamp(0, 1).sqrt().numpy()
+    colours = Image.fromarray((colormaps["inferno"](scaled)[..., :3] * 255).astype("uint8"))
+    return Image.blend(grey, colours.resize(whole, Image.Resampling.NEAREST), HEAT)

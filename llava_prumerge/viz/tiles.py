@@ -1,9 +1,8 @@
-"""Drawing images that a model cuts into tiles, or sees at their own size: each tile as the tower saw it, with what is kept."""
+"""Images that a model cuts into tiles, or sees at their own size: each tile as the tower saw it, laid out on one sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.viz.overlay import SIDE, paint_patches
@@ -13,11 +12,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llava_prumerge.inference.asking import ImageTokens
+    from llava_prumerge.inference.watching import Tile
 
 ACROSS = 4
 """Tiles beside each other in a drawing."""
 GAP = 6
 NEUTRAL = ([0.5] * 3, [0.5] * 3)  # of processors that do not say how they normalise
+
+Box = tuple[int, int, int, int]
+"""Left, top, width and height in pixels."""
 
 
 def colours(pixels: Tensor, image_processor: Any) -> Image:
@@ -38,6 +41,45 @@ def pictures_of(seen: ImageTokens, image: Image, image_processor: Any) -> list[I
     return [image if tile.pixels is None else colours(tile.pixels, image_processor) for tile in seen.tiles]
 
 
+def sizes_of(pictures: Sequence[Image], side: int = SIDE) -> list[tuple[int, int]]:
+    """(width, height) in pixels of each tile on a sheet, the longer side of the largest tile alone on one being `side`."""
+    across = min(ACROSS, len(pictures))
+    longest = side if len(pictures) == 1 else max(side // across, side // 3)
+    scale = longest / max(max(picture.size) for picture in pictures)
+    return [(max(1, round(picture.width * scale)), max(1, round(picture.height * scale))) for picture in pictures]
+
+
+def lay(parts: Sequence[Image]) -> tuple[Image, list[Box]]:
+    """Painted tiles on one sheet, and where each of them is."""
+    from PIL import Image
+
+    across = min(ACROSS, len(parts))
+    rows = [parts[start : start + across] for start in range(0, len(parts), across)]
+    width = max(sum(part.width for part in row) + GAP * (len(row) - 1) for row in rows)
+    heights = [max(part.height for part in row) for row in rows]
+    sheet, boxes, top = Image.new("RGB", (width, sum(heights) + GAP * (len(rows) - 1)), "white"), [], 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for part in row:
+            sheet.paste(part, (left, top))
+            boxes.append((left, top, part.width, part.height))
+            left += part.width + GAP
+        top += height + GAP
+    return sheet, boxes
+
+
+def lay_tiles(
+    seen: ImageTokens,
+    pictures: Sequence[Image],
+    paint: Callable[[int, Tile, Image, tuple[int, int]], Image],
+    side: int = SIDE,
+) -> tuple[Image, list[Box]]:
+    """All tiles of an image on one sheet, each painted by `paint` (its number, tile, picture, size), and where they are."""
+    sizes = sizes_of(pictures, side)
+    given = zip(seen.tiles, pictures, sizes, strict=True)
+    return lay([paint(number, *one) for number, one in enumerate(given)])
+
+
 def paint_tiles(
     seen: ImageTokens, tokens: Sequence[tuple[int, int]], pictures: Sequence[Image], side: int = SIDE
 ) -> Image:
@@ -49,69 +91,9 @@ def paint_tiles(
         pictures: of the tiles.
         side: pixels of the longer side of the largest tile; a sheet of several tiles has smaller ones.
     """
-    from PIL import Image
 
-    across = min(ACROSS, len(pictures))
-    longest = side if len(pictures) == 1 else max(side // across, side // 3)
-    largest = max(max(picture.size) for picture in pictures)
-    painted = []
-    for number, (tile, picture) in enumerate(zip(seen.tiles, pictures, strict=True)):
-        scale = longest / largest
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    def paint(number: int, tile: Tile, picture: Image, size: tuple[int, int]) -> Image:
         units = {unit for owner, unit in tokens if owner == number and unit >= 0}
-        painted.append(paint_patches(picture, tile.grid, units, size))
-    rows = [painted[start : start + across] for start in range(0, len(painted), across)]
-    width = max(sum(part.width for part in row) + GAP * (len(row) - 1) for row in rows)
-    heights = [max(part.height for part in row) for row in rows]
-    sheet = Image.new("RGB", (width, sum(heights) + GAP * (len(rows) - 1)), "white")
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        left = 0
-        for part in row:
-            sheet.paste(part, (left, top))
-            left += part.width + GAP
-        top += height + GAP
-    return sheet
+        return paint_patches(picture, tile.grid, units, size)
 
-
-def describe_tiles(seen: ImageTokens, method: str) -> str:
-    """One line: the method and how much it keeps."""
-    others = sum(unit < 0 for _, unit in seen.tokens)
-    rest = f" ({seen.kept - others} patches, {others} others)" if others else ""
-    tiles = f" in {len(seen.tiles)} tiles" if len(seen.tiles) > 1 else ""
-    return f"{method}: {seen.kept} of {seen.full} tokens{tiles}{rest}"
-
-
-def write_tiles(seen: ImageTokens, image: Image, image_processor: Any, method: str, path: Path) -> Path:
-    """Write a PNG: kept patches of all tiles on the left, the attention each tile's patches receive on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
-    pictures = pictures_of(seen, image, image_processor)
-    across = min(ACROSS, len(pictures))
-    rows = -(-len(pictures) // across)
-    sheet = paint_tiles(seen, seen.tokens, pictures)
-    height = 6.2 * sheet.height / sheet.width + 0.6
-    figure = Figure(figsize=(12.4, min(max(height, 1.8), 24.0)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    halves: Any = figure.subfigures(1, 2)
-    left, right = halves
-    panel = left.subplots()
-    panel.imshow(sheet)
-    panel.set_title(describe_tiles(seen, method), fontsize=12)
-    panel.set_axis_off()
-    heats = [tile.attention for tile in seen.tiles if tile.attention is not None]
-    most = max(heat.max().item() for heat in heats)
-    right.suptitle(f"attention received, largest {most:.3f}", fontsize=12)
-    for at, panel in enumerate(right.subplots(rows, across, squeeze=False).flat):
-        panel.set_axis_off()
-        if at < len(pictures):
-            frame = (0, pictures[at].width, pictures[at].height, 0)
-            panel.imshow(pictures[at].convert("L"), cmap="gray", extent=frame)
-            panel.imshow(
-                heats[at].numpy(), cmap="inferno", norm=PowerNorm(0.5, vmin=0.0, vmax=most), alpha=0.75, extent=frame
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return lay_tiles(seen, pictures, paint, side)[0]

@@ -26,7 +26,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "load_strictly": lambda path: load_strictly(LlamaForCausalLM, path),
     "from_pretrained": PruMergeLlavaForConditionalGeneration.from_pretrained,
     "load_tokenizer": load_tokenizer,
-    "viewer_of_tower": lambda path: viewer_of_tower(path, None),
+    "viewer_of_tower": viewer_of_tower,
 }
 
 

@@ -68,7 +68,7 @@ def test_the_command_and_the_demo_draw_them(
 ) -> None:
     words = [str(photo), "--model", str(folders[name]), "--method", "uniform", "budget=3", "--out", str(tmp_path)]
     (file,) = draw(parse(words))
-    assert file.stat().st_size > 5000 and "uniform: " in capsys.readouterr().out
+    assert file.stat().st_size > 5000 and "uniform budget=3" in capsys.readouterr().out
     demo = DemoModel(*load_model(folders[name]))
     block = {"vision": {"name": "uniform", "budget": 4}, "decoder": {"name": "fastv", "layer": 1}}
     for reduction, pictures in (({}, 1), ({"decoder": {"name": "fastv", "layer": 1}}, 2), (block, 2)):
