@@ -54,8 +54,9 @@ def fetch_model(text: str | os.PathLike[str], called: str = "", weights: bool = 
         from huggingface_hub import HfApi
 
         try:
-            held = HfApi().list_repo_files(name, revision=revision or None)
-        except (OSError, ValueError):  # no network: what the cache has
+            files = HfApi().model_info(name, revision=revision or None).siblings
+            held = [file.rfilename for file in files or ()]
+        except Exception:  # the library's errors, its HTTP client's: what the cache has
             held = []
         left = [second for first, second in TWINS if fnmatch.filter(held, first)]
     return _snapshot(name, called, [*SMALL_FILES, *WEIGHT_FILES], left, revision or None)
@@ -68,7 +69,7 @@ def _snapshot(
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left))
-    except (OSError, ValueError) as error:  # a network, a name or a right that is missing
+    except Exception as error:  # a network, a name or a right that is missing: the library's errors, its HTTP client's
         reason = " ".join(str(error).split())[:200]
         at = f" at {revision}" if revision else ""
         raise HubError(f"{called}{name}: does not exist here, and the Hub does not give it{at} ({reason})") from error

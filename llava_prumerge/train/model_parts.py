@@ -15,8 +15,13 @@ from llava_prumerge.text.hub_files import folder_of, is_here
 from llava_prumerge.train.arguments import TrainArguments
 
 # Published models by the last part of their name, with the shape of shapes.yaml that they have.
-LANGUAGE_MODELS = {"vicuna-7b-v1.5": "llava-1.5-7b", "vicuna-13b-v1.5": "llava-1.5-13b"}
-VISION_TOWERS = {"clip-vit-large-patch14-336": "llava-1.5-7b"}
+LANGUAGE_MODELS = {
+    "vicuna-7b-v1.5": "llava-1.5-7b",
+    "vicuna-13b-v1.5": "llava-1.5-13b",
+    "smollm2-135m-instruct": "small",
+    "Qwen2.5-0.5B-Instruct": "small-clip",
+}
+VISION_TOWERS = {"clip-vit-large-patch14-336": "llava-1.5-7b", "dinov2-small-336": "small"}
 WHOLE_MODELS = {"llava-1.5-7b-hf": "llava-1.5-7b", "llava-1.5-13b-hf": "llava-1.5-13b"}
 
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z0-9])")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import AutoConfig
 
 from llava_prumerge.data.recipe import RecipeError
 from llava_prumerge.efficiency.shapes import named_shapes
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.parts import VOCABULARY_MULTIPLE
 from llava_prumerge.train.arguments import TrainArguments
 from llava_prumerge.train.model_parts import LANGUAGE_MODELS, VISION_TOWERS, WHOLE_MODELS
 
 PUBLISHED = {"model": WHOLE_MODELS, "language_model": LANGUAGE_MODELS, "vision_tower": VISION_TOWERS}
-IMAGE_ID, PAD_ID, ROWS = 32000, 32001, 32064  # what Vicuna's 32,000 tokens become with an image and a padding token
+KINDS = {"small": ("llama", "dinov2"), "small-clip": ("qwen2", "clip_vision_model")}
+"""Types of the language model and the tower, where they are not Llama and CLIP."""
+TOKENS = {"small-clip": 151_665}
+"""In the vocabulary, where its rows are more."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,21 @@ def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
         names = [_known("language_model", arguments.language_model, LANGUAGE_MODELS)]
         names.append(_known("vision_tower", arguments.vision_tower, VISION_TOWERS))
     language, vision = named_shapes()[names[0]].language, named_shapes()[names[1]].vision
+    kinds = [KINDS.get(name, ("llama", "clip_vision_model"))[at] for at, name in enumerate(names)]
+    tokens = TOKENS.get(names[0], language.vocabulary)
+    text = AutoConfig.for_model(kinds[0], **language.as_config(), tie_word_embeddings=language.embeddings == 1)
+    if tokens + 2 > text.vocab_size:  # an image and a padding token
+        text.vocab_size = math.ceil((tokens + 2) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     config = PruMergeLlavaConfig(
-        vision_config=CLIPVisionConfig(**vision.as_config()).to_dict(),
-        text_config=LlamaConfig(**language.as_config() | {"vocab_size": ROWS}).to_dict(),
-        image_token_index=IMAGE_ID,
+        vision_config=AutoConfig.for_model(kinds[1], **vision.as_config()).to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=tokens,
         image_seq_length=vision.patches,
         vision_feature_select_strategy="default",
         reduction=arguments.reduction,
+        tie_word_embeddings=text.tie_word_embeddings,
     )
-    config.text_config.pad_token_id = PAD_ID
+    config.text_config.pad_token_id = tokens + 1
     return config
 
 

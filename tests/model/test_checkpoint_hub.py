@@ -13,7 +13,7 @@ from fake_hub import COMMIT, FakeHub, running
 from safetensors.torch import load_file
 
 from llava_prumerge.model.loading import load_model
-from llava_prumerge.text.hub_files import HubError
+from llava_prumerge.text.hub_files import HubError, fetch_model, folder_of
 
 Convert = Callable[..., list[str]]
 NAMES = {"original": "liuhaotian/tiny", "vicuna": "lmsys/tiny", "clip": "openai/tiny", "lora": "liuhaotian/tiny-lora"}
@@ -92,3 +92,18 @@ def test_what_the_hub_does_not_have_is_one_line(
     with pytest.raises(HubError, match=message) as caught:
         convert(words[0], tmp_path / "target", *words[1:])
     assert "\n" not in str(caught.value) and not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("read", [folder_of, fetch_model])
+def test_a_hub_that_nobody_answers_for_is_one_line(read, monkeypatch, tmp_path) -> None:
+    """The client's own errors are no OSError."""
+    import huggingface_hub.constants
+
+    for key, value in {
+        "HF_HUB_OFFLINE": False,
+        "ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": str(tmp_path),
+    }.items():
+        monkeypatch.setattr(huggingface_hub.constants, key, value)
+    with pytest.raises(HubError, match="vendor/model: does not exist here, and the Hub does not give it"):
+        read("vendor/model")

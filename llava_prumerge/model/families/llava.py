@@ -91,15 +91,15 @@ class LlavaHost(Host):
         return self.reduce(packed.tiles, packed.places, self.project, pixels)
 
     def cut(self, height: int, width: int, pixels: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
-        """See `Host`: a square of the tower's size, or the image at its own size as the processor rounds it."""
+        """See `Host`: a square of the processor's size, or the image at its own size as the processor rounds it."""
         vision = self.config.vision_config
         if _sees_any_size(self.config):
             ratio = max(height / vision.image_size, width / vision.image_size, 1.0)
             patches = math.prod(math.ceil(int(side / ratio) / vision.patch_size) for side in (height, width))
             return 1, patches, 1, patches, 0
         ahead = prefix_tokens(self.vision_tower) - (self._strategy == "default")
-        patches = (vision.image_size // vision.patch_size) ** 2
-        return 1, patches, 1, patches + ahead, ahead
+        tokens = self.config.image_seq_length  # DINOv2 takes other sizes than the one it was trained at
+        return 1, tokens - ahead, 1, tokens, ahead
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """A tower of any size is told the size."""
