@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.contract import Merged, left_of
 from llava_prumerge.methods.registry import build_pruner, method_names
 from llava_prumerge.ops.layout import TokenLayout
 
@@ -75,7 +76,13 @@ def tokens_of(layout: TokenLayout, hidden: Tensor, queries: Tensor, keys: Tensor
         scale = torch.linspace(0.2, 3, hidden.shape[-1]).to(hidden)  # another likeness than of `hidden` itself
         return hidden / hidden.float().square().mean(dim=-1, keepdim=True).add(1e-5).sqrt().to(hidden.dtype) * scale
 
-    return DecoderTokens(hidden, layout, attention, lambda layer: queries, lambda layer: keys, mean_query, normed)
+    def nearness(layer: int, rows: Tensor) -> Tensor:
+        angles = layout.position_ids[..., None] * torch.tensor([1.0, 0.1, 0.01, 0.001])
+        turned = torch.cat([angles.cos(), angles.sin()], dim=-1)  # [B, L, 8]
+        return turned.gather(1, rows[..., None].expand(-1, -1, 8)) @ turned.transpose(1, 2) / 4
+
+    projections = (lambda layer: queries, lambda layer: keys, mean_query)
+    return DecoderTokens(hidden, layout, attention, *projections, normed, nearness)
 
 
 def run(pruner: DecoderPruner, tokens: DecoderTokens) -> list[Tensor]:
@@ -90,19 +97,22 @@ def layouts(pruner: DecoderPruner, tokens: DecoderTokens, depth: int = 8) -> lis
         if layer in pruner.layers:
             keep = pruner(layer, tokens)
             if keep is not None:
-                assert keep.dtype == torch.bool and keep[~tokens.layout.is_image].all(), (
-                    "text is not a pruner's business"
-                )
+                _, mask = left_of(keep, tokens.layout)
+                others = tokens.layout.key_mask & ~tokens.layout.is_image
+                assert isinstance(keep, Merged) or keep.dtype == torch.bool
+                assert mask[others].all(), "text is not a pruner's business"
                 tokens = dropped(tokens, keep)
         seen.append(tokens.layout)
     return seen
 
 
-def dropped(tokens: DecoderTokens, keep: Tensor) -> DecoderTokens:
-    """The tokens that stay, in this and all later layers."""
-    flat = [tokens.queries(0), tokens.keys(0)]
+def dropped(tokens: DecoderTokens, keep: Tensor | Merged) -> DecoderTokens:
+    """The tokens that stay, in this and all later layers. A merged one has the queries and keys of its place."""
+    flat, layout, hidden, order = [tokens.queries(0), tokens.keys(0)], tokens.layout, tokens.hidden, None
+    if isinstance(keep, Merged):
+        layout, keep, hidden, order = keep.marked(layout), keep.keep, keep.hidden, keep.order
     queries, keys = (part.transpose(1, 2).flatten(2) for part in flat)
-    return tokens_of(*tokens.layout.compact(keep, tokens.hidden, queries, keys))
+    return tokens_of(*layout.compact(keep, hidden, queries, keys, order=order))
 
 
 def build(name: str, shape: DecoderShape | None = None, **settings: Any) -> DecoderPruner:

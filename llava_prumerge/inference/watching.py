@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llava_prumerge.inference.merging import merge_weights
 from llava_prumerge.methods.base import DecoderTokens, VisionTokens
+from llava_prumerge.methods.contract import left_of
 from llava_prumerge.methods.registry import build_reducer
 
 STAGES = ("tower", "reducer", "projector", "prefill", "decode")
@@ -245,10 +246,11 @@ class _Watch:
 
     def _prune(self, prune: Callable[..., Any], layer: int, tokens: DecoderTokens) -> Any:
         keep = prune(layer, tokens)
-        layout, columns = tokens.layout, tokens.layout.columns
-        if columns is None:  # a loop of somebody else's
+        columns = tokens.layout.columns
+        if columns is None or (keep is None and layer == 0):  # a loop of somebody else's; a look at the embeddings
             return keep
-        stays = layout.is_image if keep is None else layout.is_image & (keep > 0.5)
+        layout, stays = left_of(keep, tokens.layout)
+        stays = stays & layout.is_image
         self.watched.pruned[layer] = []
         for (row, first, last), tiles in zip(self._spans(), self.tile_of, strict=False):
             here = stays[row] & (columns[row] >= first) & (columns[row] <= last)

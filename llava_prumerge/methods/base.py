@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from llava_prumerge.methods.contract import check_pruned, check_reduced
+from llava_prumerge.methods.contract import Merged, check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
 from llava_prumerge.methods.search_target import SearchTarget
 from llava_prumerge.methods.settings import Settings, at_least, setting
@@ -253,6 +253,7 @@ class DecoderTokens:
         mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the
             queries themselves.
         normed: gives the layer's input after the model's final norm, [B, L, D].
+        nearness: layer, rows [B, R] -> [B, R, L], the mean cosine of the rotary angles between a row's place and all.
     """
 
     hidden: Tensor
@@ -262,6 +263,7 @@ class DecoderTokens:
     keys: Callable[[int], Tensor] = _not_given
     mean_query: Callable[[int, Tensor], Tensor] = _not_given
     normed: Callable[[], Tensor] = _not_given
+    nearness: Callable[[int, Tensor], Tensor] = _not_given
 
 
 @dataclass(frozen=True)
@@ -318,13 +320,13 @@ class DecoderPruner(Method):
             accepted = f"within 0 to {shape.layers - 1} and not be empty"
             raise ReductionError(f"{self.name}: layers {list(self.layers)} must lie {accepted}")
 
-    def __call__(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+    def __call__(self, layer: int, tokens: DecoderTokens) -> Tensor | Merged | None:
         """Say what stays, and check that it is what the contract asks for."""
         kept = super().__call__(layer, tokens)
         check_pruned(self.name, tokens.layout.is_image, kept)
         return kept
 
-    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | Merged | None:
         """Say what stays. -> [B, L]: bool drops; float in (0, 1] gates keys while training; None keeps everything.
 
         Text and padding are not its business.

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ops.layout import TokenLayout
 
 REDUCED = "(features [N, K, C], valid [N, K] bool, origin [N, K] int64) with 1 <= K <= P"
-PRUNED = "[B, L] bool (False drops), a float [B, L] in (0, 1] (gates on keys, while training) or None"
+PRUNED = "[B, L] bool (False drops), a float [B, L] in (0, 1] (gates on keys, while training), `Merged` or None"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a decoder pruner leaves where some of its tokens stand for several: these take places of tokens that go.
+
+    Attributes:
+        keep: [B, L] bool, False drops.
+        hidden: [B, L, D] what stands at each place now.
+        merged: [B, L] bool, the places that stand for several tokens.
+        order: [B, L] numbers by whose size what is kept is arranged.
+    """
+
+    keep: Tensor
+    hidden: Tensor
+    merged: Tensor
+    order: Tensor
+
+    def marked(self, layout: TokenLayout) -> TokenLayout:
+        """The layout with its merged tokens, which stand for no single patch."""
+        return replace(layout, origin=layout.origin.masked_fill(self.merged, -1))
+
+
+def left_of(answer: Tensor | Merged | None, layout: TokenLayout) -> tuple[TokenLayout, Tensor]:
+    """What a decoder pruner's answer makes of a layout, nothing dropped yet, and which places it leaves. -> and [B, L] bool"""
+    if answer is None:
+        return layout, layout.key_mask
+    if isinstance(answer, Merged):
+        return answer.marked(layout), answer.keep & layout.key_mask
+    return layout, (answer > 0.5) & layout.key_mask
 
 
 def check_reduced(method: str, features: Tensor, reduced: Any) -> None:
@@ -44,7 +76,12 @@ def check_pruned(method: str, is_image: Tensor, kept: Any) -> None:
     """What a decoder pruner gave back for places [B, L], against its contract; see `check_reduced`."""
     if kept is None:
         return
-    if (
+    if isinstance(kept, Merged):
+        parts = kept.keep, kept.merged, kept.order
+        fits = all(part.shape == is_image.shape for part in parts) and kept.hidden.shape[:2] == is_image.shape
+        if fits and kept.keep.dtype == kept.merged.dtype == torch.bool:
+            return
+    elif (
         isinstance(kept, Tensor)
         and kept.shape == is_image.shape
         and (kept.dtype == torch.bool or kept.is_floating_point())
@@ -60,6 +97,8 @@ def _described(given: Any) -> str:
     """Shapes and types of whatever it is."""
     if isinstance(given, Tensor):
         return f"a tensor {list(given.shape)} {_plain(given.dtype)}"
+    if isinstance(given, Merged):
+        return f"Merged of {', '.join(f'{name} {_described(part)}' for name, part in vars(given).items())}"
     if isinstance(given, tuple | list):
         return f"a {type(given).__name__} of {len(given)}: {', '.join(_described(part) for part in given)}"
     return f"a {type(given).__name__}"

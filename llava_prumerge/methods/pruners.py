@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, DecoderTokens
+from llava_prumerge.methods.contract import Merged
 from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.settings import Settings, above, setting
 from llava_prumerge.ops.errors import ReductionError
@@ -55,6 +56,7 @@ class ScheduledPruner(DecoderPruner):
         shape: of the language model.
         layers: before which it acts.
         curve, free, bounds, fixed: of the schedule, see `ops.token_schedule.TokenSchedule`.
+        schedule: makes the schedule.
     """
 
     settings: BudgetSettings
@@ -68,12 +70,13 @@ class ScheduledPruner(DecoderPruner):
         free: float,
         bounds: tuple[float, float] = (0.0, 1.0),
         fixed: Sequence[int] | None = None,
+        schedule: Callable[..., TokenSchedule] = TokenSchedule,
     ) -> None:
         super().__init__(settings, shape, layers)
         if fixed is not None and len(fixed) != len(self.layers):
             raise ReductionError(f"{self.name}: counts has {len(fixed)} numbers for layers {list(self.layers)}")
         patches = None if shape.reduced else shape.patches
-        self.schedule = TokenSchedule(
+        self.schedule = schedule(
             self.name, shape.layers, self.layers, curve, free, settings.budget, bounds, patches, self.rounding, fixed
         )
 
@@ -82,7 +85,7 @@ class ScheduledPruner(DecoderPruner):
         return up(share)
 
     @torch.no_grad()
-    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | None:
+    def forward(self, layer: int, tokens: DecoderTokens) -> Tensor | Merged | None:
         """-> [B, L] bool, or None where nobody loses any."""
         counts = self.schedule.counts(layer, tokens.layout, always=self.training)
         if counts is None:

@@ -252,6 +252,8 @@ def _as_type(kind: Any, value: Any, numbers_only: bool = False) -> Any:
         numbers_only: text is not read as a number, because the field takes text too.
     """
     if typing.get_origin(kind) is Literal:
+        if isinstance(value, int | float) and not isinstance(value, bool):  # YAML's 2.0 is no text
+            value = str(value)
         return value if isinstance(value, str) and value in typing.get_args(kind) else MISSING
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):

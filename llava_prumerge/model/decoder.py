@@ -208,6 +208,7 @@ class PrunesLayers(InitialisesMethods):
             keys=lambda layer: ask(layer).keys.to(here),
             mean_query=lambda layer, weight: (asked := ask(layer)).mean_query(weight.to(asked.device)).to(here),
             normed=lambda: self.norm(stretch.hidden),
+            nearness=lambda layer, rows: (asked := ask(layer)).nearness(rows.to(asked.device)).to(here),
         )
 
     def layer_projections(

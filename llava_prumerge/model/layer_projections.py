@@ -121,6 +121,15 @@ class LayerProjections:
             cos, sin = (select(part.expand(len(rows), -1, -1), rows) for part in (cos, sin))
         return self.rotate(self._project("q", self.norm(hidden)), cos[:, None], sin[:, None])
 
+    def nearness(self, rows: Tensor) -> Tensor:
+        """How near the rows [B, R] are to all places by rotary position alone: the likeness of a vector of ones turned to
+        both, (2 / d) sum_j cos((m - n) theta_j) for heads of width d; 1 at a distance of 0. -> [B, R, L] float32
+        """
+        cos, sin = (part.float().expand(len(rows), -1, -1)[:, None] for part in self.rotary)
+        ones = cos.new_ones(*cos.shape[:3], self.attention_module.head_dim)
+        turned = self.rotate(ones, cos, sin)[:, 0]  # [B, L, d]
+        return select(turned, rows) @ turned.transpose(1, 2) / turned.shape[-1]
+
     @property
     def _mixes(self) -> bool:
         """Whether a rotated query is linear in the normed input: no bias, no norm, and whole heads turned by halves."""

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
+from llava_prumerge.methods.contract import Merged
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.layer_projections import gate_logits
 from llava_prumerge.ops.layout import TokenLayout
@@ -232,19 +233,22 @@ class Stretch:
         self._keys, self._masks = places, {}
         self._angles = {}
 
-    def drop(self, keep: Tensor, start: Tensor | int | None = None) -> None:
-        """Keep some tokens [B, L]; with a start ([B, 1] or a number) positions are counted anew from there."""
+    def drop(self, keep: Tensor, start: Tensor | int | None = None, order: Tensor | None = None) -> None:
+        """Keep some tokens [B, L], arranged by `order`; with a start ([B, 1] or a number) positions are counted anew."""
         states = {name: state for name in ("rope", "rows", "blocks") if (state := getattr(self, name)) is not None}
-        self.layout, self.hidden, *moved = self.layout.compact(keep, self.hidden, *states.values())
+        self.layout, self.hidden, *moved = self.layout.compact(keep, self.hidden, *states.values(), order=order)
         for name, state in zip(states, moved, strict=True):
             setattr(self, name, state)
         if start is not None and self.rope is None:  # positions in three parts are places in the image: they stay
             self.layout = self.layout.renumbered(start)
         self.seen = self.layout.is_image
 
-    def obey(self, keep: Tensor, start: Tensor | int | None) -> None:
-        """Act on a pruner's answer: a mask drops, gates are set on keys."""
-        if keep.dtype.is_floating_point:
+    def obey(self, keep: Tensor | Merged, start: Tensor | int | None) -> None:
+        """Act on a pruner's answer: a mask drops, gates are set on keys, merged tokens take places of dropped ones."""
+        if isinstance(keep, Merged):
+            self.hidden, self.layout = keep.hidden, keep.marked(self.layout)
+            self.drop(keep.keep, start, keep.order)
+        elif keep.dtype.is_floating_point:
             self.layout, self.seen = self.layout.gate(keep), self.seen & (keep > 0.5)
         else:
             self.drop(keep, start)

@@ -44,22 +44,24 @@ class TokenLayout:
     images: Tensor | None = None
     columns: Tensor | None = None
 
-    def compact(self, keep: Tensor, *states: Tensor, length: int | None = None) -> tuple[TokenLayout, ...]:
+    def compact(
+        self, keep: Tensor, *states: Tensor, length: int | None = None, order: Tensor | None = None
+    ) -> tuple[TokenLayout, ...]:
         """Drop tokens; order is kept and ragged rows are padded on the left.
 
         Args:
             keep: [B, L] bool; padding is dropped in any case.
             states: tensors [B, L, ...] that move along.
             length: the longest kept row where the caller knows it; otherwise one host synchronisation finds it.
+            order: [B, L] whole numbers from 0, by whose size what is kept is arranged in place of its order.
 
         Returns:
             The new layout followed by the moved states, all of the new length.
         """
         keep = keep & self.key_mask
         length = int(keep.sum(dim=1).amax()) if length is None else length
-        index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[
-            :, keep.shape[1] - length :
-        ]  # [B, L'], dropped first
+        key = keep.to(torch.uint8) if order is None else order.masked_fill(~keep, -1)
+        index = torch.argsort(key, dim=1, stable=True)[:, keep.shape[1] - length :]  # [B, L'], dropped first
         mask = keep.gather(1, index)
         layout = TokenLayout(
             is_image=self.is_image.gather(1, index) & mask,

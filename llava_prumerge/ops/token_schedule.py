@@ -133,6 +133,7 @@ class TokenSchedule:
         self.runs = tuple(end - start for start, end in zip(drops, [*drops[1:], layers], strict=True))
         self._plans: dict[tuple[int, int], tuple[int, ...]] = {}
         self._current: Tensor | None = None
+        self.begun: list[list[int]] = []  # visual tokens and images of each sequence of the pass
         if patches is not None:
             self.plan(patches)
 
@@ -226,6 +227,7 @@ class TokenSchedule:
             present = layout.is_image.sum(dim=1)
             images = torch.ones_like(present) if layout.images is None else layout.images.clamp(min=1)
             kinds, kind = torch.stack([present, images], dim=1).cpu().unique(dim=0, return_inverse=True)
+            self.begun = kinds[kind].tolist()
             plans = torch.tensor([(begun, *self.plan(begun, number)) for begun, number in kinds.tolist()])
             self._current = plans[kind]  # [B, 1 + drops]
         if self._current is None or len(self._current) != len(layout.is_image):

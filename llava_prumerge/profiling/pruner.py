@@ -137,7 +137,7 @@ def measure(model: nn.Module, shape: ModelShape, block: dict[str, Any], batch: i
         with Stopwatch(decoder) as watch:
             for repeat in range(repeats + 1):
                 model(**prompt, use_cache=True, logits_to_keep=1)
-                for at in [at for at in decoder.pruner.layers if watch.lengths[at] < watch.lengths[at - 1]]:
+                for at in [at for at in decoder.pruner.layers if at and watch.lengths[at] < watch.lengths[at - 1]]:
                     if repeat:  # the first warms up
                         own[at].append(watch.gap(at))
                         layers[at].append(watch.layer(at - 1))

@@ -10,6 +10,7 @@ from golden_arrays import Arrays, Comparison, read, whole
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderShape
+from llava_prumerge.methods.contract import left_of
 from llava_prumerge.methods.registry import build_pruner
 from llava_prumerge.ops.errors import ReductionError
 
@@ -62,12 +63,11 @@ class Decoder:
         if self.model.pruner is not None:
             self.model.pruner.eval().register_forward_hook(self._watch)
 
-    def _watch(self, module: Any, given: tuple[Any, ...], keep: Tensor | None) -> None:
-        layout = given[1].layout
-        stays = layout.is_image if keep is None else keep & layout.is_image
-        self.stages.append(
-            (layout.origin[stays].tolist(), layout.position_ids[layout.key_mask if keep is None else keep])
-        )
+    def _watch(self, module: Any, given: tuple[Any, ...], answer: Any) -> None:
+        if answer is None and not given[0]:  # before the first layer a pruner may only look
+            return
+        layout, stays = left_of(answer, given[1].layout)
+        self.stages.append((layout.origin[stays & layout.is_image].tolist(), layout.position_ids[stays]))
 
     @torch.no_grad()
     def run(self, cached: bool) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -50,6 +50,14 @@ OFFICIAL = [
     ("vtw_k2", "vtw", {"layer": 2}),
     ("pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.5}),
     ("dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25}),
+    ("sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {"layers": [1, 2, 3], "counts": [40, 20, 8]}),
+    ("sparsevlm_v2_150_L0_L1_L2_70_35_12_301", "sparsevlm", {"layers": [1, 2, 3], "counts": [70, 35, 12]}),
+    ("sparsevlm_v1_L0_L1_L2_40_20_8", "sparsevlm", {"version": "1.0", "layers": [1, 2, 3], "counts": [40, 20, 8]}),
+    (
+        "sparsevlm_v1_150_L0_L1_L2_70_35_12_320",
+        "sparsevlm",
+        {"version": "1.0", "layers": [1, 2, 3], "counts": [70, 35, 12]},
+    ),
     ("vscan_decoder_L2_21", "vscan_decoder", {"layers": [2], "counts": [21]}),
 ]
 FRONTIER = [  # of other authors, whose rule is one of these with such a setting
@@ -135,7 +143,7 @@ def test_the_command() -> None:
         (["absent.npz", "prumerge"], 2, None),
         (["compare.py", "prumerge"], 2, None),
         (["open_clip.npz", "prumerge"], 2, None),
-        (["official/vtw_k2.npz", "sparsevlm"], 2, None),
+        (["official/vtw_k2.npz", "no_such_method"], 2, None),
         (["prumerge_fixed_ratio_batch2.npz", "prumerge", "neighbors=3"], 2, None),
     ],
 )

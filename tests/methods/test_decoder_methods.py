@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from decoder_tokens import build, layouts, make_tokens, run, shape_of, tokens_of
+from decoder_tokens import build, dropped, layouts, make_tokens, run, shape_of, tokens_of
 
 from llava_prumerge.methods.base import DecoderTokens, ReductionError
 
@@ -109,6 +109,73 @@ def test_vscans_step_keeps_what_the_last_token_attends_to() -> None:
     ):  # fmt: skip
         with pytest.raises(ReductionError, match="vscan_decoder: .*counts"):
             build("vscan_decoder", **wrong)
+
+
+def raters_of(tokens: DecoderTokens, row: int) -> list[int]:
+    """Places of SparseVLM's raters, one product at a time."""
+    layout, hidden = tokens.layout, tokens.hidden[row]
+    images = [place for place in range(hidden.shape[0]) if layout.is_image[row, place]]
+    text = [place for place in range(images[-1] + 1, hidden.shape[0]) if layout.key_mask[row, place]]
+    weights = torch.zeros(len(text))
+    for image in images:
+        weights += torch.tensor([float(hidden[image] @ hidden[word]) for word in text]).softmax(dim=0) / len(images)
+    return [word for word, weight in zip(text, weights.tolist(), strict=True) if weight > float(weights.mean())]
+
+
+@pytest.mark.parametrize("version, layer", [("1.0", 3), ("2.0", 3)])
+def test_sparsevlm_keeps_what_its_raters_attend_to(version: str, layer: int) -> None:
+    """The first drop, whose counts are named; 2.0 with all heads, so that no choice of heads is made here."""
+    tokens = make_tokens((64, 30), after=(6, 4))
+    more = {"heads": 4} if version == "2.0" else {}
+    kept = rows_kept("sparsevlm", tokens, layer, version=version, layers=[layer], counts=[20], **more)
+    for row in range(2):
+        rows = raters_of(tokens, row)
+        assert 0 < len(rows) < (6, 4)[row]
+        scores = torch.zeros(tokens.hidden.shape[1], dtype=torch.float64)
+        for rater in rows:
+            near = tokens.nearness(0, torch.tensor([[rater]] * 2))[row, 0] if version == "2.0" else 1.0
+            scores += torch.tensor(attention_of(tokens, row, rater), dtype=torch.float64) / near
+        assert kept[row] == best(tokens, row, scores.tolist(), 20)
+
+
+def test_sparsevlms_counts_are_the_releases() -> None:
+    """Clusters included, of 576 tokens in 32 layers; "192" and the table of docs/methods_decoder.md."""
+    course = {version: build("sparsevlm", shape_of(32, 576), version=version).course(576) for version in ("1.0", "2.0")}
+    assert [course["2.0"].visual[layer] for layer in (2, 3, 7, 16)] == [576, 300, 200, 118]
+    assert [course["1.0"].visual[layer] for layer in (2, 3, 7, 16)] == [576, 309, 204, 113]
+    for counts, totals in (([303, 110, 36], [312, 117, 39]), ([66, 30, 17], [82, 32, 18])):
+        visual = build("sparsevlm", shape_of(32, 576), version="1.0", counts=counts).course(576).visual
+        assert [visual[layer] for layer in (3, 7, 16)] == totals
+    assert sum(course["2.0"].visual) / 32 == 206.75
+    assert build("sparsevlm", shape_of(32, 576)).layers == (0, 3, 7, 16)
+    with pytest.raises(ReductionError, match="sparsevlm: layers .*need counts"):
+        build("sparsevlm", layers=[1, 2])
+    for wrong in ({"layers": [0, 1, 2]}, {"version": "3.0"}, {"version": "1.0", "heads": 2}, {"heads": 0}):
+        with pytest.raises(ReductionError, match=f"sparsevlm: {[*wrong][-1]}"):
+            build("sparsevlm", **wrong)
+
+
+def test_what_sparsevlm_merges_stands_behind_the_image() -> None:
+    """Each mean is that of tokens that went, behind all that stay and before the text; nothing else changes."""
+    tokens = make_tokens((64, 30), after=(6, 4))
+    pruner = build("sparsevlm", version="1.0", layers=[2], counts=[12])
+    assert pruner(0, tokens) is None
+    answer = pruner(2, tokens)
+    after = dropped(tokens, answer)
+    for row in range(2):
+        origin, is_image = after.layout.origin[row], after.layout.is_image[row]
+        visual = origin[is_image].tolist()
+        clusters = sum(place < 0 for place in visual)
+        assert visual[:12] == sorted(visual[:12]) and visual[12:] == [-1] * clusters and clusters == (2, 1)[row]
+        gone = [place for place in range((64, 30)[row]) if place not in visual]
+        points = tokens.hidden[row][tokens.layout.is_image[row]][gone]
+        for mean in after.hidden[row][is_image][12:]:
+            rest = torch.linalg.lstsq(points.T.double(), mean[:, None].double()).solution[:, 0]
+            assert float((points.T.double() @ rest - mean.double()).abs().max()) < 1e-4, "a mix of what went"
+        text = after.layout.key_mask[row] & ~is_image
+        assert torch.equal(
+            after.hidden[row][text], tokens.hidden[row][tokens.layout.key_mask[row] & ~tokens.layout.is_image[row]]
+        )
 
 
 def test_vtw_leaves_text_alone() -> None:

@@ -162,17 +162,17 @@ def test_in_training_every_rank_asks_the_same(name: str) -> None:
         tokens = make_tokens(visual, after=(6, 9))
         calls = spied(tokens)
         pruner = build(name, shape_of(reduced=True)).train()
-        for layer in pruner.layers:
-            keep = pruner(layer, tokens)
-            assert keep is not None or not pruner.ranks
-        asked.append(calls)
-    assert asked[0] == asked[1] == asked[2] and (bool(asked[0]) == discover()[name].ranks)
+        acts = [pruner(layer, tokens) is not None for layer in pruner.layers]
+        assert acts[-1] or not pruner.ranks
+        asked.append((calls, acts))
+    assert asked[0] == asked[1] == asked[2] or not pruner.ranks
+    assert bool(asked[0][0]) == discover()[name].ranks
 
 
 def spied(tokens: Any) -> list[tuple[str, int]]:
     """What will have been asked of the tokens."""
     calls: list[tuple[str, int]] = []
-    for part in ("attention", "queries", "keys", "mean_query"):
+    for part in ("attention", "queries", "keys", "mean_query", "nearness"):
         plain = getattr(tokens, part)
 
         def ask(layer: int, *rest: Any, plain: Any = plain, part: str = part) -> Any:

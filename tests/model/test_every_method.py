@@ -10,8 +10,9 @@ import torch
 from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
 from transformers import AutoModelForImageTextToText
 
-from llava_prumerge.methods.base import DecoderPruner, VisionReducer
-from llava_prumerge.methods.registry import discover, fields_of, method_names
+from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
+from llava_prumerge.methods.registry import build_pruner, discover, fields_of, method_names
+from llava_prumerge.methods.resolve import method_files, read_method_file
 from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
@@ -31,7 +32,20 @@ def pruner(name: str) -> dict[str, Any]:
     return {"name": name, **({"budget": BUDGET} if "budget" in fields_of(discover()[name]) else {})}
 
 
+def other_positions() -> dict[str, dict[str, Any]]:
+    """Pruners of shipped files that number positions otherwise than by their defaults: they go another way in the model."""
+    found = {}
+    for name, path in method_files().items():
+        part = read_method_file(path).get("decoder")
+        if part is not None:
+            made = [build_pruner(block, DecoderShape(32, 32, 32, 576)) for block in (part, {"name": part["name"]})]
+            if made[0].positions != made[1].positions:
+                found[name] = {"decoder": {**part, "budget": BUDGET}}
+    return found
+
+
 ALONE = {name: {"vision": reducer(name)} for name in REDUCERS} | {name: {"decoder": pruner(name)} for name in PRUNERS}
+ALONE |= other_positions()
 # Behind a reducer every pruner by its defaults; before one, FastV, whose budget then counts what the reducer left.
 PAIRS = {f"prumerge_plus+{name}": {"vision": reducer("prumerge_plus"), "decoder": {"name": name}} for name in PRUNERS}
 PAIRS |= {
