@@ -115,7 +115,7 @@ class Contestants:
             raise EvaluationError(
                 f"{block}: throughput compares vision reducers; decoder pruners are built with their model"
             )
-        self.model.model.reducer = build_reducer(block.get("vision"))
+        self.model.model.use(build_reducer(block.get("vision")))
         if self.model.model.reducer is not None:
             self.model.model.reducer.to(self.model.device, self.model.dtype).eval()
         settings = replace(run.settings, batch_size=batch_size)

@@ -58,6 +58,9 @@ def merge_weights(reduce: Callable[[VisionTokens], Reduced], tokens: VisionToken
             clip=_copying(tokens.clip),
             ids=_own_copy(tokens.ids),
             class_token=_own_copy(tokens.class_token),
+            unprojected=_own_copy(tokens.unprojected),
+            projected=_own_copy(tokens.projected),
+            overview=_own_copy(tokens.overview),
             _blocks={},
         )
         made, valid, origin = reduce(given)

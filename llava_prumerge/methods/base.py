@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -16,89 +15,15 @@ from torch import Tensor, nn
 
 from llava_prumerge.methods.contract import Merged, check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
+from llava_prumerge.methods.image_tokens import Earlier as Earlier
+from llava_prumerge.methods.image_tokens import VisionTokens as VisionTokens
 from llava_prumerge.methods.search_target import SearchTarget
 from llava_prumerge.methods.settings import Settings, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
 from llava_prumerge.ops.layout import TokenLayout
-from llava_prumerge.ops.select import BlockProjections
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 """features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
-
-
-@dataclass
-class VisionTokens:
-    """What a vision reducer sees of a batch of images; costly parts are computed on first use.
-
-    Attributes:
-        features: [N, P, C] patch features the projector would get; [N, P, D] at site "projected".
-        grid: (rows, columns) of the patches; their product is P.
-        projections: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and
-            the key projections [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P.
-            With own=True those of the block that made the features.
-        heads: attention heads of these blocks.
-        prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
-        clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the space of a tower with a text side.
-        ids: [N] int64, a number that stays with an image whatever batch it comes in.
-        class_token: [N, 1, C] the class token's feature beside those of the patches; None where the tower has none, and
-            at site "projected".
-    """
-
-    features: Tensor
-    grid: tuple[int, int]
-    projections: Callable[..., tuple[Tensor, Tensor]] | None = None
-    heads: int = 1
-    prompt: Callable[[], tuple[Tensor, Tensor]] | None = None
-    ids: Tensor | None = None
-    clip: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
-    class_token: Tensor | None = None
-    _blocks: dict[bool, BlockProjections] = field(default_factory=dict, repr=False)
-
-    def block(self, own: bool = False) -> BlockProjections:
-        """Projections of the block that reads the features, or of their own: the one that made them."""
-        if self.projections is None:
-            raise ReductionError("this method needs attention of the vision tower, and the tower gave none")
-        if own not in self._blocks:
-            projections = self.projections(own=True) if own else self.projections()
-            self._blocks[own] = BlockProjections(*projections, self.heads, self.features.shape[1])
-        return self._blocks[own]
-
-    @property
-    def keys(self) -> Tensor:
-        """Key projections of the patches. [N, P, C]"""
-        return self.block().patch_keys
-
-    def attention(self, per_head: bool = False, own: bool = False) -> Tensor:
-        """Attention each patch receives from the class token (mean over all patches where there is none), float32. [N, P]"""
-        return self.block(own).received(self.heads if per_head else 1)
-
-    @cached_property
-    def _prompted(self) -> tuple[Tensor, Tensor]:
-        if self.prompt is None:
-            raise ReductionError("this method needs the prompt's embeddings, and none were given")
-        return self.prompt()
-
-    @property
-    def text(self) -> Tensor:
-        """Prompt embeddings in the language model's space. [N, T, D]"""
-        return self._prompted[0]
-
-    @property
-    def text_mask(self) -> Tensor:
-        """Which of `text` is real. [N, T] bool"""
-        return self._prompted[1]
-
-    def matched(self, space: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Patches, prompt and its mask in one space: "llm" (the features at site "projected") or "clip"."""
-        if space != "clip":
-            given = self.features, self.text, self.text_mask
-        elif self.clip is None:
-            raise ReductionError("space 'clip' needs a tower with its text side, and this one has none; take space llm")
-        else:
-            given = self.clip()
-        if given[1].shape[1] == 0:
-            raise ReductionError("this method needs a prompt, and the prompt is empty")
-        return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +69,7 @@ class VisionReducer(Method):
         site: see above.
         needs_ids: it asks for `VisionTokens.ids`, which cost a pass over all pixels.
         reads_prompt: it asks for `VisionTokens.text` or `VisionTokens.matched`.
+        reads_projected: it acts at site "tower" and asks for `VisionTokens.projected` too.
         expected: what it leaves on average where each image decides and somebody published the mean.
         benchmarks: the project's measurements of speed that it takes part in by default.
         call_limit: how many tensor calls it makes at most, with the reason where that is not the default.
@@ -152,6 +78,7 @@ class VisionReducer(Method):
     site: ClassVar[Literal["tower", "projected"]] = "tower"
     needs_ids: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
+    reads_projected: ClassVar[bool] = False
     expected: ClassVar[Expected | None] = None
     benchmarks: ClassVar[tuple[Benchmark, ...]] = ()
     call_limit: ClassVar[CallLimit] = CallLimit()
@@ -190,6 +117,11 @@ class VisionReducer(Method):
     def input_size(self, height: int, width: int, patch: int) -> tuple[int, int]:
         """Pixels the tower should see, (height, width); the place to act for methods that resize the image. `patch` in pixels."""
         return height, width
+
+    @property
+    def earlier(self) -> tuple[Earlier, ...]:
+        """Blocks below the one that made the features which it asks about; the tower keeps their inputs for it."""
+        return ()
 
     def attention(self, image: VisionTokens) -> Tensor:
         """Class attention as this method reads it; shown in pictures also where it reads none. [N, P]"""

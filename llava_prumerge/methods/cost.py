@@ -40,11 +40,13 @@ class CallLimit:
     Attributes:
         calls: of one reduction, for any number of images and patches.
         step: of each repeat, where the rule is sequential (see `VisionReducer.repeats`).
+        waits: host synchronisations beside that of `VisionReducer.width`: a decomposition checks whether it converged.
         why: the reason, wherever it is not the default.
     """
 
     calls: int = 34
     step: int = 0
+    waits: int = 0
     why: str = ""
 
     def allowed(self, repeats: int) -> int:

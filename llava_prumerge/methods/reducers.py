@@ -166,19 +166,9 @@ class BlockReducer(ShareReducer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSettings(ShareSettings):
-    """Of reducers that compare patches with the prompt."""
+class TemplateSettings(ReducerSettings):
+    """Of reducers that read the prompt."""
 
-    space: Literal["llm", "clip"] = setting(
-        "llm",
-        "where they are compared: llm (projected tokens and prompt embeddings) or clip (a tower with its text side)",
-        source="our reading",
-    )
-    centre: Literal["both", "visual", "none"] = setting(
-        "both",
-        "means subtracted before any cosine: both each its own, visual that of the patches from both, none",
-        source="our reading",
-    )
     before: int = setting(
         0,
         "prompt tokens of the conversation's template at its beginning, which ask nothing",
@@ -186,3 +176,25 @@ class PromptSettings(ShareSettings):
         source="ours",
     )
     after: int = setting(0, "the same at its end", at_least(0), source="ours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings(TemplateSettings):
+    """Of reducers that compare patches with the prompt in one space."""
+
+    space: Literal["llm", "clip", "auto"] = setting(
+        "llm",
+        "where they are compared: llm (projected tokens and prompt embeddings), clip (a tower with its text side) or auto "
+        "(clip where there is a text side, else llm)",
+        source="our reading",
+    )
+    centre: Literal["both", "visual", "none"] = setting(
+        "both",
+        "means subtracted before any cosine: both each its own, visual that of the patches from both, none",
+        source="our reading",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(ShareSettings, MatchSettings):
+    """Of those that keep a share of the patches."""

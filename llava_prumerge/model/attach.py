@@ -171,7 +171,7 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     ):  # methods stay as they are: they are small, and score
         parts = ("model.reducer", f"model.{family.host.decoder_name}.pruner")
         model._keep_in_fp32_modules = {*(model._keep_in_fp32_modules or ()), *parts}
-    inner.reducer = _placed(reducer, inner)
+    inner.use(_placed(reducer, inner))
     decoder.pruner = _placed(pruner, decoder)
     inner.statistics, inner.full_length, inner._asked = ReductionStatistics(), False, None
 
@@ -189,6 +189,7 @@ def detach(model: Any) -> Any:
         return model
     host = inner.model
     for module, names in (
+        *((getattr(host, name), ("kept_blocks",)) for name in host.tower_names),
         (host.decoder, ("pruner",)),
         (host, ("reducer", "statistics", "full_length", "_asked")),
         (inner, ()),

@@ -14,17 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, handed_over, takes_features
 from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
+from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
+from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
 from llava_prumerge.model.views import Views
-from llava_prumerge.model.vision_tower import image_ids
+from llava_prumerge.model.vision_tower import image_ids, keep_earlier
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -52,6 +54,7 @@ class Host(Views, InitialisesMethods):
         projector_names: where what stands between tower and language model is, which every stage trains.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
         takes_features: the stock `forward` takes features that are already made, see `model.handover`.
+        overview: which tile of an image shows all of it, where it is cut into several: the "first" or the "last".
         old_stock_packs_videos: the stock `forward` of transformers 5.17 does with features of videos what today's does.
     """
 
@@ -64,6 +67,7 @@ class Host(Views, InitialisesMethods):
     projector_names: tuple[str, ...] = ("multi_modal_projector", "image_newline")
     own_arguments: tuple[str, ...] = ()
     takes_features = True
+    overview: str = "first"
     old_stock_packs_videos = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -117,6 +121,12 @@ class Host(Views, InitialisesMethods):
     def decoder(self) -> Any:
         """The language model."""
         return getattr(self, self.decoder_name)
+
+    def use(self, reducer: VisionReducer | None) -> None:
+        """Put a reducer in the place of the one that is there; the towers keep what it asks about."""
+        for name in self.tower_names:
+            keep_earlier(getattr(self, name), () if reducer is None else reducer.earlier)
+        self.reducer = reducer
 
     @property
     def reduces(self) -> bool:
@@ -300,10 +310,13 @@ class Host(Views, InitialisesMethods):
             modality: of the placeholders.
             stacked: the stock code wants features [tiles, so many, D]; None: those of each image.
         """
-        early = self.reducer.site == "projected"
+        early, bare = self.reducer.site == "projected", [group.features for group in tiles]
         if early:
-            features = _together(project, [group.features for group in tiles])
+            features = together(project, bare)
             tiles = [replace(group, features=part) for group, part in zip(tiles, features, strict=True)]
+        elif self.reducer.reads_projected:
+            with torch.no_grad():
+                features = together(project, bare)
         owners, reduced = places.owners(), []
         for number, group in enumerate(tiles):
             image = VisionTokens(
@@ -314,11 +327,14 @@ class Host(Views, InitialisesMethods):
                 lambda number=number: self.prompts(owners[number], places.lengths, modality),
                 image_ids(pixels(number)) if self.reducer.needs_ids else None,
                 class_token=None if early else group.class_token,
+                unprojected=bare[number] if early else None,
+                projected=features[number] if self.reducer.reads_projected and not early else None,
+                overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )
             learns = any(True for _ in self.reducer.parameters())
             reduced.append(self.reducer(image) if learns else self.reducer.directly(image))
         if not early:
-            features = _together(project, [part for part, _, _ in reduced])
+            features = together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
         features, visual_tokens = place(reduced, places, special)
         if stacked is None:
@@ -328,23 +344,7 @@ class Host(Views, InitialisesMethods):
         return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens)
 
 
-def _together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
-    """One call of a function of rows for several tensors [N, K, C]."""
-    if len(parts) == 1:
-        return [function(parts[0])]
-    sizes = [part.shape[:2] for part in parts]
-    whole = function(torch.cat([part.flatten(0, 1) for part in parts]))
-    split = whole.split([rows * columns for rows, columns in sizes])
-    return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
-
-
 def _many(kwargs: dict[str, Any]) -> bool:
     """Whether more than a decoding step's single token is passed in."""
     given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     return given is not None and given.shape[1] > 1
-
-
-def in_dtype_of(module: nn.Module, features: Tensor) -> Tensor:
-    """Features in the dtype of a module's weights; quantised weights, which are integers, take whatever they are given."""
-    weight = next(module.parameters())
-    return features.to(weight.dtype) if weight.is_floating_point() else features

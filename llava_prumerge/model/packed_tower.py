@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.vision_tower import blocks_of, caught_inputs, make_projections, tower_spec
 
@@ -90,7 +91,7 @@ def encode_packed(
 def _cut(projections: Callable[..., tuple[Tensor, Tensor]], rows: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The projections of some images [N, U] of a sequence."""
 
-    def cut(own: bool = False) -> tuple[Tensor, Tensor]:
+    def cut(own: bool | Earlier = False) -> tuple[Tensor, Tensor]:
         queries, keys = projections(own)
         return queries[0][rows], keys[0][rows]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.ops.layout import TokenLayout, shift_labels
 
@@ -26,7 +27,7 @@ class Tiles:
         features: [N, U, C] of the units.
         grid: (rows, columns) of the units.
         projections: gives queries [N, R, C'] and keys [N, S, C'] of the next block, or with own=True of the block that
-            made the features (see `methods.base.VisionTokens`).
+            made the features, with an `Earlier` of one before it (see `methods.base.VisionTokens`).
         heads: attention heads of these blocks.
         prefix: [N, R, C] features of tokens before the patches (class token, registers), or None.
         looks: the first of these is a class token.
@@ -48,7 +49,7 @@ class Tiles:
     def select(self, index: Tensor) -> Tiles:
         """The same for tiles taken from these, some of them several times. [N']"""
 
-        def projections(own: bool = False) -> tuple[Tensor, Tensor]:
+        def projections(own: bool | Earlier = False) -> tuple[Tensor, Tensor]:
             queries, keys = self.projections(own)
             return queries[index], keys[index]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places, Tiles
@@ -134,7 +135,7 @@ def pooled(tiles: Tiles, pool: Callable[[Tensor], Tensor]) -> Tiles:
         ahead = states.shape[1] - units
         return states if ahead < 0 else torch.cat([states[:, :ahead], pool(states[:, ahead:])], dim=1)
 
-    def projections(own: bool = False) -> tuple[Tensor, Tensor]:
+    def projections(own: bool | Earlier = False) -> tuple[Tensor, Tensor]:
         queries, keys = tiles.projections(own)
         return each(queries), each(keys)
 

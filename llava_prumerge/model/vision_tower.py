@@ -8,7 +8,7 @@ Towers that are more than a list of blocks run whole, and what their blocks were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import Tiles
+
+Asked = str | Earlier
+"""A block: "own", "next" or one before."""
+States = dict[Asked, Tensor]
+"""Inputs of blocks, [N, S, C] each."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,16 @@ def inner_tower(tower: nn.Module) -> nn.Module:
     return getattr(tower, "vision_model", tower)
 
 
+def keep_earlier(tower: nn.Module, earlier: Sequence[Earlier]) -> None:
+    """Let a tower's passes keep the inputs of these blocks, so that `projections` can be asked about them."""
+    tower.kept_blocks = tuple(earlier)
+
+
+def kept_blocks(tower: nn.Module, depth: int) -> dict[Earlier, int]:
+    """The blocks below features of that depth that are kept, and their numbers."""
+    return {earlier: earlier.index(depth - 1) for earlier in getattr(tower, "kept_blocks", ()) if depth}
+
+
 def encode(
     tower: nn.Module,
     pixel_values: Tensor,
@@ -175,22 +191,25 @@ def patch_grid(tower: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
     return height // rows, width // columns
 
 
-def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> tuple[Tensor, States]:
     """Embeddings and just the blocks below the wanted hidden state. -> it, and the inputs of the blocks around it"""
     inner, config = inner_tower(tower), tower.config
     interpolate = tuple(pixel_values.shape[-2:]) != (config.image_size, config.image_size)
     hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), interpolate_pos_encoding=interpolate)
     if hasattr(inner, "pre_layrnorm"):
         hidden = inner.pre_layrnorm(hidden)
-    before = hidden
-    for block in blocks_of(tower)[:depth]:
-        before, hidden = hidden, block(hidden, attention_mask=None)  # [N, S, C]
-    return hidden, {"own": before, "next": hidden}
+    inputs = []
+    wanted = kept_blocks(tower, depth)
+    for number, block in enumerate(blocks_of(tower)[:depth]):
+        inputs.append(hidden if number == depth - 1 or number in wanted.values() else None)
+        hidden = block(hidden, attention_mask=None)  # [N, S, C]
+    states: States = {"own": inputs[-1] if inputs else hidden, "next": hidden}
+    return hidden, states | {earlier: inputs[number] for earlier, number in wanted.items()}
 
 
 def _run_whole(
     tower: nn.Module, pixel_values: Tensor, depth: int, last: bool, more: dict[str, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, States]:
     """The tower's own forward pass, its blocks' inputs caught."""
     with caught_inputs(tower, depth) as caught:
         output = tower(pixel_values, output_hidden_states=True, return_dict=True, **more)
@@ -199,13 +218,17 @@ def _run_whole(
 
 
 @contextmanager
-def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[str, tuple[Tensor, dict[str, Any]]]]:
-    """States and keyword arguments given to the block below ("own") and above ("next") a hidden state during a pass."""
-    blocks, caught, handles = blocks_of(tower), {}, []
-    for which, at in (("own", depth - 1), ("next", depth)):
+def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[Asked, tuple[Tensor, dict[str, Any]]]]:
+    """States and keyword arguments given to the block below ("own") and above ("next") a hidden state during a pass.
+
+    Those of earlier blocks, which `keep_earlier` asked for, too.
+    """
+    caught: dict[Asked, tuple[Tensor, dict[str, Any]]] = {}
+    blocks, handles = blocks_of(tower), []
+    for which, at in (*kept_blocks(tower, depth).items(), ("own", depth - 1), ("next", depth)):
         if 0 <= at < len(blocks):
 
-            def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any], which: str = which) -> None:
+            def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any], which: Asked = which) -> None:
                 caught[which] = (args[0] if args else kwargs["hidden_states"], kwargs)
 
             handles.append(blocks[at].register_forward_pre_hook(keep, with_kwargs=True))
@@ -218,7 +241,7 @@ def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[str, tuple[Tens
 
 def make_projections(
     tower: nn.Module,
-    states: dict[str, Tensor],
+    states: States,
     depth: int,
     trains: bool,
     rotary: tuple[Tensor, Tensor] | None = None,
@@ -235,13 +258,14 @@ def make_projections(
         units: [U, F] patches of each unit, whose queries and keys are averaged.
     """
     spec, prefix, blocks = tower_spec(tower), prefix_tokens(tower), blocks_of(tower)
-    asked: dict[str, tuple[Tensor, Tensor]] = {}
+    asked: dict[Asked, tuple[Tensor, Tensor]] = {}
+    below = kept_blocks(tower, depth)
 
     def pooled(projected: Tensor) -> Tensor:
         return projected[:, prefix:] if units is None else projected[:, prefix:][:, units].mean(dim=2)
 
-    def ask(which: str) -> tuple[Tensor, Tensor]:
-        block = blocks[depth - 1 if which == "own" else depth]
+    def ask(which: Asked) -> tuple[Tensor, Tensor]:
+        block = blocks[below[which] if isinstance(which, Earlier) else depth - 1 if which == "own" else depth]
         attention = block.get_submodule(spec.attention)
         with torch.set_grad_enabled(trains):
             normed = getattr(block, spec.norm)(states[which])
@@ -254,10 +278,14 @@ def make_projections(
             looks = queries[:, :1] if spec.class_token else pooled(queries)
             return looks, torch.cat([keys[:, :prefix], pooled(keys)], dim=1) if prefix else pooled(keys)
 
-    def projections(own: bool = False) -> tuple[Tensor, Tensor]:
+    def projections(own: bool | Earlier = False) -> tuple[Tensor, Tensor]:
         if own and depth == 0:
             raise ModelError("vision_feature_layer 0 takes the embeddings: no block made them")
-        which = "own" if own or depth == len(blocks) else "next"
+        which: Asked = "own" if own or depth == len(blocks) else "next"
+        if isinstance(own, Earlier):
+            if own not in states:
+                raise ModelError(f"the tower kept no inputs of the block at {own.part} of its way: see keep_earlier")
+            which = own
         if which not in asked:
             asked[which] = ask(which)
         return asked[which]

@@ -109,8 +109,8 @@ def determinant_first(kernel: Tensor, size: int) -> Tensor:
         chosen = left.argmax(dim=1, keepdim=True)  # [N, 1]
         pivot = left.gather(1, chosen)
         of_chosen = factor.gather(2, chosen[:, None].expand(-1, size, -1))  # [N, K, 1]
-        row = (_row(kernel, chosen) - (of_chosen * factor).sum(dim=1)) * pivot.clamp(min=1e-30).rsqrt()
-        row = torch.where(pivot > least, row, 0.0)
+        scale = pivot.clamp(min=1e-30).rsqrt() * (pivot > least)
+        row = (_row(kernel, chosen) - (of_chosen * factor).sum(dim=1)) * scale
         factor[:, step] = row
         left = (left - row.square()).scatter(1, chosen, -torch.inf)
         order.append(chosen)

@@ -66,3 +66,39 @@ def filled_in_turn(room: Tensor, wanted: Tensor) -> Tensor:
     """Fill groups one after the other until enough is placed. room [N, G] int64, wanted [N, 1] int64 -> [N, G] int64"""
     before = room.cumsum(dim=1) - room
     return torch.minimum((wanted - before).clamp(min=0), room)
+
+
+def component_labels(points: Tensor, components: int) -> tuple[Tensor, int]:
+    """Group points by the principal component on which they load most, of an exact singular value decomposition.
+
+    Every point is a column of the matrix that is decomposed, centred over its own channels.
+
+    Args:
+        points: [N, P, C] float32.
+        components: how many are wanted; there are at most min(P, C).
+
+    Returns:
+        [N, P] int64, and how many components there are.
+    """
+    centred = points - points.mean(dim=2, keepdim=True)
+    loads = torch.linalg.svd(centred, full_matrices=False).U[..., :components]  # [N, P, G]
+    return loads.abs().argmax(dim=2), loads.shape[2]
+
+
+def held_back(rivals: Tensor, place: Tensor) -> Tensor:
+    """Greedy suppression: tokens in the order of their places, each one that is not held back holds back its later rivals.
+
+    Args:
+        rivals: [N, P, P] bool.
+        place: [N, P] int64, a permutation in each row.
+
+    Returns:
+        [N, P] bool.
+    """
+    order = place.argsort(dim=1)
+    ahead = order[:, :, None].expand_as(rivals)
+    later = rivals.gather(1, ahead).gather(2, ahead.transpose(1, 2)).triu(1)  # [N, P, P] in the order of places
+    held = torch.zeros_like(place, dtype=torch.bool)
+    for step in range(place.shape[1]):
+        held = held | (later[:, step] & ~held[:, step : step + 1])
+    return held.gather(1, place)

@@ -78,3 +78,29 @@ def contrast_weights(similarity: Tensor, queries: Tensor) -> Tensor:
 def relevance(similarity: Tensor, weights: Tensor) -> Tensor:
     """The best weighted match of each patch or cluster with a prompt token, in [0, 1]. [N, T, P], [N, T] -> [N, P]"""
     return (weights[..., None] * (1 + similarity) / 2).amax(dim=1)
+
+
+def mean_match(similarity: Tensor, queries: Tensor) -> Tensor:
+    """Mean similarity of each patch to the prompt tokens that ask. [N, T, P], [N, T] bool -> [N, P]"""
+    return (similarity * queries[..., None]).sum(dim=1) / queries.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def against_clip(patches: Tensor, text: Tensor, mask: Tensor, unit: bool) -> Tensor:
+    """How little each patch is like the texts in CLIP's joint space: the mean of the negated products.
+
+    The patches of CLIP that show what a text names are the ones least like it there, as TRIM and CDPruner release it:
+    only the class token is trained to be like its text.
+
+    Args:
+        patches: [N, P, E].
+        text: [N, T, E].
+        mask: [N, T] bool, which texts are real.
+        unit: products are cosines.
+
+    Returns:
+        [N, P] float32.
+    """
+    patches, text = patches.float(), text.float()
+    if unit:
+        patches, text = F.normalize(patches, dim=-1), F.normalize(text, dim=-1)
+    return -mean_match(text @ patches.transpose(1, 2), mask)

@@ -284,6 +284,17 @@ def pick(features: Tensor, keep: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
     return select(features, index), valid, index.masked_fill(~valid, -1)
 
 
+def behind_token(token: Tensor, kept: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Put a token that stands for no patch before what a reducer gives back. [N, 1, C], (features, valid, origin)"""
+    features, valid, origin = kept
+    ahead = torch.ones_like(valid[:, :1]), torch.full_like(origin[:, :1], -1)
+    return (
+        torch.cat([token, features], dim=1),
+        torch.cat([ahead[0], valid], dim=1),
+        torch.cat([ahead[1], origin], dim=1),
+    )
+
+
 def nearest_centres(
     points: Tensor, centres: Tensor, members: Tensor, valid: Tensor | None = None, clusters: Tensor | None = None
 ) -> Tensor:

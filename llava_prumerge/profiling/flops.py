@@ -59,7 +59,14 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
     features = draw(1, grid[0] * grid[1], wide) if reducer.site == "projected" else hidden[:, 1:]
     prompt = draw(1, text, shape.language.hidden), torch.ones(1, text, dtype=torch.bool)
     image = VisionTokens(
-        features, grid, projections, vision.heads, prompt=lambda: prompt, ids=torch.zeros(1, dtype=torch.long)
+        features,
+        grid,
+        projections,
+        vision.heads,
+        prompt=lambda: prompt,
+        ids=torch.zeros(1, dtype=torch.long),
+        unprojected=hidden[:, 1:],
+        projected=draw(1, grid[0] * grid[1], shape.language.hidden),
     )
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:

@@ -109,7 +109,7 @@ class Subject:
         """The model made to run as a system."""
         if system.name == STOCK:
             return self.stock
-        self.model.model.reducer = system.reducer
+        self.model.model.use(system.reducer)
         self.keys.logits = None if system.logits is None else system.logits.to(self.device, self.dtype)
         return self.model
 
@@ -125,6 +125,8 @@ class Subject:
         stock = System(STOCK, self.shape.vision.patches)
         for system in systems:
             if system.reducer is not None:
+                if system.reducer.earlier:  # the tower keeps what it asks about
+                    tower = self.adopt(system).model.encode_images(pixels)
                 found[f"reducer|{system.name}"] = self._reduction(system, tower, setting)
             if system.tokens not in seen:
                 seen.add(system.tokens)
@@ -136,14 +138,24 @@ class Subject:
     def _reduction(self, system: System, tower: Any, setting: Workload) -> Action:
         prompt = self.draw(setting.batch, setting.prompt, self.shape.language.hidden)
         given = prompt, torch.ones(prompt.shape[:2], dtype=torch.bool, device=self.device)
-        features = tower.features
-        if system.reducer.site == "projected":
-            features = self.model.model.project(features)
+        features, projected = tower.features, None
+        if system.reducer.site == "projected" or system.reducer.reads_projected:
+            projected = self.model.model.project(features)
+        seen = projected if system.reducer.site == "projected" else features
         ids = torch.arange(setting.batch, device=self.device)
 
         def fresh() -> VisionTokens:
             self.adopt(system)
-            return VisionTokens(features, tower.grid, tower.projections, tower.heads, lambda: given, ids)
+            return VisionTokens(
+                seen,
+                tower.grid,
+                tower.projections,
+                tower.heads,
+                lambda: given,
+                ids,
+                unprojected=features,
+                projected=projected,
+            )
 
         return Action(lambda tokens: system.reducer(tokens), fresh)
 

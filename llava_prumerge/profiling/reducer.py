@@ -78,7 +78,7 @@ def clip_tower() -> torch.nn.Module:
 
 
 def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
-    """Blocks of vision reducers, described in any way; by default all that see the whole tower's output."""
+    """Blocks of vision reducers, described in any way; by default all that see the whole tower's output and nothing else."""
     if names:
         return [resolve_part(name, "vision") for name in names]
     found = []
@@ -86,6 +86,8 @@ def blocks_of(names: list[str] | None) -> list[dict[str, Any]]:
         try:
             reducer = build_reducer({"name": name})
         except ReductionError:  # needs settings: there is no default to time
+            continue
+        if reducer.reads_prompt:  # there is none
             continue
         if reducer.site == "tower" and reducer.input_size(SIDE * PATCH, SIDE * PATCH, PATCH) == (SIDE * PATCH,) * 2:
             found.append({"name": name})

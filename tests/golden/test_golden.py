@@ -68,6 +68,15 @@ FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("vispruner_16_1.0_142", "vispruner", {"budget": 16, "important_ratio": 1}),
     ("holov_24of144_121", "holov", {"budget": 24}),
     ("holov_overflow_36of144_124", "holov", {"budget": 36, "count": "released"}),
+    ("vscan_encoder_96_101", "vscan", {"budget": 96}),
+    ("vscan_merge_16_104", "vscan", {"budget": 16}),
+    ("cdpruner_16_151", "cdpruner", {"budget": 16}),
+    ("mmtok_16_131", "mmtok", {"budget": 16}),
+    ("trim_0.25_181", "trim", {"ratio": 0.25}),
+    ("hired_single_0.2_171", "hired", {}),
+    ("hired_tiles_0.2_0.5_173", "hired", {}),
+    ("prunesid_16of64_161", "prunesid", {"budget": 16}),
+    ("trimtokenator_0.25_0.8_191", "trimtokenator", {}),
 ]
 CASES = [*BASIC, *((f"official/{file}", method, settings) for file, method, settings in OFFICIAL)]
 CASES += [(f"frontier/{file}", method, settings) for file, method, settings in FRONTIER]
@@ -86,7 +95,8 @@ def test_every_file_is_compared() -> None:
 @pytest.mark.parametrize("file, method, settings", CASES)
 def test_equal_to_the_released_code(file: str, method: str, settings: dict[str, Any]) -> None:
     found = golden.compare(HERE / f"{file}.npz", method, **settings)
-    assert found.equal and found.largest < 1e-5 and found.lines, "\n".join(found.lines)
+    largest = 2e-3 if "rounded_to_half" in " ".join(golden.read(HERE / f"{file}.npz")) else 1e-5
+    assert found.equal and found.largest < largest and found.lines, "\n".join(found.lines)
 
 
 @pytest.mark.parametrize("file, method, settings", BASIC[:4])

@@ -9,7 +9,7 @@ from golden_arrays import Arrays, Comparison, whole
 from torch import Tensor
 from torch.nn import functional
 
-from llava_prumerge.methods.base import VisionReducer, VisionTokens
+from llava_prumerge.methods.base import Earlier, VisionReducer, VisionTokens
 from llava_prumerge.methods.registry import build_reducer, discover, fields_of
 
 FEATURES = ("features", "features_with_cls", "projected")
@@ -17,7 +17,9 @@ FEATURES = ("features", "features_with_cls", "projected")
 
 def applies(arrays: Arrays) -> bool:
     """Whether this is such a file."""
-    return any(name in arrays for name in FEATURES) and any("output" in name or name == "kept" for name in arrays)
+    return "kept_view" in arrays or (
+        any(name in arrays for name in FEATURES) and any("output" in name or name == "kept" for name in arrays)
+    )
 
 
 def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
@@ -26,6 +28,7 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
     Args:
         projected: the method acts behind the projector; a file may hold both sides.
     """
+    arrays = _completed(arrays)
     token = arrays["features_with_cls"][:, :1] if "features_with_cls" in arrays else None
     if token is not None:
         patches = arrays["features_with_cls"][:, 1:]
@@ -35,9 +38,7 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
         ]
     images, count = patches.shape[:2]
     side = round(count**0.5)
-    queries, keys = (_of_last_block(arrays, name) for name in ("queries_cls", "keys"))
-    if queries is None and keys is not None:  # a method that reads keys alone
-        queries = keys[:, :1]
+    keys = _of_block(arrays, "keys", True)
     prompt = clip = None
     if "prompt" in arrays:
         prompt = lambda: (arrays["prompt"], torch.ones(arrays["prompt"].shape[:2], dtype=torch.bool))  # noqa: E731
@@ -46,21 +47,48 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
     return VisionTokens(
         features=patches,
         grid=(side, side),
-        projections=None if keys is None else lambda own=False: (queries, keys),
+        projections=None if keys is None else lambda own=False: _projections(arrays, own),
         heads=whole(arrays.get("heads", 1)),
         prompt=prompt,
         clip=clip,
         ids=torch.arange(images),
         class_token=token,
+        unprojected=arrays.get("features", patches) if projected else None,
+        projected=arrays.get("projected", patches),
+        overview=torch.zeros(images, dtype=torch.long) if "kept_view" in arrays else None,
     )
 
 
-def _of_last_block(arrays: Arrays, name: str) -> Tensor | None:
-    """Projections, in files that name their blocks those of the last one."""
-    named = sorted(
-        (key for key in arrays if key.startswith(f"{name}_block")), key=lambda key: int(key.rpartition("k")[2])
-    )
-    return arrays.get(name, arrays[named[-1]] if named else None)
+def _completed(arrays: Arrays) -> Arrays:
+    """With what a file leaves out: the projector's output, and for files of a step alone what leads to it."""
+    if "projector_weight" in arrays:
+        projected = functional.linear(arrays["features"], arrays["projector_weight"], arrays["projector_bias"])
+        return {**arrays, "projected": projected}
+    if "kept_view" in arrays:  # only the choice was written down
+        keys = _of_block(arrays, "keys", True)
+        assert keys is not None
+        return {**arrays, "features": torch.zeros_like(keys[:, 1:])}
+    if {"features", "kept", "output"} == set(arrays):  # of merging alone: these patches are attended
+        images, patches = arrays["features"].shape[:2]
+        keys = torch.zeros(images, patches + 1, 1).scatter_(1, arrays["kept"][..., None] + 1, 9.0)
+        return {**arrays, "keys": keys, "queries_cls": torch.ones(images, 1, 1)}
+    return arrays
+
+
+def _projections(arrays: Arrays, own: bool | Earlier) -> tuple[Tensor, Tensor]:
+    """Of the block that made the features, or of an earlier one where a file holds it."""
+    queries, keys = (_of_block(arrays, name, own) for name in ("queries_cls", "keys"))
+    assert keys is not None
+    return keys[:, :1] if queries is None else queries, keys  # some methods read keys alone
+
+
+def _of_block(arrays: Arrays, name: str, own: bool | Earlier) -> Tensor | None:
+    """Projections, in files that name their blocks those of the last one, which made the features, or of an earlier one."""
+    named = {int(key.rpartition("k")[2]): key for key in arrays if key.startswith(f"{name}_block")}
+    if not named:
+        return arrays.get(name)
+    last = max(named)
+    return arrays[named[own.index(last) if isinstance(own, Earlier) else last]]
 
 
 def _in_clip(arrays: Arrays, images: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,6 +129,10 @@ def compare(arrays: Arrays, method: str, settings: dict[str, Any]) -> Comparison
         expected = expected[:, 1:]
         found.lines.append("without the class token, which the file's output has first")
     rows = [row[row >= 0] for row in origin.masked_fill(~valid, -1)]
+    if "kept_view" in arrays:
+        pairs = list(zip(arrays["kept_view"].tolist(), arrays["kept_patch"].tolist(), strict=True))
+        wanted = [sorted(patch for view, patch in pairs if view == tile) for tile in range(len(rows))]
+        found.kept("kept of each tile", [sorted(row.tolist()) for row in rows], wanted)
     for name in ("kept", "kept_patches"):
         if name in arrays:
             wanted = arrays[name] if arrays[name].dim() == 2 else arrays[name][None]
@@ -109,6 +141,8 @@ def compare(arrays: Arrays, method: str, settings: dict[str, Any]) -> Comparison
         found.kept(
             "order", [row.tolist() for row in rows], [[place for place in arrays["order"].tolist() if place >= 0]]
         )
+    if "order_with_cls" in arrays and len(arrays["order_with_cls"]) == origin.shape[1]:  # the class token is 0 there
+        found.kept("order", [(origin[0] + 1).tolist()], [arrays["order_with_cls"].tolist()])
     if "dominant_indices_with_cls" in arrays:
         contextual = whole(arrays["contextual"])
         ours = [(row[: len(row) - contextual] + 1).tolist() for row in rows]

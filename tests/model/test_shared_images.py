@@ -72,7 +72,7 @@ def test_methods_say_that_they_read_the_prompt() -> None:
             assert "prompt" in str(error), f"{name}: {error}"
             reading.add(name)
         assert reducer.reads_prompt == (name in reading), name
-    assert reading == {"trsm", "par"}
+    assert reading >= {"trsm", "par"}
 
 
 def test_a_step_is_laid_out_as_by_the_long_way() -> None:

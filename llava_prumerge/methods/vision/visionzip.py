@@ -21,7 +21,17 @@ from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import fraction, setting
-from llava_prumerge.ops.select import group_weights, mix, nearest_centres, pack, pick, raster_priority, select, top_mask
+from llava_prumerge.ops.select import (
+    behind_token,
+    group_weights,
+    mix,
+    nearest_centres,
+    pack,
+    pick,
+    raster_priority,
+    select,
+    top_mask,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +76,7 @@ class VisionZip(BlockReducer):
         dominant = top_mask(scores, number)  # [N, P]
         kept = pick(image.features, dominant, number)
         if token is not None:
-            first = (token, torch.ones_like(dominant[:, :1]), torch.full_like(kept[2][:, :1], -1))
-            features, valid, origin = (torch.cat(pair, dim=1) for pair in zip(first, kept, strict=True))
-            kept = features, valid, origin
+            kept = behind_token(token, kept)
         if not contextual:
             return kept
         rest, _ = pack(~dominant, raster_priority(dominant), patches - number)  # [N, M] in raster order

@@ -23,6 +23,8 @@ MOST_TILES = 12  # the processor's default
 class InternVLHost(Host):
     """Each tile is an image to the stock code; which of them are one image is read off the prompt."""
 
+    overview = "last"
+
     def get_image_features(
         self,
         pixel_values: Tensor,

@@ -1,0 +1,70 @@
+"""MMTok: greedy coverage of the question's tokens and of the image's own patches together.
+
+MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs. The rule is the authors' code
+(Ironieser/MMTok d1522cd): one row for each prompt token and one for each patch, a softmax over all patches of cosines
+over a temperature (prompt embeddings with projected patches, patches with patches before the projector); the patch that
+raises the best cover of the rows most comes next. Kept patches leave in raster order. Departures: the rows of the
+prompt are all its tokens, without those that `before` and `after` leave out, where the release tokenizes the question's
+words alone and drops stop words; patches of LLaVA's padding can be chosen, which the release forbids; scores are
+float32 for each image of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.methods.base import Reduced, VisionTokens
+from llava_prumerge.methods.cost import CallLimit
+from llava_prumerge.methods.reducers import ShareReducer, ShareSettings, TemplateSettings
+from llava_prumerge.methods.registry import register
+from llava_prumerge.methods.settings import above, at_least, setting
+from llava_prumerge.ops.greedy import cosines, coverage_first, marked
+from llava_prumerge.ops.retrieval import queries_of
+from llava_prumerge.ops.select import pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMTokSettings(ShareSettings, TemplateSettings):
+    """By default 64 of 576 tokens."""
+
+    alpha: float = setting(
+        0.5, "weight of the image's rows beside those of the prompt", at_least(0), source="released code"
+    )
+    text_temperature: float = setting(
+        0.02, "of prompt and patches; the release's Qwen port has 0.01", above(0), source="released code"
+    )
+    image_temperature: float = setting(0.2, "of patches and patches", above(0), source="released code")
+
+
+@register("mmtok")
+class MMTok(ShareReducer):
+    """Keep the patches that cover question and image best, in raster order."""
+
+    site, reads_prompt = "projected", True
+    paper = "MMTok, released code Ironieser/MMTok"
+    call_limit = CallLimit(70, step=8, why="it reads the prompt, and its greedy rule has one step for each kept token")
+    settings: MMTokSettings
+
+    def repeats(self, patches: int, kept: int) -> int:
+        """One step per kept token."""
+        return kept
+
+    def covers(self, image: VisionTokens) -> Tensor:
+        """How well each patch covers each row. [N, T + P, P]"""
+        projected, text, mask = image.matched("llm")
+        queries = queries_of(mask, self.settings.before, self.settings.after)
+        asked = (cosines(text, projected) / self.settings.text_temperature).softmax(dim=2)
+        asked = (asked / queries.sum(dim=1).clamp(min=1)[:, None, None]).masked_fill(~queries[..., None], 0.0)
+        own = (cosines(image.before_projector) / self.settings.image_temperature).softmax(dim=2)
+        return torch.cat([asked, self.settings.alpha / own.shape[1] * own], dim=1)
+
+    def forward(self, image: VisionTokens) -> Reduced:
+        """-> features [N, K, D] unchanged."""
+        with torch.no_grad():
+            covers = self.covers(image)
+            size = self.width(image, self.counts(image), covers)
+            order = coverage_first(covers, size)
+        return pick(image.features, marked(order, image.features.shape[1]), size)
