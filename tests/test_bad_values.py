@@ -40,6 +40,9 @@ viz x.png model=LIST | LIST/config.json: reduction must be
 viz x.png model=NOBODYS | 'nobodys' is not known
 viz questions.jsonl method=prumerge tower={BACKBONES}/clip | questions.jsonl is none of JPEG
 viz x.png method=broken.yaml model=MODEL | broken.yaml
+viz x.png method=grid method=fastv model=MODEL budget=3 | settings (budget) need one method
+viz x.png method=fastv tower={BACKBONES}/clip | give --model, not --tower
+viz x.png model=MODEL | MODEL has no method of its own; give --method
 demo MODEL port=-1 device=cpu | --port -1 is not within 0 to 65,535
 demo MODEL port=65536 device=cpu | --port 65536
 demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served
@@ -81,6 +84,7 @@ footprint absent.json | absent.json
 prepare check broken.yaml | broken.yaml
 score task=pope answers=absent.jsonl questions=questions.jsonl annotations=data/pope/coco | absent.jsonl
 compare nowhere | nowhere
+compare nowhere plot=x.svg | --plot x.svg must end in .png
 tables nowhere out=there | nowhere
 """
 CASES = [tuple(part.strip() for part in line.split(" | ")) for line in TABLE.strip().splitlines()]

@@ -1,10 +1,12 @@
 """Results side by side: every row found, its score on every benchmark, and paired differences from one of them.
 
     python -m llava_prumerge.evaluation.compare RESULTS... [--baseline LABEL] [--format text|markdown|csv] [--out FILE]
+        [--plot FILE.png]
 
 Unlike the paper's tables, which have fixed rows, this shows every result below the folders. Tokens are visual tokens
 behind the vision reducer; equivalent tokens are averaged over the decoder's layers as well. A difference is paired: the
-mean over questions of (right here - right in the baseline), in points, where both were asked the same questions.
+mean over questions of (right here - right in the baseline), in points, where both were asked the same questions. --plot
+draws each benchmark's scores against tokens, a line per method with its budgets.
 """
 
 from __future__ import annotations
@@ -254,8 +256,16 @@ def main(words: list[str]) -> None:
     parser.add_argument("--baseline", help="row that the others are compared with (default: the one without a method)")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--out", type=Path, help="a file to write instead of printing")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the scores against tokens")
     arguments = parser.parse_args(words)
-    text = FORMATS[arguments.format](compare(arguments.results, arguments.baseline))
+    if arguments.plot is not None and arguments.plot.suffix.lower() != ".png":
+        parser.error(f"--plot {arguments.plot} must end in .png")
+    shown = compare(arguments.results, arguments.baseline)
+    text = FORMATS[arguments.format](shown)
+    if arguments.plot is not None:
+        from llava_prumerge.evaluation.compare_plot import draw  # with torch, to tell pruners from reducers
+
+        draw(shown, arguments.plot)
     if arguments.out is not None:
         write_text(arguments.out, text)
     else:

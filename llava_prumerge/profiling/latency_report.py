@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from llava_prumerge.efficiency.errors import EfficiencyError
 from llava_prumerge.efficiency.options import columns
+from llava_prumerge.ground.palette import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION
 from llava_prumerge.ground.reading import read_json_object
 
 ORDER = ("tower", "reducer", "projector", "prefill", "decode", "end to end")
+PART_COLOURS = {
+    "tower": BLUE, "reducer": ORANGE, "projector": GREEN, "prefill": VERMILION, "decode": SKY, "rest": GREY
+}  # fmt: skip
 NOISY = 0.15
 """From this share of the median on, the distance of the quartiles is marked with a tilde."""
 
@@ -101,16 +106,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise EfficiencyError("--plot needs matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(8, 1.2 + 2.2 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 2.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, (run, cell) in zip(axes, panels, strict=True):
         _draw_cell(axis, cell, list(run["systems"]))
         axis.set_title(
-            f"{run['model']['name']}, {run['model']['language']['layers']} layers: {label_of(cell)}", fontsize=8
+            f"{run['model']['name']}, {run['model']['language']['layers']} layers: {label_of(cell)}", fontsize=11
         )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(title_of(result["runs"][0]), fontsize=6)
+    narrow = {"handlelength": 1.2, "columnspacing": 1.0}
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, **narrow)
+    figure.suptitle(textwrap.fill(title_of(result["runs"][0]), 95), fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -134,7 +140,7 @@ def _draw_cell(panel: Any, cell: dict[str, Any], systems: list[str]) -> None:
             else:
                 width = by_tokens[part, tokens] * (cell["answer"] - 1 if part == "decode" else 1)
             widths.append(width)
-        panel.barh(systems, widths, left=left, label=part)
+        panel.barh(systems, widths, left=left, label=part, color=PART_COLOURS[part])
         left = [start + width for start, width in zip(left, widths, strict=True)]
     middles = [row["ms"]["median"] for row in whole]
     ends = [
@@ -144,3 +150,4 @@ def _draw_cell(panel: Any, cell: dict[str, Any], systems: list[str]) -> None:
     panel.errorbar(middles, systems, xerr=ends, fmt="none", ecolor="black", capsize=3)
     panel.invert_yaxis()
     panel.set_xlabel("ms")
+    panel.tick_params(labelsize=11)

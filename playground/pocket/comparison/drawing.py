@@ -6,53 +6,36 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-from matplotlib.figure import Figure
-
+from llava_prumerge.evaluation.plots import BOTH, DECODER, TRAINED, VISION, Level, Panel, draw_panels, line_of
 from playground.pocket.comparison.rows import BUDGETS, OWN_RULE, REFERENCE, TEXT_ONLY
 
-MARKERS = "osv^D<>pP*XhdH8"
 
-
-def draw(path: Path, content: dict[str, Any]) -> None:
-    """A PNG; command, revision and seeds stand below it and in its metadata."""
-    lines = defaultdict(list)
-    levels = {}
+def panels_of(content: dict[str, Any]) -> list[Panel]:
+    """Vision reducers in one panel, pruners and pairs in another, what was trained in that of its kind."""
+    lines: dict[tuple[str, str, bool], list[tuple[float, float]]] = defaultdict(list)
+    levels = []
     for line in content["rows"]:
         if line["score"] is None or line["table"] == OWN_RULE:
             continue
         if line["name"] in (REFERENCE, TEXT_ONLY):
-            levels[line["name"]] = line
+            levels.append(Level(line["name"], line["score"], line["half"]))
         else:
-            name = f"{line['name']}, trained" if line["trained"] else line["name"]
-            lines[name].append((line["equivalent"], line["score"], line["half"]))
-    figure = Figure(figsize=(10.0, 6.5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, points) in enumerate(lines.items()):
-        tokens, scores, _ = zip(*sorted(points), strict=True)
-        style = "--" if "with" in name else ":" if "trained" in name else "-"
-        axes.plot(
-            tokens,
-            scores,
-            style,
-            marker=MARKERS[number % len(MARKERS)],
-            color=f"C{number % 10}",
-            ms=5,
-            lw=1,
-            label=name,
-        )
-    for name, line in levels.items():
-        axes.axhline(line["score"], color="black", lw=0.8)
-        axes.axhspan(line["score"] - line["half"], line["score"] + line["half"], color="black", alpha=0.08, lw=0)
-        axes.text(0.01, line["score"], name, va="bottom", fontsize=8, transform=axes.get_yaxis_transform())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BUDGETS)
-    axes.set(xlabel=f"equivalent tokens of {content['patches']}", ylabel="score, percent")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+            lines[line["name"], line["kind"], line["trained"]].append((line["equivalent"], line["score"]))
+    made: dict[bool, list[Any]] = {True: [], False: []}
+    for (name, kind, trained), points in lines.items():
+        told = f"{name}, trained" if trained else name
+        made[kind == VISION].append(line_of(told, TRAINED if trained else kind, points))
+    return [Panel("Vision reducers", made[True], levels), Panel("Decoder pruners, and both kinds", made[False], levels)]
+
+
+def kind_of(block: Any) -> str:
+    """What a row's reduction block is made of."""
+    sites = {site for site in ("vision", "decoder") if (block or {}).get(site)}
+    return BOTH if len(sites) == 2 else DECODER if sites == {"decoder"} else VISION
+
+
+def draw(path: Path, content: dict[str, Any]) -> None:
+    """A PNG; command, revision and seeds stand below it and in its metadata."""
     seeds = ", ".join(f"{name} {seed}" for name, seed in content["seeds"].items())
     made = f"{content['command']}; revision {content['revision']}; seeds: {seeds}"
-    figure.supxlabel(made, fontsize=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path, metadata={"Description": made})
+    draw_panels(path, panels_of(content), f"equivalent tokens of {content['patches']}", made, BUDGETS)

@@ -19,6 +19,7 @@ from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.results import mean_of_means, read_results
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_json, write_text
+from llava_prumerge.methods.resolve import stored_reduction
 from llava_prumerge.model.loading import load_model
 from playground.pocket.comparison import drawing, pages
 from playground.pocket.comparison.places import TASKS, Places
@@ -36,6 +37,7 @@ class Entry:
 
     Attributes:
         name, table, trained, settings: of the row (`rows.Row`).
+        kind: what its method is made of, see `evaluation.plots`.
         why: reason for a blank line; everything below is then None.
         score, half: mean over the tasks of the mean over their questions.
         difference, difference_half: paired, from the full model.
@@ -49,6 +51,7 @@ class Entry:
     table: int | str
     trained: bool
     settings: str
+    kind: str
     why: str = ""
     score: float | None = None
     half: float | None = None
@@ -85,7 +88,8 @@ def average_marks(several: list[dict[str, list[float]]]) -> dict[str, list[float
 def make_entry(rows: list[Row], results: Results, places: Places) -> Entry:
     """One line from a row, or from the rows of several seeds."""
     row = rows[0]
-    about = Entry(row.name, row.table, row.trained, row.settings, row.why)
+    block = stored_reduction(places.model(row.model)) if row.block is None else row.block
+    about = Entry(row.name, row.table, row.trained, row.settings, drawing.kind_of(block), row.why)
     if row.why:
         return about
     each = [marks_of(results, one.label) for one in rows]
@@ -99,7 +103,7 @@ def make_entry(rows: list[Row], results: Results, places: Places) -> Entry:
     timed = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     seeds = [100 * mean_of_means([one[task] for task in TASKS])[0] for one in each]
     return Entry(
-        **{key: getattr(about, key) for key in ("name", "table", "trained", "settings")},
+        **{key: getattr(about, key) for key in ("name", "table", "trained", "settings", "kind")},
         score=100 * score,
         half=100 * half,
         difference=100 * difference,
