@@ -63,6 +63,7 @@ class Question:
         text: the user's turn, without image mark or template.
         image: path below `Files.images`, or None for a question about no image.
         embedded: the image itself, base64, where the question file carries it.
+        video: path below `Files.images` of the video it is about, a file or a folder of frames, in place of an image.
         extra: further fields of the answer record.
         place: where it stands, for messages: "FILE, line 7".
     """
@@ -72,13 +73,14 @@ class Question:
     text: str
     image: str | None = None
     embedded: str | None = field(default=None, repr=False)
+    video: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
 
     @property
     def has_image(self) -> bool:
-        """Whether an image is shown with the question."""
-        return self.image is not None or self.embedded is not None
+        """Whether an image or a video is shown with the question."""
+        return self.image is not None or self.embedded is not None or self.video is not None
 
     @property
     def key(self) -> tuple[str, str]:

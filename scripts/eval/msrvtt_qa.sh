@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# MSRVTT-QA, by strings; with a judge as published. [GPUS=8] bash scripts/eval/msrvtt_qa.sh MODEL [--data DIR] [--out DIR] [judge=URL judge_model=NAME] [key=value ...]
+TASK=msrvtt_qa source "$(dirname "${BASH_SOURCE[0]}")/launch.sh" "$@"
