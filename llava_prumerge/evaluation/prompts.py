@@ -83,6 +83,10 @@ class Prompter:
                 return decode_base64(question.embedded, "its image")
             if self.images is None:
                 raise EvaluationError("this task has no image folder")
+            if question.video is not None:
+                raise EvaluationError(
+                    f"{question.place}: asks about a video, and this model is asked about images alone"
+                )
             return load_image(self.images, question.image or "", trusted=self.settings.trusted)
         except SampleError as error:
             raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
