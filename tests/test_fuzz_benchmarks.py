@@ -120,6 +120,14 @@ def mmmu(folder: Path) -> dict[str, Any]:
     return {"questions": rows, "annotations": rows, "answers": answers}
 
 
+def video_qa(folder: Path) -> dict[str, Any]:
+    asked = [{"video_name": f"clip{n}", "question_id": f"q{n}", "question": "who?"} for n in (1, 2)]
+    truth = [{"question_id": f"q{n}", "answer": "a dog", "type": n} for n in (1, 2)]
+    answers = [{"id": f"q{n}", "pred": "Dog."} for n in (1, 2)]
+    return {"questions": asked, "annotations": truth, "answers": answers}
+
+
+VIDEOS = ("msvd_qa", "msrvtt_qa", "tgif_qa", "activitynet_qa")
 WORLDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pope": pope,
     "vqav2": vqav2,
@@ -131,6 +139,7 @@ WORLDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "mmvet": mmvet,
     "llava_bench": llava_bench,
     "mmmu": mmmu,
+    **dict.fromkeys(VIDEOS, video_qa),
 }
 IN_TABLES = {"mme", "mmbench", "mmbench_cn"}
 TRUTHS = {"pope": "coco", "llava_bench": "truth"}
@@ -139,7 +148,8 @@ TRUTHS = {"pope": "coco", "llava_bench": "truth"}
 def is_lines(name: str, part: str, content: Any) -> bool:
     """Whether a part of a benchmark is JSON lines."""
     listed = isinstance(content, list) and (part in ("questions", "answers") or part.endswith(".jsonl"))
-    return (listed and (name, part) not in (("sqa", "questions"), ("vizwiz", "questions"))) or (name, part) == (
+    whole = {(one, "questions") for one in ("sqa", "vizwiz", *VIDEOS)}
+    return (listed and (name, part) not in whole) or (name, part) == (
         "mmmu",
         "annotations",
     )
