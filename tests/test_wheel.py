@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_whole_product_and_nothing_else(wheel: Path) -> None
     wanted = {
         f"llava_prumerge/{path.relative_to(ROOT / 'llava_prumerge').as_posix()}"
         for path in (ROOT / "llava_prumerge").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".pyi", ".yaml", ".html", ".typed")
+        if path.is_file() and path.suffix in (".py", ".pyi", ".yaml", ".html", ".css", ".js", ".typed")
     }
     wanted |= {
         f"llava_prumerge/{path.relative_to(ROOT).as_posix()}"

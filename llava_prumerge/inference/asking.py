@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = "vicuna_v1"
 NEW_TOKENS = 64
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+"""Arguments of `generate` for the most probable token each time."""
 QUESTION = "What is in this picture?"
 """What images are inspected with where nobody asks."""
 
@@ -158,9 +160,8 @@ def ask(
         ReductionError: the method cannot do what its settings say.
     """
     inputs, pixel_seconds = prepare(model, processor, question, images, template)
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with method_of(model, reduction), watching(plain(model), attention, pictures, merges) as watched:
-        sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or greedy))[0]
+        sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or GREEDY))[0]
     length = inputs["input_ids"].shape[1]
     tokenizer = getattr(processor, "tokenizer", processor)
     return Answer(

@@ -1,6 +1,6 @@
 """A local page to ask a model about an image, with any method, and to see what the method keeps.
 
-    python -m llava_prumerge.viz.demo MODEL [--method NAME|FILE] [--methods FILE|DIR ...] [--port N] [--allow-host NAME]
+    python -m llava_prumerge.viz.demo MODEL [--method NAME|FILE] [--methods FILE|DIR ...] [--examples DIR] [--port N]
 
 Serves this machine alone (127.0.0.1) unless --host says otherwise; a tunnel that ends at localhost needs no setting, a proxy
 with a name of its own --allow-host. Methods are the shipped method files, those of --methods (as the searches write
@@ -35,6 +35,9 @@ def serve(words: list[str]) -> DemoServer:
         "--method", help="the method to begin with: a name, a file or a block (default: the checkpoint's own)"
     )
     parser.add_argument("--methods", type=Path, nargs="+", default=[], metavar="FILE|DIR", help="more method files")
+    parser.add_argument(
+        "--examples", type=Path, metavar="DIR", help="images to offer, the question to NAME.jpg in NAME.txt"
+    )
     add_plugin_option(parser)
     parser.add_argument("--host", default=LOOPBACK, help=f"address to serve (default {LOOPBACK}: this machine alone)")
     parser.add_argument(
@@ -48,6 +51,7 @@ def serve(words: list[str]) -> DemoServer:
         parser.error(f"--port {given.port} is not within 0 to {LAST_PORT:,}")
 
     from llava_prumerge.model.loading import load_model  # with torch, which the help does not need
+    from llava_prumerge.viz.demo_examples import examples_of
     from llava_prumerge.viz.demo_model import DemoModel
     from llava_prumerge.viz.demo_server import DemoServer
     from llava_prumerge.viz.method_list import OWN, MethodList
@@ -55,6 +59,7 @@ def serve(words: list[str]) -> DemoServer:
     file = Path(given.method) if given.method and Path(given.method).is_file() else None
     places = [*([file] if file else []), *given.methods]
     listed = MethodList(None, places).read()  # what is wrong is said before the model is loaded
+    examples = None if given.examples is None else examples_of(given.examples)
     described = {}
     if given.method and not file and given.method not in (*listed, OWN):
         described = {given.method: resolve(given.method) or {}}
@@ -63,7 +68,8 @@ def serve(words: list[str]) -> DemoServer:
     first = OWN if model.own_block else "none"
     chosen = first if given.method is None else (file.stem if file else given.method)
     methods.find(chosen)
-    return DemoServer(given.port, model, methods, chosen, given.host, tuple(given.allow_host))
+    allowed, name = tuple(given.allow_host), "/".join(Path(given.model).parts[-2:])
+    return DemoServer(given.port, model, methods, chosen, given.host, allowed, name, examples)
 
 
 @command()

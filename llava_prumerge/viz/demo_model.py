@@ -1,17 +1,19 @@
-"""The model behind the demo: one question at a time, with any method, and pictures of what the method kept."""
+"""The model behind the demo: one question at a time, with any method, heard word by word; and what the method kept."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
-from llava_prumerge.inference.asking import ImageTokens, ask, method_of
+from llava_prumerge.inference.asking import GREEDY, ImageTokens, ask, inspect_image, method_of
+from llava_prumerge.inference.streaming import streamed
 from llava_prumerge.model.chat import check_processor, fixed_places
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.viz.overlay import SIDE, paint_patches
-from llava_prumerge.viz.tiles import paint_tiles, pictures_of
+from llava_prumerge.viz.overlay import SIDE
+from llava_prumerge.viz.tiles import pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,22 +30,18 @@ class Answer:
 
     Attributes:
         text: the answer.
-        full: visual tokens of the image without a method.
-        kept: visual tokens that reached the decoder.
-        layers: visual tokens that each decoder layer saw.
+        seen: what is kept of the image: before the decoder, and after each layer before which a pruner acted.
         seconds: from the decoded image to the text.
+        first: seconds of it until the first token is known.
         new_tokens: of the answer.
-        pictures: (title, image) of kept patches: before the decoder and, where a pruner acted, in the last layer.
         untrained: names of methods whose parameters were not trained with this model.
     """
 
     text: str
-    full: int
-    kept: int
-    layers: list[int]
+    seen: ImageTokens
     seconds: float
+    first: float
     new_tokens: int
-    pictures: list[tuple[str, Image]]
     untrained: list[str]
 
 
@@ -59,12 +57,21 @@ class DemoModel:
         self.model, self.processor = model, processor
         self.own_block: dict[str, Any] = model.config.reduction or {}
         check_processor(processor, model.config)
-        self.tiled = fixed_places(model.config) is None
+        self.places = fixed_places(model.config)
+        self.tiled = self.places is None
         self.colour = (255, 255, 255) if self.tiled else ImagePreprocessor(processor.image_processor).padding_colour
-        self.most = fixed_places(model.config) or MOST
+        self.most = self.places or MOST
         self._turn = threading.Lock()  # the methods belong to the model, so questions take turns
 
-    def answer(self, image: Image, question: str, block: dict[str, Any], new_tokens: int) -> Answer:
+    def answer(
+        self,
+        image: Image,
+        question: str,
+        block: dict[str, Any],
+        new_tokens: int,
+        hear: Callable[[str], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> Answer:
         """Ask one question about one image.
 
         Args:
@@ -72,39 +79,44 @@ class DemoModel:
             question: the user's turn, without image mark.
             block: the reduction.
             new_tokens: the longest answer.
+            hear: gets each piece of the answer as soon as it is there.
+            wanted: asked after each token whether the answer is to go on.
 
         Raises:
             ReductionError: the method cannot do what its settings say.
             InputError: the question holds an image mark.
         """
         host = self.model.model
+        live = {} if hear is None else GREEDY | streamed(self.processor.tokenizer, hear, wanted)
         with self._turn:
             own = host.reducer, host.decoder.pruner
             with method_of(self.model, block):
-                given = ask(self.model, self.processor, question, image, max_new_tokens=new_tokens, pictures=self.tiled)
+                given = ask(
+                    self.model, self.processor, question, image, max_new_tokens=new_tokens, pictures=self.tiled, **live
+                )
                 methods = [m for m in (host.reducer, host.decoder.pruner) if m is not None and m not in own]
                 untrained = [method.name for method in methods if any(True for _ in method.parameters())]
-        seen = given.images[0]
         return Answer(
             text=given.text,
-            full=seen.full,
-            kept=seen.kept,
-            layers=list(seen.layers),
+            seen=given.images[0],
             seconds=given.total_seconds,
+            first=given.total_seconds - given.seconds["decode"],
             new_tokens=given.new_tokens,
-            pictures=self._draw(image, seen),
             untrained=untrained,
         )
 
-    def _draw(self, image: Image, seen: ImageTokens) -> list[tuple[str, Image]]:
-        stages = [("into the decoder", seen.tokens)]
-        if seen.left:
-            stages.append((f"from layer {max(seen.left)} on", seen.left[max(seen.left)]))
+    def inspect(self, image: Image, question: str, block: dict[str, Any]) -> ImageTokens:
+        """What a method keeps of an image, with the attention that patches receive and what was merged into what.
+
+        Raises:
+            ReductionError: the method cannot do what its settings say.
+            InputError: the question holds an image mark.
+        """
+        with self._turn:
+            return inspect_image(self.model, self.processor, image, question, reduction=block)
+
+    def pictures(self, image: Image, seen: ImageTokens) -> list[Image]:
+        """The tiles of an image, as the tower saw them; of a model without tiles the image, padded as the model pads it."""
         if self.tiled:
-            tiles = pictures_of(seen, image, self.processor.image_processor)
-            return [(f"{title}: {len(kept)} tokens", paint_tiles(seen, kept, tiles)) for title, kept in stages]
-        square = padded_picture(image, SIDE, self.colour)
-        return [
-            (f"{title}: {len(kept)} tokens", paint_patches(square, seen.grid, {unit for _, unit in kept if unit >= 0}))
-            for title, kept in stages
-        ]
+            return pictures_of(seen, image, self.processor.image_processor)
+        return [padded_picture(image, SIDE, self.colour)]

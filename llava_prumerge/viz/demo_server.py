@@ -1,47 +1,44 @@
-"""The demo's server: one page, one action; who asks is checked first, and every error is a status and a line."""
+"""The demo's server: a page, questions in a line, answers word by word; who asks is checked, every error is a status and a line."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import logging
 import secrets
+import threading
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import decode_image
 from llava_prumerge.methods.base import ReductionError
-from llava_prumerge.viz.demo_model import Answer, DemoModel
+from llava_prumerge.viz import demo_requests as requests
+from llava_prumerge.viz.demo_examples import Example, drawn_examples
+from llava_prumerge.viz.demo_json import answer_json, inspected_json, picture_addresses
+from llava_prumerge.viz.demo_line import Busy, Line, Question
+from llava_prumerge.viz.demo_model import DemoModel
+from llava_prumerge.viz.demo_requests import Asked, RequestError
+from llava_prumerge.viz.demo_responses import Responder
 from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer
-from llava_prumerge.viz.method_list import MethodList, with_budget
+from llava_prumerge.viz.method_list import MethodList, takes_budget
 
 logger = logging.getLogger("llava_prumerge.viz.demo")
 
-PAGE = Path(__file__).with_name("demo.html")
-MAX_BYTES = 20 * 1024 * 1024
-DISCARDED = 4 * MAX_BYTES
-MAX_QUESTION = 2000  # characters
-MAX_NEW_TOKENS = 512
-SOCKET_SECONDS = 30  # a client that stops sending is let go
-FIELDS = ("question", "method", "budget", "new_tokens")
-
-
-class RequestError(ValueError):
-    """A request that is refused, with its status."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+PAGE = Path(__file__).with_name("page")
+SOCKET_SECONDS = 30  # a client that stops sending, or takes nothing of what is sent, is let go
+HEARTBEAT_SECONDS = 1.0  # between two signs of life to a client that waits; one that is gone is noticed by them
+STREAM_SECONDS = 3600.0  # until a client that follows an answer is let go, however steadily it reads
+IMAGE = "the uploaded file"
+REFUSED = (SampleError, ReductionError, ValueError)
 
 
 class DemoServer(GuardedServer):
-    """The page and its one action.
+    """The page and what can be asked there.
 
     Args:
         port: 0 takes a free one.
@@ -50,6 +47,8 @@ class DemoServer(GuardedServer):
         chosen: the name the page begins with.
         host: the address to serve; others than this machine can ask at any but a loopback one.
         allowed: names of tunnels and proxies that lead here.
+        name: the model's, for the page.
+        examples: offered on the page; drawn ones for None.
     """
 
     def __init__(
@@ -60,8 +59,12 @@ class DemoServer(GuardedServer):
         chosen: str,
         host: str = LOOPBACK,
         allowed: tuple[str, ...] = (),
+        name: str = "",
+        examples: Sequence[Example] | None = None,
     ) -> None:
         self.model, self.methods, self.chosen, self.doors = model, methods, chosen, Doors(host, allowed)
+        self.name, self.examples = name, drawn_examples() if examples is None else list(examples)
+        self.line, self.decoding = Line(), threading.Lock()
         super().__init__((host, port), DemoHandler)
 
     @property
@@ -70,24 +73,35 @@ class DemoServer(GuardedServer):
         name = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         return f"http://{name}:{self.server_port}"
 
+    def server_close(self) -> None:
+        """No answers after the end."""
+        self.line.close()
+        super().server_close()
 
-class DemoHandler(BaseHTTPRequestHandler):
+
+class DemoHandler(Responder):
     """One request."""
 
     server: DemoServer
-    unread = 0  # bytes of a refused body to read and forget
     timeout = SOCKET_SECONDS
-    server_version, sys_version = "llava_prumerge", ""
 
     def do_GET(self) -> None:
-        """The page, and the methods it offers."""
-        self.respond({"/": self.page, "/methods": self.list_methods})
+        """The page, what it offers, and answers on their way."""
+        self.respond(
+            {
+                "/": self.page,
+                "/methods": self.list_methods,
+                "/settings": self.tell_settings,
+                "/example": self.send_example,
+                "/follow": self.follow_again,
+            }
+        )
 
     def do_POST(self) -> None:
         """A question: the image is the body, the rest stands in the address."""
-        self.respond({"/ask": self.ask})
+        self.respond({"/ask": self.ask, "/look": self.look, "/stop": self.stop})
 
-    def respond(self, routes: dict[str, Any]) -> None:
+    def respond(self, routes: Mapping[str, Callable[[], None]]) -> None:
         """Check who asks, run the route, and turn every error into a status and a line."""
         try:
             self.check_origin()
@@ -96,14 +110,22 @@ class DemoHandler(BaseHTTPRequestHandler):
                 raise RequestError(HTTPStatus.NOT_FOUND, f"no {self.command} {path[:80]} here")
             routes[path]()
         except RequestError as error:
+            self.unread = error.unread
             self.send_json({"error": str(error)}, error.status)
-        except (SampleError, ReductionError, ValueError) as error:
-            self.send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        except Busy as error:
+            self.send_json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "5"})
         except (ConnectionError, TimeoutError) as error:
             logger.info("the client went away: %s", error)
-        except Exception:  # the page must say that something broke, and the console what
-            logger.error("%s failed\n%s", self.told_path(), self.without_question(traceback.format_exc()))
-            self.send_json({"error": "this failed; the console shows why"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        except Exception as error:  # the page must say that something broke, and the console what
+            self.send_json(*self.told_error(error))
+
+    def told_error(self, error: Exception) -> tuple[dict[str, Any], HTTPStatus]:
+        """What the page is told of an error, and its status; the console is told where it is ours."""
+        if isinstance(error, REFUSED):
+            return {"error": str(error)}, HTTPStatus.BAD_REQUEST
+        trace = "".join(traceback.format_exception(error))
+        logger.error("%s failed\n%s", self.told_path(), self.without_question(trace))
+        return {"error": "this failed; the console shows why"}, HTTPStatus.INTERNAL_SERVER_ERROR
 
     def check_origin(self) -> None:
         """Refuse requests that other sites make a browser send: a name of theirs that leads here, or a form of theirs."""
@@ -111,121 +133,179 @@ class DemoHandler(BaseHTTPRequestHandler):
         if refused is not None:
             raise RequestError(HTTPStatus.FORBIDDEN, f"{refused}; open {self.server.address}")
 
+    # ------------------------------------------------------------------ what is there
+
     def page(self) -> None:
         """The page; its own script and style may run, nothing else."""
         nonce = secrets.token_urlsafe(16)
-        body = PAGE.read_text("utf-8").replace("{nonce}", nonce).encode()
-        policy = f"default-src 'none'; connect-src 'self'; img-src data: blob:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-        policy += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        self.send_body(body, "text/html; charset=utf-8", HTTPStatus.OK, {"Content-Security-Policy": policy})
+        parts = {name: (PAGE / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+        body = parts["html"].replace("{nonce}", nonce).replace("{css}", parts["css"]).replace("{js}", parts["js"])
+        policy = f"default-src 'none'; connect-src 'self'; img-src 'self' data: blob:; script-src 'nonce-{nonce}'"
+        policy += f"; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        kind = "text/html; charset=utf-8"
+        self.send_body(body.encode(), kind, HTTPStatus.OK, {"Content-Security-Policy": policy})
 
     def list_methods(self) -> None:
-        """Names with their settings, and which one to begin with."""
-        methods = {name: json.dumps(block) for name, block in self.server.methods.read().items()}
-        self.send_json({"methods": methods, "chosen": self.server.chosen, "max_bytes": MAX_BYTES})
+        """Names with their settings, which take a budget, which one to begin with, and the examples."""
+        server, blocks = self.server, self.server.methods.read()
+        examples = [{"name": example.name, "question": example.question} for example in server.examples]
+        self.send_json(
+            {
+                "methods": {name: json.dumps(block) for name, block in blocks.items()},
+                "budgeted": [name for name, block in blocks.items() if takes_budget(block)],
+                "chosen": server.chosen,
+                "model": server.name,
+                "places": server.model.places,
+                "most": server.model.most,
+                "max_bytes": requests.MAX_BYTES,
+                "max_new_tokens": requests.MAX_NEW_TOKENS,
+                "examples": examples,
+            }
+        )
+
+    def tell_settings(self) -> None:
+        """The settings of a method with a budget."""
+        fields = requests.read_fields(self.path, ("method", "budget"))
+        name, block = requests.read_method(fields, self.server.methods, self.server.chosen, self.server.model.most)
+        self.send_json({"method": name, "reduction": block})
+
+    def send_example(self) -> None:
+        """An example's image, or a small one of it."""
+        fields = requests.read_fields(self.path, ("number", "small"))
+        number = requests.whole_number("number", fields["number"], len(self.server.examples) - 1, 0)
+        example = self.server.examples[number]
+        if fields["small"]:
+            return self.send_body(example.thumbnail(), "image/jpeg", HTTPStatus.OK, {})
+        return self.send_body(example.read(), "image/unknown", HTTPStatus.OK, {})
+
+    # ------------------------------------------------------------------ questions
 
     def ask(self) -> None:
-        """Answer a question about the image in the body."""
-        asked = self.read_fields()
-        body = self.read_image_bytes()
-        self.server.has_read()
-        image = decode_image(io.BytesIO(body), "the uploaded file")
-        block = self.server.methods.find(asked["method"])
-        if asked["budget"]:
-            block = with_budget(block, whole_number("budget", asked["budget"], self.server.model.most))
-        new_tokens = whole_number("new_tokens", asked["new_tokens"] or "64", MAX_NEW_TOKENS)
-        answer = self.server.model.answer(image, asked["question"], block, new_tokens)
-        self.send_json(describe(answer, block))
+        """Answer a question about the image in the body, by one method or by two."""
+        fields = requests.read_fields(self.path, requests.ASK_FIELDS)
+        sides = [self.read_method(fields)]
+        if fields["beside"]:
+            sides.append((fields["beside"], self.server.methods.find(fields["beside"])))
+        most = requests.MAX_NEW_TOKENS
+        length = requests.whole_number("new_tokens", fields["new_tokens"] or str(requests.NEW_TOKENS), most)
+        self.take_turn(self.answer, Asked(requests.read_question(fields), sides, length, self.read_image()))
 
-    def read_fields(self) -> dict[str, str]:
-        """The form's fields, each at most once."""
-        given = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
-        unknown = sorted(set(given) - set(FIELDS))
-        if unknown or any(len(values) > 1 for values in given.values()):
-            raise RequestError(
-                HTTPStatus.BAD_REQUEST, f"fields are {', '.join(FIELDS)}, each once; not {', '.join(given)[:80]}"
-            )
-        fields = {name: given.get(name, [""])[0].strip() for name in FIELDS}
-        if not fields["question"] or len(fields["question"]) > MAX_QUESTION:
-            raise RequestError(HTTPStatus.BAD_REQUEST, f"a question has 1 to {MAX_QUESTION} characters")
-        fields["method"] = fields["method"] or self.server.chosen
-        return fields
+    def look(self) -> None:
+        """The attention that patches of the image in the body receive, and what a method merges."""
+        fields = requests.read_fields(self.path, requests.LOOK_FIELDS)
+        sides = [self.read_method(fields)]
+        self.take_turn(self.inspect, Asked(requests.read_question(fields), sides, 0, self.read_image()))
 
-    def read_image_bytes(self) -> bytes:
-        """The body, whose size is known, and small enough, before any of it is read."""
-        kind = self.headers.get_content_type()
-        if not kind.startswith("image/"):  # a type that another site's form cannot send
-            raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is {kind}; send an image as image/...")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "the size of the image has to be said (Content-Length)")
-        if int(length) > MAX_BYTES:
-            self.unread = min(int(length), DISCARDED)
-            raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the image has {length[:20]} bytes; at most {MAX_BYTES} are accepted",
-            )
-        body = self.rfile.read(int(length))
-        if len(body) != int(length):
+    def answer(self, asked: Asked, question: Question) -> None:
+        """Say the answers, in the model's turn."""
+        model, image = self.server.model, decode_image(io.BytesIO(asked.image), IMAGE)
+        for side, (name, block) in enumerate(asked.sides):
+            question.say("begin", side=side, method=name, reduction=block)
+
+            def hear(text: str, side: int = side) -> None:
+                question.say("text", side=side, text=text)
+
+            found = model.answer(image, asked.question, block, asked.new_tokens, hear, question.is_wanted)
+            pictures = {} if side else {"pictures": picture_addresses(model.pictures(image, found.seen))}
+            question.say("answer", side=side, **answer_json(found, block), **pictures)
+            if not question.is_wanted():
+                return
+
+    def inspect(self, asked: Asked, question: Question) -> None:
+        """Say what is seen of the image, in the model's turn."""
+        model, image = self.server.model, decode_image(io.BytesIO(asked.image), IMAGE)
+        (_, block), *_ = asked.sides
+        seen = model.inspect(image, asked.question, block)
+        question.say("look", **inspected_json(seen, block), pictures=picture_addresses(model.pictures(image, seen)))
+
+    def take_turn(self, work: Callable[[Asked, Question], None], asked: Asked) -> None:
+        """Put what was asked into the line, and tell the client what comes of it: all at once, or as it comes."""
+        with self.server.decoding:  # what is no image need not wait; large ones are decoded one at a time
+            decode_image(io.BytesIO(asked.image), IMAGE)
+
+        def told(question: Question) -> None:
+            try:
+                work(asked, question)
+            except Exception as error:
+                content, status = self.told_error(error)
+                question.say("error", status=status.value, **content)
+
+        question = self.server.line.ask(told)
+        if "text/event-stream" in self.headers.get("Accept", ""):
+            return self.follow(question, 0)
+        said, after, over = [], 0, False
+        with question.followed():
+            while not over:
+                news, over = question.read(after, SOCKET_SECONDS)
+                said += news
+                after += len(news)
+        return self.send_json(*summary(said))
+
+    def follow(self, question: Question, after: int) -> None:
+        """Events of a question, from the first so many on, as they come."""
+        self.server.limit(STREAM_SECONDS)
+        self.send_head("text/event-stream; charset=utf-8", HTTPStatus.OK, {"X-Accel-Buffering": "no"})
+        before, over = -1, False
+        with question.followed():
+            while not over:
+                place = self.server.line.before(question)
+                beat = event("line", {"id": question.id, "before": place}) if place != before else b": still here\n\n"
+                self.send_slowly(beat)
+                before = place
+                news, over = question.read(after, HEARTBEAT_SECONDS)
+                for kind, told in news:
+                    after += 1
+                    self.send_slowly(event(kind, told, after))
+            self.send_slowly(event("end", {}))
+
+    def follow_again(self) -> None:
+        """The same, for a client whose connection broke."""
+        fields = requests.read_fields(self.path, ("id", "after"))
+        after = requests.whole_number("after", fields["after"] or "0", 10**6, 0)
+        self.follow(self.find_question(fields["id"]), after)
+
+    def stop(self) -> None:
+        """End a question that its client does not want answered any more."""
+        question = self.find_question(requests.read_fields(self.path, ("id",))["id"])
+        question.stop()
+        self.send_json({"stopped": question.id})
+
+    def find_question(self, name: str) -> Question:
+        """A question by the id that its client was told."""
+        question = self.server.line.find(name)
+        if question is None:
+            raise RequestError(HTTPStatus.NOT_FOUND, "this question is not there any more; ask it again")
+        return question
+
+    def read_method(self, fields: dict[str, str]) -> tuple[str, dict[str, Any]]:
+        """The method of a request."""
+        return requests.read_method(fields, self.server.methods, self.server.chosen, self.server.model.most)
+
+    def read_image(self) -> bytes:
+        """The body."""
+        length = requests.body_length(self.headers)
+        body = self.rfile.read(length)
+        if len(body) != length:
             raise RequestError(HTTPStatus.BAD_REQUEST, f"the image was cut off after {len(body)} of {length} bytes")
+        self.server.has_read()
         return body
 
-    def send_json(self, content: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
-        """One JSON object."""
-        self.send_body(json.dumps(content).encode(), "application/json", status, {})
 
-    def send_body(self, body: bytes, kind: str, status: HTTPStatus, headers: dict[str, str]) -> None:
-        """A response that is not stored, sniffed or framed; the connection ends with it, read body or not."""
-        self.close_connection = True
-        self.send_response(status)
-        common = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **common, **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        while self.unread > 0:  # a client that is still sending would not see the answer if the connection broke now
-            block = self.rfile.read(min(self.unread, 1 << 16))
-            self.unread = self.unread - len(block) if block else 0
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """To our logger; questions stand in addresses and stay out of it."""
-        logger.debug("%s %s", getattr(self, "command", None), self.told_path())
-
-    def told_path(self) -> str:
-        """The path of the address, without what is asked; of what is no request, nothing."""
-        return getattr(self, "path", "").partition("?")[0][:80]
-
-    def without_question(self, text: str) -> str:
-        """A text in which the question, if it occurs, is left out."""
-        asked = parse_qs(getattr(self, "path", "").partition("?")[2]).get("question", [])
-        for question in filter(None, (part.strip() for part in asked)):
-            text = text.replace(question, "[the question]").replace(repr(question)[1:-1], "[the question]")
-        return text
+def event(kind: str, told: dict[str, Any], number: int | None = None) -> bytes:
+    """A server-sent event."""
+    name = "" if number is None else f"id: {number}\n"
+    return f"{name}event: {kind}\ndata: {json.dumps(told)}\n\n".encode()
 
 
-def whole_number(name: str, text: str, most: int) -> int:
-    """A field between 1 and a limit."""
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
-        raise RequestError(HTTPStatus.BAD_REQUEST, f"{name} is a whole number from 1 to {most}, not {text[:20]!r}")
-    return int(text)
-
-
-def describe(answer: Answer, block: dict[str, Any]) -> dict[str, Any]:
-    """An answer as JSON, its pictures as data addresses."""
-    pictures = []
-    for title, picture in answer.pictures:
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        pictures.append(
-            {"title": title, "source": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"}
-        )
-    mean = sum(answer.layers) / len(answer.layers) if answer.layers else float(answer.kept)
-    return {
-        "answer": answer.text,
-        "reduction": block,
-        "tokens": {"full": answer.full, "kept": answer.kept, "layers": answer.layers, "mean": round(mean, 2)},
-        "seconds": round(answer.seconds, 3),
-        "new_tokens": answer.new_tokens,
-        "pictures": pictures,
-        "untrained": answer.untrained,
-    }
+def summary(said: Sequence[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], HTTPStatus]:
+    """Everything that was said of a question as one answer: the first side, the other as `beside`, or the error."""
+    found: dict[str, Any] = {}
+    for kind, told in said:
+        if kind == "error":
+            return {"error": told["error"]}, HTTPStatus(told["status"])
+        content = {key: value for key, value in told.items() if key != "side"}
+        if kind == "look" or (kind == "answer" and told["side"] == 0):
+            found |= content
+        elif kind == "answer":
+            found["beside"] = content
+    return found, HTTPStatus.OK

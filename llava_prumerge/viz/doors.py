@@ -82,6 +82,7 @@ class GuardedServer(ThreadingHTTPServer):
     def __init__(self, place: tuple[str, int], handler: Any, clients: int = CLIENTS) -> None:
         self._room = threading.BoundedSemaphore(clients)
         self.ends: dict[int, threading.Timer] = {}  # by thread
+        self.asking: dict[int, socket.socket] = {}
         self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         try:
             super().__init__(place, handler)
@@ -106,15 +107,22 @@ class GuardedServer(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The client's thread, with an end to how long its request may take to come."""
-        end = threading.Timer(self.reading_seconds, _hang_up, [request])
-        end.daemon = True
-        self.ends[threading.get_ident()] = end
-        end.start()
+        self.asking[threading.get_ident()] = request
+        self.limit(self.reading_seconds)
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.has_read()
+            del self.asking[threading.get_ident()]
             self._room.release()
+
+    def limit(self, seconds: float) -> None:
+        """Let this thread's client go after so long, in place of an earlier limit."""
+        self.has_read()
+        end = threading.Timer(seconds, _hang_up, [self.asking[threading.get_ident()]])
+        end.daemon = True
+        self.ends[threading.get_ident()] = end
+        end.start()
 
     def has_read(self) -> None:
         """All of this thread's request has come: answering it may take its time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ class MethodList:
 
     def __init__(self, own: Block | None, places: Sequence[Path] = (), more: Mapping[str, Block] | None = None) -> None:
         self.own, self.more = own or {}, dict(more or {})
+        self._told: set[str] = set()
         self.files = [place for place in places if place.is_file()]
         self.folders = [shipped.folder("method"), *(place for place in places if not place.is_file())]
         for place in self.folders[1:]:
@@ -47,7 +49,9 @@ class MethodList:
             try:
                 block = read_method_file(path)
             except ReductionError as error:
-                logger.warning("%s", error)
+                if str(error) not in self._told:  # once, however often the list is read
+                    self._told.add(str(error))
+                    logger.warning("%s", error)
                 continue
             if path.stem != NONE:
                 found[str(path) if path.stem in found else path.stem] = block
@@ -77,3 +81,11 @@ def with_budget(block: Block, budget: int) -> Block:
     if not plain:
         raise ReductionError(f"{NONE} takes no budget; leave it empty")
     return resolve(plain, {"budget": budget}) or {}
+
+
+def takes_budget(block: Block) -> bool:
+    """Whether one of its methods does, with the other settings it has."""
+    for budget in (64, 16, 256):  # some have a least or a largest one
+        with contextlib.suppress(ReductionError):
+            return bool(with_budget(block, budget))
+    return False

@@ -3,114 +3,38 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
+import itertools
 import json
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from demo_client import OWN_BLOCK, ask, photo, request
 from PIL import Image
-from tiny_llava import IMAGE, tiny_model
 
+from llava_prumerge.inference.asking import QUESTION, inspect_image
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.methods.resolve import read_method_file
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
-from llava_prumerge.search.method_file import write_method
-from llava_prumerge.viz.demo import main, serve
+from llava_prumerge.viz.demo import main
+from llava_prumerge.viz.demo_examples import examples_of
 from llava_prumerge.viz.demo_model import DemoModel
-from llava_prumerge.viz.demo_server import MAX_BYTES, DemoServer
-from llava_prumerge.viz.doors import LOOPBACK
+from llava_prumerge.viz.demo_requests import MAX_BYTES
+from llava_prumerge.viz.demo_server import DemoServer
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
-from llava_prumerge.viz.overlay import OUTLINE
-
-OWN_BLOCK = {"vision": {"name": "prumerge", "budget": 5}}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLaVA that has a method of its own."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
-
-    from llava_prumerge.model.processors import make_processor
-
-    path = tmp_path_factory.mktemp("llava")
-    model = tiny_model(OWN_BLOCK)
-    words = {**{f"w{index}": index for index in range(IMAGE)}, "<image>": IMAGE}
-    core = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="w0", additional_special_tokens=["<image>"])
-    pil = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    model.save_pretrained(path)
-    make_processor(fast, pil, model.config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a method file as the searches write it, and one that is none."""
-    folder = tmp_path_factory.mktemp("searched")
-    rates = [1.0, 0.75, 0.5, 0.25]
-    write_method(folder / "found.yaml", {"name": "rank_schedule", "rates": rates}, None, "found by a search")
-    (folder / "notes.yaml").write_text("- not a method\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(checkpoint: Path, searched: Path) -> Iterator[DemoServer]:
-    made = serve([str(checkpoint), "--methods", str(searched), "--port", "0", "--device", "cpu"])
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
-    thread.join()
-
-
-def photo(kind: str = "PNG") -> bytes:
-    """Wider than high, so that it is padded; the left half is noise."""
-    pixels = np.zeros((40, 64, 3), dtype=np.uint8)
-    pixels[:, :32] = np.random.default_rng(0).integers(0, 255, (40, 32, 3))
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def request(
-    server: DemoServer, method: str, path: str, body: bytes | None = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """One request with exactly these headers (underscores stand for dashes), Host and Content-Length apart."""
-    connection = http.client.HTTPConnection(LOOPBACK, server.server_port, timeout=120)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    content = response.read()
-    connection.close()
-    return response.status, dict(response.getheaders()), content
-
-
-def ask(
-    server: DemoServer, body: bytes | None = None, headers: dict[str, str] | None = None, **fields: object
-) -> tuple[int, dict]:
-    given = {"question": "w3 w4 w5", "new_tokens": 4, **fields}
-    sent = {"Content_Type": "image/png", **(headers or {})}
-    status, _, content = request(server, "POST", f"/ask?{urlencode(given)}", photo() if body is None else body, **sent)
-    return status, json.loads(content)
-
-
-def outlined(source: str, grid: int = 4) -> int:
-    """How many patches of a drawn overlay have the outline's colour in their upper left corner."""
-    picture = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
-    side = picture.width
-    corners = [(round(c * side / grid), round(r * side / grid)) for r in range(grid) for c in range(grid)]
-    return sum(picture.getpixel(corner) == OUTLINE for corner in corners)
+def marked(result: dict, stage: int = 0) -> int:
+    """How many patches of the one tile are marked in a stage's picture."""
+    (units,) = result["stages"][stage]["units"]
+    assert result["grids"] == [[4, 4]] and all(0 <= unit < 16 for unit in units) and len(set(units)) == len(units)
+    return len(units)
 
 
 def test_it_listens_on_loopback_alone(server: DemoServer) -> None:
@@ -144,8 +68,11 @@ def test_an_answer_with_the_checkpoints_own_method(server: DemoServer, checkpoin
     assert status == 200
     assert result["tokens"] == {"full": 16, "kept": 5, "layers": [5.0] * 4, "mean": 5.0}
     assert result["seconds"] > 0 and result["new_tokens"] == 4 and result["reduction"] == OWN_BLOCK
-    assert [picture["title"] for picture in result["pictures"]] == ["into the decoder: 5 tokens"]
-    assert outlined(result["pictures"][0]["source"]) == 4, "four patches; the fifth token stands for the rest"
+    assert [(stage["layer"], stage["tokens"], stage["others"]) for stage in result["stages"]] == [(0, 5, 1)]
+    assert marked(result) == 4, "four patches; the fifth token stands for the rest"
+    assert 0 < result["first"] < result["seconds"] and "beside" not in result
+    (picture,) = (Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))) for one in result["pictures"])
+    assert (picture.format, picture.size) == ("JPEG", (576, 576))
     model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
     processor = AutoProcessor.from_pretrained(checkpoint)
     system = "A chat between a curious user and an artificial intelligence assistant. "
@@ -172,10 +99,10 @@ def test_methods_are_exchanged_between_questions(
     status, result = ask(server, method=method, budget=budget)
     assert status == 200, result
     assert (result["tokens"]["kept"], result["tokens"]["layers"]) == (kept, layers)
-    pictures = result["pictures"]
-    if layers[-1] < kept:  # a pruner: what its last step left is drawn too
-        assert len(pictures) == 2 and pictures[1]["title"].endswith(f": {layers[-1]:g} tokens")
-        assert outlined(pictures[1]["source"]) == layers[-1]
+    assert [stage["tokens"] for stage in result["stages"]] == list(dict.fromkeys(layers)), "a picture for each step"
+    assert all(marked(result, at) + stage["others"] == stage["tokens"] for at, stage in enumerate(result["stages"]))
+    assert [stage["layer"] for stage in result["stages"]] == [layers.index(count) for count in dict.fromkeys(layers)]
+    assert layers[-1] == kept or len(result["stages"]) > 1
     assert ask(server)[1]["tokens"]["kept"] == 5, "the checkpoint's own method is back"
 
 
@@ -193,6 +120,95 @@ def test_questions_at_once_do_not_mix_their_methods(server: DemoServer) -> None:
     for thread in threads:
         thread.join()
     assert found == {name: [kept] * 3 for name, kept in wanted.items()}
+
+
+@pytest.mark.parametrize("budget", [8, 12])
+def test_every_layer_before_which_a_pruner_acts_has_a_picture(budget: int, server: DemoServer) -> None:
+    """All of PyramidDrop's steps, each within the one before."""
+    result = ask(server, method="pyramiddrop", budget=budget)[1]
+    layers, stages = result["tokens"]["layers"], result["stages"]
+    steps = [0, *(layer for layer in range(1, 4) if layers[layer] < layers[layer - 1])]
+    assert [stage["layer"] for stage in stages] == steps and len(steps) > 2, "more than the first and the last"
+    for before, after in itertools.pairwise(stages):
+        assert set(after["units"][0]) < set(before["units"][0]) and len(after["units"][0]) == after["tokens"]
+
+
+def test_two_methods_answer_one_question(server: DemoServer) -> None:
+    """Side by side: each as it answers alone."""
+    status, both = ask(server, beside="none")
+    assert status == 200, both
+    own, full = ask(server)[1], ask(server, method="none")[1]
+    for found, alone in ((both, own), (both["beside"], full)):
+        for key in ("answer", "reduction", "tokens", "stages", "grids", "new_tokens"):
+            assert found[key] == alone[key], key
+    assert "pictures" in both and "pictures" not in both["beside"] and own["answer"] != full["answer"]
+    assert ask(server, beside="magic")[0] == 400
+
+
+def test_settings_are_told_with_the_budget(server: DemoServer) -> None:
+    def settings(**fields: object) -> tuple[int, dict]:
+        status, _, content = request(server, "GET", f"/settings?{urlencode(fields)}")
+        return status, json.loads(content)
+
+    assert settings(method=OWN) == (200, {"method": OWN, "reduction": OWN_BLOCK})
+    assert settings(method=OWN, budget=9)[1]["reduction"] == {"vision": {"name": "prumerge", "budget": 9}}
+    assert settings(method="none", budget=9) == (400, {"error": "none takes no budget; leave it empty"})
+    assert settings(budget=17)[0] == settings(method="magic")[0] == settings(question="w")[0] == 400
+    offer = json.loads(request(server, "GET", "/methods")[2])
+    assert {OWN, "fastv", "pyramiddrop"} <= set(offer["budgeted"]) and not {"none", "grid_5x8"} & set(offer["budgeted"])
+    assert (offer["most"], offer["places"]) == (16, 16) and "/llava" in offer["model"]
+
+
+def test_examples_are_drawn_or_read(server: DemoServer, tmp_path: Path) -> None:
+    offered = json.loads(request(server, "GET", "/methods")[2])["examples"]
+    assert [example["name"] for example in offered] == ["shapes", "chart", "sign"]
+    for number, example in enumerate(offered):
+        _, headers, content = request(server, "GET", f"/example?number={number}")
+        assert Image.open(io.BytesIO(content)).size == (384, 288) and headers["Content-Type"] == "image/unknown"
+        small = Image.open(io.BytesIO(request(server, "GET", f"/example?number={number}&small=yes")[2]))
+        assert max(small.size) == 160 and example["question"].endswith("?")
+        assert len(small.getcolors(1 << 20)) > 3, "something is drawn"
+    assert {request(server, "GET", f"/example?number={number}")[0] for number in ("3", "-1", "x", "")} == {400}
+    (tmp_path / "b.png").write_bytes(photo())
+    (tmp_path / "a.jpg").write_bytes(photo("JPEG"))
+    (tmp_path / "b.txt").write_text(" Was ist das?\n", encoding="utf-8")
+    found = examples_of(tmp_path)
+    assert [(one.name, one.question) for one in found] == [("a", QUESTION), ("b", "Was ist das?")]
+    assert found[1].read() == photo() and found[1].image().size == (64, 40)
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({}, "0 images"),
+        ({"a.png": b"no image"}, "a.png is none of JPEG"),
+        ({"a.png": photo(), "a.txt": b"\xff\xfe"}, "a.txt: a question is text in UTF-8"),
+        ({"a.png": photo(), "a.txt": b" "}, "a.txt: a question has 1 to 2000 characters, not 0"),
+        ({f"{number}.png": photo() for number in range(25)}, "25 images"),
+    ],
+)
+def test_examples_that_are_none_are_named(files: dict[str, bytes], words: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        examples_of(tmp_path)
+
+
+def test_attention_is_looked_at_on_demand(server: DemoServer) -> None:
+    """The same values as by the library, in 256 steps of the square root."""
+    status, _, content = request(
+        server, "POST", "/look?question=w3&method=grid&budget=4", photo(), Content_Type="image/png"
+    )
+    look = json.loads(content)
+    assert status == 200 and look["grids"] == [[4, 4]] and len(look["pictures"]) == 1
+    image = Image.open(io.BytesIO(photo())).convert("RGB")
+    model = server.model
+    heat = inspect_image(model.model, model.processor, image, "w3", reduction={"vision": {"name": "grid"}}).attention
+    assert look["largest"] == pytest.approx(heat.max().item()) and max(look["attention"][0]) == 255
+    wanted = (heat.flatten() / heat.max()).sqrt() * 255
+    assert (torch.tensor(look["attention"][0]) - wanted).abs().max() <= 0.5 and min(look["attention"][0]) < 250
+    assert request(server, "POST", "/look?question=w3", b"no image", Content_Type="image/png")[0] == 400
+    assert request(server, "POST", "/look?question=w3&new_tokens=4", photo(), Content_Type="image/png")[0] == 400
 
 
 BAD: dict[str, tuple[dict, int, str]] = {
@@ -213,7 +229,7 @@ BAD: dict[str, tuple[dict, int, str]] = {
     "long question": ({"question": "w" * 2001}, 400, "a question has 1 to 2000 characters"),
     "image mark": ({"question": "<image> w3"}, 400, "the question holds '<image>' itself"),
     "endless answer": ({"new_tokens": 100000}, 400, "new_tokens is a whole number from 1 to 512"),
-    "unknown field": ({"model": "other"}, 400, "fields are question, method, budget, new_tokens"),
+    "unknown field": ({"model": "other"}, 400, "fields are question, method, budget, new_tokens, beside, each once"),
     "a form of another site": ({"headers": {"Content_Type": "text/plain"}}, 415, "the body is text/plain"),
     "another site's script": (
         {"headers": {"Origin": "http://evil.example"}},
@@ -335,6 +351,7 @@ def test_a_budget_goes_to_the_first_method_that_takes_one() -> None:
         (["{gone}"], "does not exist"),
         (["{checkpoint}", "--method", "magic"], "method 'magic' is not known"),
         (["{checkpoint}", "--methods", "/nowhere/methods"], "no such method file or folder"),
+        (["{checkpoint}", "--examples", "/nowhere/examples"], "/nowhere/examples: no such folder of examples"),
     ],
 )
 def test_a_wrong_command_is_one_line(

@@ -153,9 +153,9 @@ def test_too_many_clients_are_turned_away_and_room_comes_back(server: DemoServer
 
 def test_the_page_forgets_before_it_asks() -> None:
     """Beside an error nothing of an earlier answer or image may stand."""
-    script = demo_server.PAGE.read_text("utf-8")
+    script = (demo_server.PAGE / "page.js").read_text("utf-8")
     asked = script[script.index('at("form").onsubmit') :]
-    assert asked.index("clear();") < asked.index("choose an image first") < asked.index("fetch(")
+    assert asked.index("clear();") < asked.index("choose an image first") < asked.index("await ask(")
     chosen = script[script.index("const choose") :]
     assert chosen.index("clear(); forget();") < chosen.index("file.size > limit") < chosen.index("image = file")
 
