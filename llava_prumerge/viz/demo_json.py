@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from llava_prumerge.inference.asking import ImageTokens
     from llava_prumerge.inference.watching import Token
+    from llava_prumerge.viz.panels import Panel
 
 LONGEST = 576
 """Pixels of the longer side of a picture that is sent; of several tiles each has its share."""
@@ -66,26 +67,17 @@ def stages(seen: ImageTokens) -> list[dict[str, Any]]:
 def picture_addresses(pictures: Sequence[Image]) -> list[str]:
     """Tiles as data addresses, small enough that many of them are little."""
     side = math.ceil(LONGEST / math.sqrt(len(pictures))) if len(pictures) > 1 else LONGEST
-    found = []
-    for picture in pictures:
-        small, file = picture.convert("RGB"), io.BytesIO()
-        small.thumbnail((side, side))
-        small.save(file, "JPEG", quality=QUALITY)
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}")
-    return found
+    return [_address(picture, side) for picture in pictures]
 
 
-def inspected_json(seen: ImageTokens, block: dict[str, Any]) -> dict[str, Any]:
-    """The attention that patches receive, in 256 steps of its square root, as small values are what differs."""
-    heats = [None if tile.attention is None else tile.attention.flatten().tolist() for tile in seen.tiles]
-    largest = max((max(heat) for heat in heats if heat), default=0.0)
-    scale = largest if largest > 0 else 1.0
-    return {
-        "reduction": block,
-        "grids": grids(seen),
-        "attention": [
-            None if heat is None else [round(255 * math.sqrt(max(value, 0.0) / scale)) for value in heat]
-            for heat in heats
-        ],
-        "largest": largest,
-    }
+def looked_json(panels: Sequence[Panel], block: dict[str, Any]) -> dict[str, Any]:
+    """Drawn pictures with their captions."""
+    drawn = [{"kind": one.kind, "caption": one.caption, "source": _address(one.picture, 2 * LONGEST)} for one in panels]
+    return {"reduction": block, "pictures": drawn}
+
+
+def _address(picture: Image, side: int) -> str:
+    small, file = picture.convert("RGB"), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
@@ -13,6 +13,7 @@ from llava_prumerge.inference.streaming import streamed
 from llava_prumerge.model.chat import check_processor, fixed_places
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.viz.overlay import SIDE
+from llava_prumerge.viz.panels import Drawn, Panel, panels_of
 from llava_prumerge.viz.tiles import pictures_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST = 16384
 """The largest budget where each image has its own number of visual tokens."""
+VIEWS = {"attention": ("attention",), "merged": ("clusters", "rest")}
+"""What can be looked at on demand, and the kinds of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,32 @@ class DemoModel:
             untrained=untrained,
         )
 
-    def inspect(self, image: Image, question: str, block: dict[str, Any]) -> ImageTokens:
-        """What a method keeps of an image, with the attention that patches receive and what was merged into what.
+    def look(self, image: Image, question: str, block: dict[str, Any], show: str) -> list[Panel]:
+        """Pictures of what a method does with an image, in a pass of its own.
+
+        Args:
+            image, question, block: as for `answer`.
+            show: a key of `VIEWS`.
+
+        Returns:
+            The pictures; none of "merged" where each token is one patch.
 
         Raises:
             ReductionError: the method cannot do what its settings say.
             InputError: the question holds an image mark.
         """
         with self._turn:
-            return inspect_image(self.model, self.processor, image, question, reduction=block)
+            seen = inspect_image(
+                self.model,
+                self.processor,
+                image,
+                question,
+                reduction=block,
+                attention=show == "attention",
+                merges=show == "merged",
+            )
+        drawn = Drawn("", "", "", question, replace(seen, left={}), self.pictures(image, seen))
+        return [panel for panel in panels_of(drawn) if panel.kind in VIEWS[show]]
 
     def pictures(self, image: Image, seen: ImageTokens) -> list[Image]:
         """The tiles of an image, as the tower saw them; of a model without tiles the image, padded as the model pads it."""

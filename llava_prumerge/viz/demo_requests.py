@@ -16,8 +16,8 @@ DISCARDED = 4 * MAX_BYTES
 MAX_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 512
 NEW_TOKENS = 64
-LOOK_FIELDS = ("question", "method", "budget")
-ASK_FIELDS = (*LOOK_FIELDS, "new_tokens", "beside")
+ASK_FIELDS = ("question", "method", "budget", "new_tokens", "beside")
+LOOK_FIELDS = ("question", "method", "budget", "show")
 
 
 class RequestError(ValueError):

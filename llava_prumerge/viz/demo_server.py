@@ -19,9 +19,9 @@ from llava_prumerge.data.images import decode_image
 from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.viz import demo_requests as requests
 from llava_prumerge.viz.demo_examples import Example, drawn_examples
-from llava_prumerge.viz.demo_json import answer_json, inspected_json, picture_addresses
+from llava_prumerge.viz.demo_json import answer_json, looked_json, picture_addresses
 from llava_prumerge.viz.demo_line import Busy, Line, Question
-from llava_prumerge.viz.demo_model import DemoModel
+from llava_prumerge.viz.demo_model import VIEWS, DemoModel
 from llava_prumerge.viz.demo_requests import Asked, RequestError
 from llava_prumerge.viz.demo_responses import Responder
 from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer
@@ -191,10 +191,17 @@ class DemoHandler(Responder):
         self.take_turn(self.answer, Asked(requests.read_question(fields), sides, length, self.read_image()))
 
     def look(self) -> None:
-        """The attention that patches of the image in the body receive, and what a method merges."""
+        """Draw the attention that patches of the image in the body receive, or what a method merges into what."""
         fields = requests.read_fields(self.path, requests.LOOK_FIELDS)
-        sides = [self.read_method(fields)]
-        self.take_turn(self.inspect, Asked(requests.read_question(fields), sides, 0, self.read_image()))
+        sides, show = [self.read_method(fields)], fields["show"]
+        if show not in VIEWS:
+            raise RequestError(HTTPStatus.BAD_REQUEST, f"show is one of {', '.join(VIEWS)}, not {show[:20]!r}")
+
+        def drawn(asked: Asked, question: Question) -> None:
+            image, (_, block) = decode_image(io.BytesIO(asked.image), IMAGE), asked.sides[0]
+            question.say("look", **looked_json(self.server.model.look(image, asked.question, block, show), block))
+
+        self.take_turn(drawn, Asked(requests.read_question(fields), sides, 0, self.read_image()))
 
     def answer(self, asked: Asked, question: Question) -> None:
         """Say the answers, in the model's turn."""
@@ -210,13 +217,6 @@ class DemoHandler(Responder):
             question.say("answer", side=side, **answer_json(found, block), **pictures)
             if not question.is_wanted():
                 return
-
-    def inspect(self, asked: Asked, question: Question) -> None:
-        """Say what is seen of the image, in the model's turn."""
-        model, image = self.server.model, decode_image(io.BytesIO(asked.image), IMAGE)
-        (_, block), *_ = asked.sides
-        seen = model.inspect(image, asked.question, block)
-        question.say("look", **inspected_json(seen, block), pictures=picture_addresses(model.pictures(image, seen)))
 
     def take_turn(self, work: Callable[[Asked, Question], None], asked: Asked) -> None:
         """Put what was asked into the line, and tell the client what comes of it: all at once, or as it comes."""

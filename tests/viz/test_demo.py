@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -28,6 +29,7 @@ from llava_prumerge.viz.demo_model import DemoModel
 from llava_prumerge.viz.demo_requests import MAX_BYTES
 from llava_prumerge.viz.demo_server import DemoServer
 from llava_prumerge.viz.method_list import OWN, MethodList, with_budget
+from llava_prumerge.viz.panels import Drawn, panels_of
 
 
 def marked(result: dict, stage: int = 0) -> int:
@@ -194,21 +196,46 @@ def test_examples_that_are_none_are_named(files: dict[str, bytes], words: str, t
         examples_of(tmp_path)
 
 
-def test_attention_is_looked_at_on_demand(server: DemoServer) -> None:
-    """The same values as by the library, in 256 steps of the square root."""
-    status, _, content = request(
-        server, "POST", "/look?question=w3&method=grid&budget=4", photo(), Content_Type="image/png"
-    )
-    look = json.loads(content)
-    assert status == 200 and look["grids"] == [[4, 4]] and len(look["pictures"]) == 1
+def look(server: DemoServer, body: bytes | None = None, **fields: object) -> tuple[int, dict]:
+    given = {"question": "w3", **fields}
+    body = photo() if body is None else body
+    status, _, content = request(server, "POST", f"/look?{urlencode(given)}", body, Content_Type="image/png")
+    return status, json.loads(content)
+
+
+def test_attention_and_what_was_merged_are_drawn_on_demand(server: DemoServer) -> None:
+    """The same pictures as the library's of the same image, question and method."""
     image = Image.open(io.BytesIO(photo())).convert("RGB")
-    model = server.model
-    heat = inspect_image(model.model, model.processor, image, "w3", reduction={"vision": {"name": "grid"}}).attention
-    assert look["largest"] == pytest.approx(heat.max().item()) and max(look["attention"][0]) == 255
-    wanted = (heat.flatten() / heat.max()).sqrt() * 255
-    assert (torch.tensor(look["attention"][0]) - wanted).abs().max() <= 0.5 and min(look["attention"][0]) < 250
-    assert request(server, "POST", "/look?question=w3", b"no image", Content_Type="image/png")[0] == 400
-    assert request(server, "POST", "/look?question=w3&new_tokens=4", photo(), Content_Type="image/png")[0] == 400
+    demo = server.model
+    for method, show, kinds in (
+        ("none", "attention", ["attention"]),
+        ("fastv", "attention", ["attention"]),
+        (OWN, "attention", ["attention"]),
+        (OWN, "merged", ["clusters"]),
+        ("grid", "merged", []),
+    ):
+        status, found = look(server, method=method, show=show, budget=4 if method == "grid" else "")
+        assert status == 200, found
+        assert [picture["kind"] for picture in found["pictures"] if picture["kind"] != "rest"] == kinds, (method, show)
+        seen = inspect_image(
+            demo.model,
+            demo.processor,
+            image,
+            "w3",
+            reduction=found["reduction"],
+            attention=show == "attention",
+            merges=True,
+        )
+        wanted = {panel.kind: panel for panel in panels_of(Drawn("", "", "", "w3", seen, demo.pictures(image, seen)))}
+        for picture in found["pictures"]:
+            drawn = Image.open(io.BytesIO(base64.b64decode(picture["source"].partition(",")[2])))
+            whole = wanted[picture["kind"]]
+            assert picture["caption"] == whole.caption and drawn.size == whole.picture.size
+            apart = np.abs(np.asarray(drawn, dtype=float) - np.asarray(whole.picture.convert("RGB"), dtype=float))
+            assert apart.mean() < 6, "but for the JPEG"
+    assert ask(server)[1]["tokens"]["kept"] == 5, "the checkpoint's own method is back"
+    assert look(server, b"no image", show="merged")[0] == look(server, show="more")[0] == look(server)[0] == 400
+    assert look(server, show="merged", new_tokens=4)[0] == 400
 
 
 BAD: dict[str, tuple[dict, int, str]] = {

@@ -13,8 +13,8 @@ from tiny_families import write_family
 from llava_prumerge.inference.asking import inspect_image, prepare
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.viz.__main__ import draw, parse
+from llava_prumerge.viz.demo_json import grids, picture_addresses, stages
 from llava_prumerge.viz.demo_model import DemoModel
-from llava_prumerge.viz.overlay import OUTLINE
 from llava_prumerge.viz.tiles import colours
 
 NAMES = ["llava_next", "internvl", "qwen2_5_vl"]
@@ -71,11 +71,20 @@ def test_the_command_and_the_demo_draw_them(
     assert file.stat().st_size > 5000 and "uniform budget=3" in capsys.readouterr().out
     demo = DemoModel(*load_model(folders[name]))
     block = {"vision": {"name": "uniform", "budget": 4}, "decoder": {"name": "fastv", "layer": 1}}
+    image = Image.open(photo).convert("RGB")
     for reduction, pictures in (({}, 1), ({"decoder": {"name": "fastv", "layer": 1}}, 2), (block, 2)):
-        answer = demo.answer(Image.open(photo).convert("RGB"), "w5 w6", reduction, 3)
-        assert len(answer.pictures) == pictures and answer.layers[0] == answer.kept
-        assert answer.kept == answer.full or reduction is block
-    for (title, picture), count in zip(answer.pictures, (answer.kept, int(answer.layers[-1])), strict=True):
-        assert title.endswith(f"{count} tokens")
-        outlined = int((np.array(picture) == OUTLINE).all(axis=-1).sum())
-        assert outlined > 0
+        answer = demo.answer(image, "w5 w6", reduction, 3)
+        seen, told = answer.seen, stages(answer.seen)
+        assert len(told) == pictures and seen.layers[0] == seen.kept
+        assert seen.kept == seen.full or reduction is block
+    tiles = demo.pictures(image, seen)
+    assert [tile.size for tile in tiles] == [(tile.pixels.shape[2], tile.pixels.shape[1]) for tile in seen.tiles]
+    assert grids(seen) == [tile.grid for tile in seen.tiles] and len(picture_addresses(tiles)) == len(tiles)
+    for stage, count in zip(told, (seen.kept, int(seen.layers[-1])), strict=True):
+        marked = sum(map(len, stage["units"]))
+        assert stage["tokens"] == count == marked + stage["others"] and marked > 0
+        assert all(
+            0 <= unit < rows * columns for units, (rows, columns) in zip(stage["units"], grids(seen)) for unit in units
+        )
+    (panel,) = demo.look(image, "w5 w6", block, "attention")
+    assert panel.kind == "attention" and len(set(panel.picture.getdata())) > 2

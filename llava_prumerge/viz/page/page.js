@@ -1,7 +1,7 @@
 "use strict";
 const at = id => document.getElementById(id);
 const ACROSS = 4, GAP = 6;  // tiles beside each other, and pixels between them
-const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+const VIEWS = ["attention", "merged"];  // what is drawn on demand, by the name of its button
 const TRIES = 6;  // to read on after a connection broke
 
 let image = null, offer = { methods: {}, budgeted: [], examples: [] }, limit = Infinity;
@@ -118,12 +118,12 @@ const stop = () => {
   if (mine?.id) fetch(`/stop?${new URLSearchParams({ id: mine.id })}`, { method: "POST" }).catch(() => {});
   free();
 };
-const free = () => { at("ask").disabled = false; at("stop").disabled = true; at("attention").disabled = false; };
+const free = () => { at("ask").disabled = false; at("stop").disabled = true; for (const show of VIEWS) at(show).disabled = false; };
 
 const ask = async (path, fields, file, hear) => {
   const mine = run = { id: null };
   let refused = false;
-  at("ask").disabled = true; at("stop").disabled = false; at("attention").disabled = true;
+  at("ask").disabled = true; at("stop").disabled = false; for (const show of VIEWS) at(show).disabled = true;
   say("the model is looking ...");
   try {
     const type = file.type.startsWith("image/") ? file.type : "image/unknown";
@@ -167,8 +167,8 @@ at("question").onkeydown = event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); at("form").requestSubmit(); }
 };
 at("stop").onclick = () => { stop(); say("stopped"); };
-at("attention").onclick = () => last && ask("/look", last.fields, last.image, (kind, data) => {
-  if (kind === "look") showLook(data, load(data.pictures));
+for (const show of VIEWS) at(show).onclick = () => last && ask("/look", { ...last.fields, show }, last.image, (kind, data) => {
+  if (kind === "look") showLook(data);
 });
 
 // ---------------------------------------------------------------- what is shown
@@ -213,15 +213,14 @@ const show = (side, result, pictures) => {
   side.querySelector(".found").hidden = false;
 };
 
-const heat = value => {
-  const place = value / 255 * (HEAT.length - 1), low = Math.min(Math.floor(place), HEAT.length - 2), part = place - low;
-  return `rgb(${HEAT[low].map((from, n) => Math.round(from + part * (HEAT[low + 1][n] - from))).join(" ")} / .75)`;
-};
-const showLook = (look, pictures) => {
-  at("looked").replaceChildren();
-  if (look.attention.every(tile => tile))
-    draw(at("looked"), `attention that patches receive, largest ${look.largest.toPrecision(3)}`, true, pictures, look.grids,
-      (pen, tile, unit, box) => { pen.fillStyle = heat(look.attention[tile][unit]); pen.fillRect(...box); });
+const showLook = look => {
+  at("looked").replaceChildren(...look.pictures.map(({ caption, source }) => {
+    const figure = make("figure", "", "large"), picture = make("img");
+    picture.src = source; picture.alt = caption;
+    figure.append(picture, make("figcaption", caption));
+    return figure;
+  }));
+  if (!look.pictures.length) at("looked").replaceChildren(make("p", "This method merges nothing: each token is one patch."));
 };
 
 const load = addresses => addresses.map(address => Object.assign(new Image(), { src: address }));
