@@ -77,6 +77,7 @@ FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("hired_tiles_0.2_0.5_173", "hired", {}),
     ("prunesid_16of64_161", "prunesid", {"budget": 16}),
     ("trimtokenator_0.25_0.8_191", "trimtokenator", {}),
+    ("sparsevlm_cluster_40to5_201", "dpc_knn", {"budget": 5, "neighbours": None, "order": "fitness"}),
 ]
 CASES = [*BASIC, *((f"official/{file}", method, settings) for file, method, settings in OFFICIAL)]
 CASES += [(f"frontier/{file}", method, settings) for file, method, settings in FRONTIER]
@@ -128,6 +129,24 @@ def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: d
         ("official/dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25, "count": "exact"}),
         ("official/pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.4}),
         ("official/fastv_K2_32of64", "fastv", {"layer": 1, "keep_ratio": 0.5}),
+        ("frontier/scope_16_111", "scope", {"budget": 16, "alpha": 0}),
+        ("frontier/scope_16_111", "scope", {"budget": 16, "combine": "add"}),
+        ("frontier/vispruner_24_0.5_141", "vispruner", {"budget": 24, "removed": 7}),
+        ("frontier/holov_24of144_121", "holov", {"budget": 24, "crops": "cells"}),
+        ("frontier/holov_overflow_36of144_124", "holov", {"budget": 36, "count": "exact"}),
+        ("frontier/vscan_encoder_96_101", "vscan", {"budget": 96, "shallow": 1}),
+        ("frontier/vscan_encoder_96_101", "vscan", {"budget": 96, "window": 12}),
+        ("frontier/vscan_merge_16_104", "vscan", {"budget": 16, "merge": "none"}),
+        ("frontier/cdpruner_16_151", "cdpruner", {"budget": 15}),
+        ("frontier/mmtok_16_131", "mmtok", {"budget": 16, "alpha": 0}),
+        ("frontier/mmtok_16_131", "mmtok", {"budget": 16, "before": 3}),
+        ("frontier/mmtok_16_131", "mmtok", {"budget": 16, "text_temperature": 1.0}),
+        ("frontier/trim_0.25_181", "trim", {"ratio": 0.2}),
+        ("frontier/hired_tiles_0.2_0.5_173", "hired", {"alpha": 0.4}),
+        ("frontier/prunesid_16of64_161", "prunesid", {"budget": 16, "threshold": 4.0}),
+        ("frontier/prunesid_16of64_161", "prunesid", {"budget": 16, "per_group": 3}),
+        ("frontier/trimtokenator_0.25_0.8_191", "trimtokenator", {"stage1_ratio": 0.3}),
+        ("frontier/sparsevlm_cluster_40to5_201", "dpc_knn", {"budget": 5, "order": "fitness", "neighbours": 1}),
     ],
 )
 def test_another_rule_is_told_apart(file: str, method: str, settings: dict[str, Any]) -> None:

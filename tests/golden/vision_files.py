@@ -17,8 +17,10 @@ FEATURES = ("features", "features_with_cls", "projected")
 
 def applies(arrays: Arrays) -> bool:
     """Whether this is such a file."""
-    return "kept_view" in arrays or (
-        any(name in arrays for name in FEATURES) and any("output" in name or name == "kept" for name in arrays)
+    return (
+        "kept_view" in arrays
+        or "tokens" in arrays
+        or (any(name in arrays for name in FEATURES) and any("output" in name or name == "kept" for name in arrays))
     )
 
 
@@ -38,6 +40,7 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
         ]
     images, count = patches.shape[:2]
     side = round(count**0.5)
+    grid = (side, side) if side**2 == count else (1, count)
     keys = _of_block(arrays, "keys", True)
     prompt = clip = None
     if "prompt" in arrays:
@@ -46,7 +49,7 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
         clip = lambda: _in_clip(arrays, images)  # noqa: E731
     return VisionTokens(
         features=patches,
-        grid=(side, side),
+        grid=grid,
         projections=None if keys is None else lambda own=False: _projections(arrays, own),
         heads=whole(arrays.get("heads", 1)),
         prompt=prompt,
@@ -61,6 +64,8 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
 
 def _completed(arrays: Arrays) -> Arrays:
     """With what a file leaves out: the projector's output, and for files of a step alone what leads to it."""
+    if "tokens" in arrays:  # of a clustering alone
+        return {**arrays, "features": arrays["tokens"]}
     if "projector_weight" in arrays:
         projected = functional.linear(arrays["features"], arrays["projector_weight"], arrays["projector_bias"])
         return {**arrays, "projected": projected}
