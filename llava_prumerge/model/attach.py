@@ -154,6 +154,7 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     ]
     for reason in filter(None, reasons):
         raise ModelError(f"no reduction on this {stock_type(model.config.model_type)} model: {reason}")
+    family.built(model)
     decoder, before = getattr(inner, family.host.decoder_name), getattr(model.config, "reduction", None)
     try:
         model.config.reduction = block

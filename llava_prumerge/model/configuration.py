@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConf
 from llava_prumerge.methods.labels import SITES
 from llava_prumerge.methods.resolve import Described, resolve
 from llava_prumerge.model.families import FORMER_TYPES, PREFIX, family_types, stock_type
+from llava_prumerge.model.towers import know_tower
 
 
 def check_reduction(reduction: Described) -> dict[str, Any] | None:
@@ -44,6 +45,7 @@ class OwnConfig:
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.reduction = check_reduction(self.reduction)
+        know_tower(getattr(self, "vision_config", None))
         super().__post_init__(**kwargs)
 
     @classmethod

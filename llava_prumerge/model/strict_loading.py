@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.hub_names import is_missing, why_missing
 from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.towers import know_tower
 from llava_prumerge.model.weight_files import LoadingError, check_finite, check_whole_files, name_first
 
 METHOD_PREFIXES = {"vision": "model.reducer.", "decoder": "model.language_model.pruner."}
@@ -102,6 +103,8 @@ def read_config(path: Any) -> PreTrainedConfig:
     """
     with in_one_line(path):
         try:
+            stored, _ = PreTrainedConfig.get_config_dict(path)
+            know_tower(stored.get("vision_config"))
             return AutoConfig.from_pretrained(path)
         except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:_LONGEST]

@@ -38,6 +38,7 @@ class TowerSpec:
         class_token: the first of these is a class token, whose row is the score; without one it is the mean over patches.
         plain: the blocks take nothing but states, so that a loop over them is the tower.
         heads: name of their number in the configuration.
+        ahead: what a block does to its input [N, S, C] before that norm.
     """
 
     blocks: str = "encoder.layers"
@@ -47,6 +48,7 @@ class TowerSpec:
     class_token: bool = False
     plain: bool = False
     heads: str = "num_attention_heads"
+    ahead: Callable[[nn.Module, Tensor], Tensor] = lambda block, states: states
 
 
 def _one(config: Any) -> int:
@@ -268,7 +270,7 @@ def make_projections(
         block = blocks[below[which] if isinstance(which, Earlier) else depth - 1 if which == "own" else depth]
         attention = block.get_submodule(spec.attention)
         with torch.set_grad_enabled(trains):
-            normed = getattr(block, spec.norm)(states[which])
+            normed = getattr(block, spec.norm)(spec.ahead(block, states[which]))
             bare = rotary is None and not hasattr(attention, "qkv") and getattr(attention, "q_norm", None) is None
             if spec.class_token and bare:  # one row is all that is looked at
                 query, key = _query_and_key(attention)

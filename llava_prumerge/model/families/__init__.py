@@ -50,6 +50,7 @@ class Family:
         template: conversations for training, from the processor, for the same families.
         beside: what its models take beside ids in training, from processor, ids [L] and labels [L]; None: as
             its processor says.
+        built: what is done to a model that was just built by its configuration, ahead of everything else.
         needs: a package that its processor cannot be made without, and what to install for it.
         mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
         since: the first release of transformers with which it is served.
@@ -65,6 +66,7 @@ class Family:
     text: Callable[[Any, str, int], str] | None = None
     template: Callable[[Any], Template] | None = None
     beside: Callable[[Any, Tensor, Tensor], dict[str, Tensor]] | None = None
+    built: Callable[[Any], None] = lambda model: None
     needs: tuple[str, str] | None = None
     since: str = "5.17"
 

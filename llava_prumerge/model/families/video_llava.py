@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places
 from llava_prumerge.model.tiled import tower_refusal
+from llava_prumerge.model.towers.temporal_clip import plain_tower
 from llava_prumerge.model.vision_tower import encode
 
 
@@ -20,9 +22,15 @@ class VideoLlavaHost(Host):
     tower_names = ("image_tower", "video_tower")
 
     def blank(self) -> dict[str, dict[str, Any]]:
-        """An image and a frame."""
+        """An image, and a video of so many frames as the tower wants."""
         given = super().blank()
-        return given | {"video": {"pixel_values_videos": given["image"]["pixel_values"][None]}}
+        frames = given["image"]["pixel_values"].expand(self.frames or 1, -1, -1, -1)
+        return given | {"video": {"pixel_values_videos": frames[None]}}
+
+    @property
+    def frames(self) -> int | None:
+        """T, where the tower attends over time; None: any number."""
+        return getattr(self.config.vision_config, "num_frames", None)
 
     @property
     def tower(self) -> Any:
@@ -55,6 +63,8 @@ class VideoLlavaHost(Host):
     ) -> Any:
         """As of images. [videos, frames, 3, h, w]"""
         videos, frames = pixel_values_videos.shape[:2]
+        if self.frames not in (None, frames):
+            raise ModelError(f"videos of this model have {self.frames} frames each, and these have {frames}")
         if self.reducer is None:
             given = dict(pixel_values_videos=pixel_values_videos, vision_feature_layer=vision_feature_layer)
             output = super().get_video_features(**given, **kwargs)
@@ -78,4 +88,9 @@ def _places(frames: int, units: int, ahead: int, images: int) -> Places:
     return replace(places, lengths=[sum(places.lengths) // images] * images)
 
 
-FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal, since="5.18")
+def _built(model: Any) -> None:
+    """Both towers are built alike; that of images attends to no time."""
+    plain_tower(model.model.image_tower)
+
+
+FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal, built=_built, since="5.18")
