@@ -62,6 +62,11 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Reduce": (
         Command("search", "search.__main__", "find a method's settings on calibration questions"),
         Command("efficiency", "efficiency.__main__", "FLOPs, least times and memory, computed; latency, measured"),
+        Command(
+            "profile",
+            "inference.profile",
+            "where a question's time goes on your model and image, and what a method can save of it",
+        ),
         Command("throughput", "evaluation.throughput", "images per second of an evaluation, with and without a method"),
         Command("training-speed", "train.speed", "steps per second of a training, with and without a method"),
         Command("footprint", "data.footprint", "memory that a record file takes on each rank"),

@@ -77,6 +77,10 @@ convert NOWHERE there | NOWHERE
 convert TEXT there | TEXT
 release NOWHERE me/mine | NOWHERE: no such folder
 release LIST me/mine dry_run=true license=mit | LIST/config.json: reduction must be
+profile MODEL absent.png | absent.png: no such file
+profile MODEL x.png new_tokens=1 | --new-tokens 1 is not 2 or more
+profile MODEL x.png method=fastv method=nobodys | 'nobodys' is not known
+profile MODEL x.png device=banana | device=banana
 throughput task=pope data=data model=MODEL rounds=0 | --rounds 0
 throughput task=pope data=data model=MODEL device=banana | device=banana
 training-speed pocket/pretrain steps=1 | --steps

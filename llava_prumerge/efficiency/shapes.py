@@ -208,7 +208,26 @@ def model_shape(name: str, image: tuple[int, int] = (480, 640)) -> ModelShape:
         config = read_json(path)
     except FileError as error:
         raise EfficiencyError(str(error)) from error
-    return _shape_of_family(config, path, image) if _is_other(config) else _shape_of(config, path)
+    return shape_of_config(config, path, image)
+
+
+def shape_of_config(
+    config: Any, path: Path, image: tuple[int, int], pixels: Mapping[str, Any] | None = None
+) -> ModelShape:
+    """The shape that a configuration tells of.
+
+    Args:
+        config: as config.json holds it, of any served family.
+        path: of that file, which errors name and whose folder gives the shape its name.
+        image: (height, width) in pixels.
+        pixels: settings of the processor's part for images; None reads them beside the file.
+
+    Raises:
+        EfficiencyError: it is of no served family.
+    """
+    if not _is_other(config):
+        return _shape_of(config, path)
+    return _shape_of_family(config, path, image, _pixel_settings(path.parent) if pixels is None else pixels)
 
 
 def _is_other(config: Any) -> bool:
@@ -221,13 +240,15 @@ def _is_other(config: Any) -> bool:
     return stock_type(str(config.get("model_type", MAIN))) != MAIN or tower != CLIP
 
 
-def _shape_of_family(config: dict[str, Any], path: Path, image: tuple[int, int]) -> ModelShape:
+def _shape_of_family(
+    config: dict[str, Any], path: Path, image: tuple[int, int], pixels: Mapping[str, Any]
+) -> ModelShape:
     """Of any served family, from its own modules. Loads torch."""
     from llava_prumerge.model.image_shape import image_shape, stock_config
 
     try:
         made = stock_config(config)
-        found = image_shape(made, *image, _pixel_settings(path.parent))
+        found = image_shape(made, *image, pixels)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise EfficiencyError(f"{path}: {' '.join(str(error).split())[:300]}") from error
     sides = (math.isqrt(found.patches), 1)

@@ -55,7 +55,7 @@ def check_shape(shape: ModelShape) -> None:
     if shape.vision.cut is not None:
         raise EfficiencyError(
             f"{shape.name} is of another family than LLaVA-1.5, whose shape this measures without weights; "
-            "python -m llava_prumerge.inference.profile measures a checkpoint of any family"
+            "llava-prumerge profile measures a checkpoint of any family"
         )
 
 
