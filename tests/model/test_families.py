@@ -65,6 +65,21 @@ def test_without_a_method_it_is_stock_and_keeping_all_gives_stock_logits(name: s
     torch.testing.assert_close(text, expected[1, -6:], atol=1e-4, rtol=1e-4)
 
 
+def asked_of_families() -> dict[tuple[Any, ...], str]:
+    """Everything that a family has to give a reducer, and one reducer for each set of demands."""
+    found: dict[tuple[Any, ...], str] = {}
+    for name in method_names(VisionReducer):
+        found.setdefault(demands(name), name)
+    return found
+
+
+def demands(name: str) -> tuple[Any, ...]:
+    """What a reducer asks of a family: from here on a family treats those alike that ask for the same."""
+    reducer = discover()[name]
+    has_earlier, resizes = reducer.earlier is not VisionReducer.earlier, reducer.input_size
+    return reducer.site, reducer.reads_prompt, reducer.reads_projected, reducer.needs_ids, has_earlier, resizes
+
+
 @every
 @torch.no_grad()
 @pytest.mark.parametrize("method", [*method_names(VisionReducer), *method_names(DecoderPruner)])
@@ -74,13 +89,15 @@ def test_every_method_runs_or_says_why_not(name: str, method: str) -> None:
     block = {"name": method} | ({"budget": 4} if site == "vision" and method != "none" else {})
     try:
         logits = attach(model, {site: block})(**batch).logits
-        ids = model.generate(**batch, max_new_tokens=2, do_sample=False)
+        if site == "decoder" or method in asked_of_families().values():
+            ids = model.generate(**batch, max_new_tokens=2, do_sample=False)
+            assert ids.shape[0] == 2
     except ValueError as error:
         assert len(str(error).splitlines()) == 1 and method in str(error), f"{error!r} names no method in one line"
         return
     finally:
         attach(model)
-    assert logits.isfinite().all() and ids.shape[0] == 2
+    assert logits.isfinite().all()
     assert logits.shape[1] < expected.shape[1] or method in ("none", "atp_llava")
 
 

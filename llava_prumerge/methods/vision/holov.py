@@ -1,6 +1,6 @@
 """HoloV: the image is cut into crops, each gets a quota by its class attention, and fills it with its most attended patches.
 
-HoloV, Zou et al., NeurIPS 2025. The rule is the authors' code (obananas/HoloV 1d2e65e), just after the projector. Three things in it
+HoloV, Zou et al., NeurIPS 2025 (arXiv 2510.02912). The rule is the authors' code (obananas/HoloV 1d2e65e), just after the projector. Three things in it
 are not what they seem, and are kept as they are:
 
 - its 16 crops are consecutive chunks of the raster, 1.5 rows of 24 each. `crops: cells` cuts the image into rows and
@@ -59,7 +59,7 @@ class HoloV(BlockReducer):
     """Keep the most attended patches of every crop: crop by crop, by falling attention unless a crop stays whole."""
 
     site = "projected"
-    paper = "HoloV, Zou et al., NeurIPS 2025"
+    paper = "HoloV, Zou et al., NeurIPS 2025 (arXiv 2510.02912)"
     call_limit = CallLimit(110, why="crops are scored, get their quotas and are filled one after the other")
     settings: HoloVSettings
 

@@ -1,6 +1,6 @@
 """MMTok: greedy coverage of the question's tokens and of the image's own patches together.
 
-MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs. The rule is the authors' code
+MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs, Dong et al., ICLR 2026 (arXiv 2508.18264). The rule is the authors' code
 (Ironieser/MMTok d1522cd): one row for each prompt token and one for each patch, a softmax over all patches of cosines
 over a temperature (prompt embeddings with projected patches, patches with patches before the projector); the patch that
 raises the best cover of the rows most comes next. Kept patches leave in raster order. Departures: the rows of the
@@ -44,7 +44,7 @@ class MMTok(ShareReducer):
     """Keep the patches that cover question and image best, in raster order."""
 
     site, reads_prompt = "projected", True
-    paper = "MMTok, released code Ironieser/MMTok"
+    paper = "MMTok, Dong et al., ICLR 2026 (arXiv 2508.18264)"
     call_limit = CallLimit(70, step=8, why="it reads the prompt, and its greedy rule has one step for each kept token")
     settings: MMTokSettings
 

@@ -1,6 +1,7 @@
 """PruneSID: principal components group the patches, and each group has a quota of its most attended different ones.
 
-Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity. The rule is
+Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity, Fang et al., ICLR
+2026 (arXiv 2603.09480). The rule is
 the authors' code (ZhengyaoFang/PruneSID 4ef17d9). A quarter as many groups as tokens: a patch belongs to the component on which
 it loads most, of the sigmoid of its features. In a group patches by falling class attention of the block that made the
 features, those after a patch they are more alike than a threshold go behind all others; quotas by how many are not.
@@ -48,7 +49,7 @@ class PruneSIDSettings(BlockSettings):
 class PruneSID(BlockReducer):
     """Keep the class token and, group by group, attended patches that are unlike each other."""
 
-    paper = "PruneSID, released code ZhengyaoFang/PruneSID"
+    paper = "PruneSID, Fang et al., ICLR 2026 (arXiv 2603.09480)"
     call_limit = CallLimit(
         150, step=3, waits=1, why="a decomposition, then quotas in steps; each patch may hold back later ones"
     )

@@ -1,7 +1,7 @@
 """SCOPE: greedy coverage of all patches by the kept ones, in which each patch's gain is weighted by its class attention.
 
-SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs. The rule is the authors' code
-(kinredon/SCOPE 6bf7306): a patch covers another as well as the cosine of their features says, its gain is what it adds
+SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs, Deng et al., NeurIPS 2025 (arXiv
+2510.24214). The rule is the authors' code (kinredon/SCOPE 6bf7306): a patch covers another as well as the cosine of their features says, its gain is what it adds
 to the best cover of every patch, times the class attention (sum over heads, to the power `alpha`) of the block that
 made the features. Kept patches leave in raster order. Departures: scores are float32, where the release computes in the
 model's type; a budget is each tile's, where the release divides it by the number of tiles in a call.
@@ -37,7 +37,7 @@ class ScopeSettings(BlockSettings):
 class Scope(BlockReducer):
     """Keep the patches that cover the image best, the attended ones first, in raster order."""
 
-    paper = "SCOPE, released code kinredon/SCOPE"
+    paper = "SCOPE, Deng et al., NeurIPS 2025 (arXiv 2510.24214)"
     call_limit = CallLimit(step=9, why="a greedy rule: one step for each kept token")
     settings: ScopeSettings
 

@@ -1,6 +1,6 @@
 """TrimTokenator: patches near the prompt's embeddings stay, and of these a choice that is least alike on average.
 
-Towards Adaptive Visual Token Pruning for Large Multimodal Models, Zhang et al. (arXiv 2509.00320). The authors released no code;
+Towards Adaptive Visual Token Pruning for Large Multimodal Models (TrimTokenator, arXiv 2509.00320). The authors released no code;
 the rule is that of a third party's re-implementation which follows the paper's notation (DamonZhao-sfu/LLM-Multimodal
 80b0ac0), just after the projector: the negated mean squared distance to all prompt embeddings chooses a share of the
 patches first; then greedily the patch whose mean cosine to the chosen ones is lowest, the first one by its mean cosine
@@ -47,7 +47,7 @@ class TrimTokenator(ShareReducer):
     """Keep patches near the prompt that are unlike each other, in raster order."""
 
     site, reads_prompt = "projected", True
-    paper = "TrimTokenator, Zhang et al. (arXiv 2509.00320), a re-implementation"
+    paper = "TrimTokenator (arXiv 2509.00320), a re-implementation"
     call_limit = CallLimit(60, step=6, why="it reads the prompt, and its greedy rule has one step for each kept token")
     settings: TrimTokenatorSettings
 

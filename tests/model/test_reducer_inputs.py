@@ -1,0 +1,89 @@
+"""What the model gives a reducer that asks for more: blocks below, both sides of the projector, the view of the whole."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import FAMILIES, IMG, stock_model
+from tiny_llava import pixels, rows_of, sample_rows, tiny_model
+
+from llava_prumerge.methods.base import Earlier, VisionTokens
+from llava_prumerge.model.attach import attach, detach
+from llava_prumerge.model.projecting import overviews
+
+
+def seen(model: Any, run: Any) -> list[VisionTokens]:
+    """What the model's reducer was given while something ran."""
+    given: list[VisionTokens] = []
+    reducer = model.model.reducer
+    plain = reducer.forward
+    reducer.forward = lambda image: given.append(image) or plain(image)
+    try:
+        run()
+    finally:
+        del reducer.forward
+    return given
+
+
+@torch.no_grad()
+def test_an_earlier_block_is_the_towers() -> None:
+    model = tiny_model({"vision": {"name": "hired", "budget": 5}}, attn="eager")
+    tower = model.model.vision_tower
+    tower.set_attn_implementation("eager")
+    attentions = tower(pixel_values=pixels(3), output_attentions=True).attentions
+    (image,) = seen(model, lambda: model(**rows_of(*sample_rows()), pixel_values=pixels(4)))
+    expected = attentions[0][:, :, 0, 1:].mean(dim=1)
+    first = image.attention(per_head=True, own=Earlier(Fraction(0)))[:3]
+    torch.testing.assert_close(first, expected, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(first, image.attention(per_head=True, own=True)[:3], atol=1e-3)
+    with pytest.raises(ValueError, match="the tower kept no inputs of the block at 1/3 of its way"):
+        image.attention(own=Earlier(Fraction(1, 3)))
+
+
+def test_a_tower_keeps_what_the_method_asks_about_and_no_more() -> None:
+    model = tiny_model({"vision": {"name": "vscan", "budget": 5}})
+    tower = model.model.vision_tower
+    assert tower.kept_blocks == (Earlier(Fraction(5, 22)),)
+    attach(model, {"vision": {"name": "scope", "budget": 5}})
+    assert tower.kept_blocks == ()
+    detach(model)
+    assert not hasattr(tower, "kept_blocks")
+
+
+@pytest.mark.parametrize("part, own, index", [("5/22", 22, 5), ("5/22", 10, 2), ("0", 22, 0), ("1", 22, 22)])
+def test_a_block_by_its_part_of_the_way(part: str, own: int, index: int) -> None:
+    assert Earlier(Fraction(part)).index(own) == index
+
+
+@pytest.mark.parametrize("name, early", [("mmtok", True), ("trim", False)])
+@torch.no_grad()
+def test_both_sides_of_the_projector(name: str, early: bool) -> None:
+    model = tiny_model({"vision": {"name": name, "budget": 5}})
+    (image,) = seen(model, lambda: model(**rows_of(*sample_rows()), pixel_values=pixels(4)))
+    behind = image.features if early else image.projected
+    before = image.unprojected if early else image.features
+    assert not torch.equal(before, behind)
+    torch.testing.assert_close(model.model.project(before), behind)
+    assert torch.equal(image.before_projector, before) and image.matched("llm")[0] is behind
+
+
+@torch.no_grad()
+def test_the_view_of_the_whole_comes_first_where_an_image_is_cut() -> None:
+    model, inputs = stock_model("llava_next"), FAMILIES["llava_next"]()[1]
+    count = sum(len(one) for one in model.model.get_image_features(**inputs, return_dict=True).pooler_output)
+    ids = torch.tensor([[1, 5, *[IMG] * count, 7, 8]])
+    attach(model, {"vision": {"name": "hired", "budget": 3}})
+    (image,) = seen(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs))
+    tiles = len(image.features)
+    assert tiles > 1 and image.overview.tolist() == [0] * tiles
+    assert model.reduction_stats()["kept_per_tile"] * tiles >= 3 * tiles
+
+
+def test_overviews() -> None:
+    features, owners = torch.zeros(1), torch.tensor([0, 0, 0, 1, 2, 2])
+    assert overviews(owners, "first", features).tolist() == [0, 0, 0, 3, 4, 4]
+    assert overviews(owners, "last", features).tolist() == [2, 2, 2, 3, 5, 5]
+    assert overviews(torch.arange(4), "first", features) is None and overviews(owners, None, features) is None
