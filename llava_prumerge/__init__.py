@@ -37,6 +37,7 @@ _WHERE = {  # name: the module it comes from; __init__.pyi says the same to type
     "inspect_image": "inference.asking",
     "list_methods": "methods.listing",
     "load_model": "model.loading",
+    "load_reader": "model.reading",
 }
 __all__ = [*_WHERE, "register"]
 

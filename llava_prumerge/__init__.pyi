@@ -9,6 +9,7 @@ from llava_prumerge.model.assembling import assemble as assemble
 from llava_prumerge.model.attach import attach as attach
 from llava_prumerge.model.attach import detach as detach
 from llava_prumerge.model.loading import load_model as load_model
+from llava_prumerge.model.reading import load_reader as load_reader
 
 __version__: str
 __url__: str

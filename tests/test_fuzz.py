@@ -57,7 +57,7 @@ def test_records() -> None:
         with bounded():
             try:
                 record = normalise_record(raw, number)
-                rounds, _ = read_rounds(record, False, ("<s>", "</s>"), ("</s>",))
+                rounds = read_rounds(record, False, ("<s>", "</s>"), ("</s>",)).rounds
             except (RecordError, MaskError) as error:
                 assert error.kind and len(error.reason) < 1000
                 continue

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.record_check import Checker, CheckError, Finding
 from llava_prumerge.data.records import arrow_file, default_cache_dir, open_arrow
+from llava_prumerge.data.videos import frame_files
 from llava_prumerge.ground.caching import VARIABLE
 from llava_prumerge.ground.errors import naming
 from llava_prumerge.ground.files import write_text
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 # To be raised whenever the same record may get another verdict.
-_VERSION = 3
+_VERSION = 4
 _SHOWN = 5
 # A process that has less to do takes longer to start.
 _CHUNKS_PER_WORKER = 4
-_NUMBERS = ("start", "stop", "bad", "images", "text_only", "tokens", "supervised", "longest")
+_NUMBERS = ("start", "stop", "bad", "images", "videos", "text_only", "tokens", "supervised", "longest")
 _TOKENIZER_FILES = ("*.json", "*.model", "*.jinja")
 
 
@@ -47,6 +48,7 @@ class Chunk:
     stamp: str
     bad: int
     images: int
+    videos: int
     text_only: int
     tokens: int
     supervised: int
@@ -76,6 +78,9 @@ def check_chunk(rows: Dataset, checker: Checker, task: tuple[int, int, str | Non
     start, stop, known = task
     records = rows[start:stop]
     stamp = image_stamp(checker.images, (path for paths in records["image"] for path in paths))
+    if any(records["video"]):
+        folder = checker.video_folder.folder
+        stamp += image_stamp(folder, _files(folder, (path for paths in records["video"] for path in paths)))
     if stamp == known:
         return None
     checked = [
@@ -88,12 +93,20 @@ def check_chunk(rows: Dataset, checker: Checker, task: tuple[int, int, str | Non
         stamp=stamp,
         bad=len(checked) - len(sound),
         images=sum(result.images for result in sound),
-        text_only=sum(not result.images for result in sound),
+        videos=sum(result.videos for result in sound),
+        text_only=sum(not result.images and not result.videos for result in sound),
         tokens=sum(result.tokens for result in sound),
         supervised=sum(result.supervised for result in sound),
         longest=max((result.tokens for result in sound), default=0),
         findings=[finding for result in checked for finding in result.findings],
     )
+
+
+def _files(folder: str, paths: Iterable[str]) -> Iterator[str]:
+    """Videos' files; of one that is a folder its frames."""
+    for path in paths:
+        place = Path(folder, path)
+        yield from (f"{path}/{file.name}" for file in frame_files(place)) if place.is_dir() else [path]
 
 
 def image_stamp(folder: str, paths: Iterable[str]) -> str:
@@ -218,7 +231,7 @@ def summarise(chunks: Iterable[Chunk]) -> dict[str, Any]:
     chunks = list(chunks)
     records = sum(chunk.stop - chunk.start for chunk in chunks)
     summary: dict[str, Any] = {"records": records}
-    for name in ("bad", "images", "text_only", "tokens"):
+    for name in ("bad", "images", "videos", "text_only", "tokens"):
         summary[name] = sum(getattr(chunk, name) for chunk in chunks)
     summary["supervised_tokens"] = sum(chunk.supervised for chunk in chunks)
     summary["longest"] = max((chunk.longest for chunk in chunks), default=0)
@@ -238,6 +251,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     """The summary for people."""
     lines = [
         f"{summary['records']} records, {summary['bad']} bad; the sound ones: {summary['images']} images, "
+        f"{str(summary['videos']) + ' videos, ' if summary['videos'] else ''}"
         f"{summary['text_only']} without image, {summary['tokens']} tokens ({summary['supervised_tokens']} with loss), "
         f"longest {summary['longest']}"
     ]

@@ -9,22 +9,22 @@ differ. What cannot be masked is a `MaskError`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llava_prumerge.data.rounds import MaskError, Note, read_rounds
+from llava_prumerge.data.rounds import MaskError, Note, Talk, read_rounds
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.text.chat_templates import ChatTemplate, ChatTemplateError, begins_with_bos, resolve_template
-from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, get_template
+from llava_prumerge.text.templates import IMAGE_MARKER, NoPlaceError, Segment, Template, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-Places = int | Sequence[str]
-"""Placeholders: so many for each image, or what a processor writes for each image in turn."""
+Places = int | Mapping[str, Sequence[str]]
+"""Placeholders: so many for each image; or by marker what a processor writes for each image, and each video, in turn."""
 
 
 def prompt(template: str | Template | ChatTemplate, user_text: str, images: int = 1) -> str:
@@ -60,16 +60,18 @@ def encode_training(
     image_token_id: int,
     image_tokens: Places,
     max_length: int | None = None,
+    video_token_id: int | None = None,
 ) -> dict[str, list[int]]:
     """Turns a LLaVA record into `input_ids` and `labels` of equal length; loss falls on answers and their ends only.
 
     Args:
         tokenizer: a fast tokenizer.
-        record: `conversations`, and if there are any `id` and `image` (a path or a list of them).
+        record: `conversations`, and if there are any `id`, `image` and `video` (a path or a list of them).
         template: name or template.
         image_token_id: the placeholder's id.
-        image_tokens: placeholders of the images.
+        image_tokens: placeholders of the images, and of videos.
         max_length: the sequence is cut here, image placeholders counted, as LLaVA cuts after splicing; None never cuts.
+        video_token_id: a video's placeholder, where it is another.
 
     Raises:
         MaskError: with the sample's id and the reason.
@@ -78,15 +80,17 @@ def encode_training(
     _check_end_token(tokenizer, template)
     sample_id = None if record.get("id") is None else str(record["id"])
     try:
-        rounds, _ = _read_rounds(tokenizer, record, template)
-        segments = template.segments(rounds)
+        talk = _read_rounds(tokenizer, record, template)
+        segments = template.segments(talk.rounds, talk.system)
         places = image_tokens if isinstance(image_tokens, int) else None
         if not isinstance(image_tokens, int):
-            segments = _expand(segments, template.marker, image_tokens)
+            segments = _expand(segments, image_tokens)
         ids, labels = _mask(tokenizer, segments, _Images(template.marker, image_token_id, places))
-        ids, labels = truncate(ids, labels, image_token_id, max_length)
+        ids, labels = truncate(ids, labels, (image_token_id, video_token_id), max_length)
     except MaskError as error:
         raise MaskError(error.reason, sample_id) from None
+    except NoPlaceError as error:
+        raise MaskError(f"system text: {error}", sample_id) from None
     except ChatTemplateError as error:
         raise MaskError(f"chat template: {error}", sample_id) from None
     return {"input_ids": ids, "labels": labels}
@@ -101,34 +105,34 @@ def describe_record(
         MaskError: it does not take it.
     """
     template = resolve_template(template, tokenizer) if isinstance(template, str) else template
-    return _read_rounds(tokenizer, record, template)[1]
+    return _read_rounds(tokenizer, record, template).notes
 
 
 def _read_rounds(
     tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], template: Template | ChatTemplate
-) -> tuple[list[Round], list[Note]]:
+) -> Talk:
     reserved = _traits(tokenizer, len(tokenizer), template.marker).reserved
     ends = [token for token in reserved if token in (template.end.strip(), tokenizer.eos_token)]
     return read_rounds(record, template.captions, reserved, ends)
 
 
-def _expand(segments: Sequence[Segment], marker: str, texts: Sequence[str]) -> list[Segment]:
-    """The same with what a processor writes for each image in the place of the template's markers."""
-    left, found = iter(texts), []
+def _expand(segments: Sequence[Segment], texts: Mapping[str, Sequence[str]]) -> list[Segment]:
+    """The same with what a processor writes for each image and video in the place of the template's markers."""
+    left, found = {marker: iter(each) for marker, each in texts.items()}, []
+    markers = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
     for segment in segments:
         if not segment.written:
-            first, *rest = segment.text.split(marker)
-            segment = replace(segment, text=first + "".join(next(left) + piece for piece in rest))
+            segment = replace(segment, text=markers.sub(lambda marker: next(left[marker[0]]), segment.text))
         found.append(segment)
     return found
 
 
 def truncate(
-    ids: list[int], labels: list[int], image_token_id: int, max_length: int | None
+    ids: list[int], labels: list[int], placeholders: Collection[int | None], max_length: int | None
 ) -> tuple[list[int], list[int]]:
-    """Cuts a sample to `max_length`, unless that would cut an image or leave nothing to learn."""
+    """Cuts a sample to `max_length`, unless that would cut an image or a video or leave nothing to learn."""
     if max_length is not None and len(ids) > max_length:
-        if image_token_id in ids[max_length:]:
+        if not set(placeholders).isdisjoint(ids[max_length:]):
             raise MaskError(f"image cut: max_length {max_length} of {len(ids)} tokens falls inside or before an image")
         ids, labels = ids[:max_length], labels[:max_length]
         if all(label == IGNORE_INDEX for label in labels):

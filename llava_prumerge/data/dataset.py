@@ -14,7 +14,9 @@ from llava_prumerge.data.conversation import Places, encode_training
 from llava_prumerge.data.image_paths import ImageError, trusted_folders
 from llava_prumerge.data.images import MAX_PIXELS, ImagePreprocessor, load_image
 from llava_prumerge.data.processed_images import ProcessedImages
-from llava_prumerge.data.records import RecordError, open_records
+from llava_prumerge.data.records import NO_VIDEOS, RecordError, open_records
+from llava_prumerge.data.rounds import media_order
+from llava_prumerge.data.videos import VideoError, VideoFolder
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.text.chat_templates import ChatTemplate, resolve_template
 from llava_prumerge.text.templates import Template
@@ -40,6 +42,8 @@ class LlavaDataset(Dataset):
         max_length: sequences are cut here, placeholders counted.
         max_pixels: larger images are refused.
         trusted: folders that links in the image folder may lead to.
+        videos: where the records' videos lie and how they are read; None: the model takes none.
+        video_token_id: the placeholder of a video.
         cache_dir: where the Arrow file goes; `default_cache_dir()` when None.
 
     Raises:
@@ -60,6 +64,8 @@ class LlavaDataset(Dataset):
         max_length: int | None = 2048,
         max_pixels: int = MAX_PIXELS,
         trusted: Sequence[str | os.PathLike[str]] = (),
+        videos: VideoFolder | None = None,
+        video_token_id: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.rows = open_records(json_path, cache_dir)
@@ -74,6 +80,7 @@ class LlavaDataset(Dataset):
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.trusted = trusted_folders(trusted)
+        self.videos, self.video_token_id = videos, video_token_id
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +89,8 @@ class LlavaDataset(Dataset):
         record = self.rows[int(index)]
         if record["fault"] is not None:
             raise RecordError(record["fault"], record["id"])
+        if record["video"] and (self.videos is None or not isinstance(self.preprocessor, ProcessedImages)):
+            raise RecordError(NO_VIDEOS, record["id"])
         if isinstance(self.preprocessor, ProcessedImages):
             return self._processed(record, self.preprocessor)
         item = self._encoded(record, self.image_tokens)
@@ -93,15 +102,18 @@ class LlavaDataset(Dataset):
     def _processed(self, record: dict[str, Any], processed: ProcessedImages) -> dict[str, Any]:
         """An item whose images say how many places they take."""
         tensors: dict[str, torch.Tensor] = {}
-        texts: list[str] = []
-        if record["image"]:
+        texts: dict[str, list[str]] = {}
+        if record["image"] or record["video"]:
             with self._naming(record):
-                tensors, texts = processed(list(self._images(record)))
+                videos = [] if self.videos is None else [self.videos.read(path) for path in record["video"]]
+                tensors, texts = processed(list(self._images(record)), videos, media_order(record))
         item = self._encoded(record, texts)
         return item | processed.beside(item["input_ids"], item["labels"]) | tensors
 
     def _encoded(self, record: dict[str, Any], places: Places) -> dict[str, Any]:
-        encoded = encode_training(self.tokenizer, record, self.template, self.image_token_id, places, self.max_length)
+        encoded = encode_training(
+            self.tokenizer, record, self.template, self.image_token_id, places, self.max_length, self.video_token_id
+        )
         return {key: torch.tensor(value) for key, value in encoded.items()} | {"id": record["id"]}
 
     def _images(self, record: dict[str, Any]) -> Iterator[Image]:
@@ -109,20 +121,22 @@ class LlavaDataset(Dataset):
 
     @contextmanager
     def _naming(self, record: dict[str, Any]) -> Iterator[None]:
-        """Errors of images name the sample."""
+        """Errors of images and videos name the sample."""
         try:
             yield
-        except ImageError as error:
-            raise ImageError(error.reason, record["id"]) from error
+        except (ImageError, VideoError) as error:
+            raise type(error)(error.reason, record["id"]) from error
 
     @property
     def lengths(self) -> list[int]:
-        """Estimated length of every sample, negative without images, for `GroupedSampler`.
+        """Estimated length of every sample, negative without images and videos, for `GroupedSampler`.
 
-        A token is taken as four bytes of text, plus `image_tokens` per image. LLaVA counts words, which sees neither
+        A token is taken as four bytes of text, plus `image_tokens` per image, and what a typical video takes. LLaVA counts words, which sees neither
         a second image nor the length of a Chinese paragraph.
         """
-        columns = self.rows.select_columns(["images", "text_bytes"]).with_format("numpy")[:]
-        images, text = columns["images"].astype(int), columns["text_bytes"].astype(int)
+        columns = self.rows.select_columns(["images", "videos", "text_bytes"]).with_format("numpy")[:]
+        images, videos, text = (columns[name].astype(int) for name in ("images", "videos", "text_bytes"))
         tokens = text // 4 + 1 + images * self.image_tokens
-        return [int(n) if has else -int(n) for n, has in zip(tokens, images > 0, strict=True)]
+        if self.videos is not None and videos.any() and isinstance(self.preprocessor, ProcessedImages):
+            tokens += videos * self.preprocessor.typical_video_places(self.videos.frames)
+        return [int(n) if has else -int(n) for n, has in zip(tokens, images + videos > 0, strict=True)]

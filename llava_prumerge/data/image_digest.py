@@ -1,4 +1,4 @@
-"""What the images that records or questions name look like, as one hash: so that a changed image is noticed."""
+"""What the images, or videos, that records or questions name look like, as one hash: so that a changed image is noticed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from llava_prumerge.data.videos import frame_files
 
 IMAGES_READ = 2048
 _READ_AT_ONCE = 1 << 20
@@ -33,6 +35,10 @@ def digest_images(folder: Path, names: Iterable[str]) -> dict[str, Any]:
 def _image_digest(folder: Path, name: str) -> bytes:
     digest = hashlib.sha256()
     try:
+        if os.path.isdir(os.path.join(folder, name)):  # a video's frames
+            for frame in frame_files(Path(folder, name)):
+                digest.update(frame.name.encode() + _image_digest(frame.parent, frame.name))
+            return digest.digest()
         with open(os.path.join(folder, name), "rb") as file:
             while piece := file.read(_READ_AT_ONCE):
                 digest.update(piece)

@@ -47,13 +47,14 @@ def trusted_folders(folders: Sequence[AnyPath]) -> tuple[str, ...]:
     return tuple(os.fspath(folder) for folder in folders)
 
 
-def contained_path(root: AnyPath, relative: str, trusted: Sequence[AnyPath] = ()) -> Path:
+def contained_path(root: AnyPath, relative: str, trusted: Sequence[AnyPath] = (), folders: bool = False) -> Path:
     """The file that a record's path leads to, links followed.
 
     Args:
         root: the image folder.
         relative: the path as the record has it, with '/'.
         trusted: folders outside `root` that links inside it may lead to.
+        folders: it may be a folder too, as one of frames is.
 
     Raises:
         ImageError: the path leaves `root`, by its words or by a link that nobody trusts, or leads to no file.
@@ -80,7 +81,7 @@ def contained_path(root: AnyPath, relative: str, trusted: Sequence[AnyPath] = ()
             f"path escapes: {name} is a link out of {os.fspath(root)!r} to {str(path)!r}; "
             f"if that is meant, trust it: trusted={path.parent}"
         )
-    if not path.is_file():
+    if not path.is_file() and not (folders and path.is_dir()):
         raise ImageError(f"missing: {name} in {os.fspath(root)!r} is not a file")
     return path
 

@@ -29,7 +29,7 @@ from llava_prumerge.data.audit import Audit, describe, summarise
 from llava_prumerge.data.download import SOURCES, Downloader, choose_sets, describe_sets, read_sources
 from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError
-from llava_prumerge.data.recipe_data import KEYS, RecipeData, count_image_tokens, read_recipe_data
+from llava_prumerge.data.recipe_data import KEYS, RecipeData, count_image_tokens, read_recipe_data, says_places
 from llava_prumerge.data.record_check import Checker
 from llava_prumerge.data.record_files import SUFFIXES, read_records
 from llava_prumerge.ground.command import Parser, command
@@ -53,7 +53,7 @@ def gather_inputs(args: argparse.Namespace) -> RecipeData:
         found = RecipeData(data=Path(given[0]))
     else:
         found = read_recipe_data(given)
-    options = {"images": args.images, "tokenizer": args.tokenizer, "template": args.template}
+    options = {"images": args.images, "tokenizer": args.tokenizer, "template": args.template, "videos": args.videos}
     options["max_length"] = args.max_length
     found = replace(found, **{name: value for name, value in options.items() if value is not None})
     for name in ("images", "tokenizer"):
@@ -65,7 +65,7 @@ def gather_inputs(args: argparse.Namespace) -> RecipeData:
             raise RecipeError(f"{path} does not exist{hint}")
     if not found.data.is_file():
         raise RecipeError(f"{found.data} must be a file")
-    for folder in (found.images, found.tokenizer):
+    for folder in (found.images, found.tokenizer, *([found.videos] if found.videos else [])):
         if not folder.is_dir():
             raise RecipeError(f"{folder} must be a folder")
     return found
@@ -77,12 +77,17 @@ def make_checker(found: RecipeData, args: argparse.Namespace) -> Checker:
         template = OWN if found.template == OWN else get_template(found.template or TEMPLATE).name
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    image_tokens = args.image_tokens
+    image_tokens, model = args.image_tokens, ""
+    if image_tokens is None and found.whole and found.backbone is not None and says_places(found.backbone):
+        image_tokens, model = 0, str(found.backbone)  # its processor says it of each image
     if image_tokens is None:
         image_tokens = IMAGE_TOKENS if found.backbone is None else count_image_tokens(found.backbone)
     length = MAX_LENGTH if found.max_length is None else found.max_length
     trusted = trusted_folders([*found.trusted, *args.trusted])
-    return Checker(str(found.images), str(found.tokenizer), template, image_tokens, length, trusted)
+    videos = "" if found.videos is None else str(found.videos)
+    return Checker(
+        str(found.images), str(found.tokenizer), template, image_tokens, length, trusted, model, videos, found.frames
+    )
 
 
 def check(args: argparse.Namespace) -> int:
@@ -166,6 +171,7 @@ def make_parser() -> Parser:
     what = "a recipe with its key=value, or a file of records, .json or .jsonl"
     add("inputs", nargs="*", metavar="INPUT", help=what)
     add("--images", type=Path, metavar="DIR", help="folder that the records' image paths start from")
+    add("--videos", type=Path, metavar="DIR", help="folder that their video paths start from (default: that of images)")
     add("--tokenizer", type=Path, metavar="DIR", help="folder of a tokenizer or a checkpoint")
     add("--template", help=f"conversation template (default: the recipe's, else {TEMPLATE})")
     add(

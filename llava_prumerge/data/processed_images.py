@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from llava_prumerge.data.videos import Video
 from llava_prumerge.ground.errors import InputError
 
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels", "text_replacement_offsets")
@@ -35,15 +37,32 @@ class ProcessedImages:
             raise InputError(f"a {type(processor).__name__} takes no images")
         self.processor, self._own_beside = processor, beside
 
-    def __call__(self, images: Sequence[Image.Image]) -> tuple[dict[str, Tensor], list[str]]:
-        """Images of one sample, in RGB. -> what the model takes of them, end to end; and the text that stands for each"""
+    def __call__(
+        self, images: Sequence[Image.Image], videos: Sequence[Video] = (), order: Sequence[str] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Images of one sample, in RGB, and videos.
+
+        Args:
+            order: "image" or "video" for each of them as the text shows them; None: images first.
+
+        Returns:
+            What the model takes of them, end to end; and by marker the texts that stand for each.
+        """
+        markers = {"image": self.processor.image_token, "video": getattr(self.processor, "video_token", None)}
+        order = ["image"] * len(images) + ["video"] * len(videos) if order is None else order
+        given: dict[str, Any] = {"images": [list(images)]} if images else {}
+        if videos:
+            given |= {"videos": [[np.asarray(frame) for frame in video.frames] for video in videos]}
+            given |= {"video_metadata": [_told(video) for video in videos], "do_sample_frames": False}
         made = self.processor(
-            text=[self.processor.image_token * len(images)],
-            images=[list(images)],
+            text=["".join(str(markers[kind]) for kind in order)],
             return_tensors="pt",
             return_text_replacement_offsets=True,
+            **given,
         )
-        texts = [str(one["replacement"]) for one in made["text_replacement_offsets"][0]]
+        texts: dict[str, list[str]] = {str(marker): [] for marker in markers.values() if marker is not None}
+        for one in made["text_replacement_offsets"][0]:
+            texts[str(markers[one["type"]])].append(str(one["replacement"]))
         tensors = {_FORMER_NAMES.get(key, key): torch.as_tensor(made[key]) for key in made if key not in _OF_TEXT}
         return tensors, texts
 
@@ -59,4 +78,21 @@ class ProcessedImages:
     def typical_places(self) -> int:
         """Tokens of an image of 640 x 480 pixels."""
         _, texts = self([Image.new("RGB", _TYPICAL)])
-        return len(self.processor.tokenizer(texts[0], add_special_tokens=False)["input_ids"])
+        return self._count(texts[self.processor.image_token][0])
+
+    def typical_video_places(self, frames: int) -> int:
+        """Tokens of a video of so many frames of 640 x 480 pixels."""
+        video = Video([Image.new("RGB", _TYPICAL)] * frames, list(range(frames)), frames)
+        _, texts = self([], [video])
+        return self._count(texts[self.processor.video_token][0])
+
+    def _count(self, text: str) -> int:
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _told(video: Video) -> dict[str, Any]:
+    """What transformers' processors are told of a video whose frames were chosen before."""
+    width, height = video.frames[0].size
+    duration = video.total / video.fps if video.fps else None
+    told = {"total_num_frames": video.total, "fps": video.fps, "duration": duration, "width": width, "height": height}
+    return told | {"frames_indices": list(video.indices)}

@@ -47,8 +47,8 @@ class QuarantiningDataset(Dataset):
     def __init__(self, dataset: LlavaDataset, seed: int = 0) -> None:
         self.dataset = dataset
         self.seed = seed
-        columns = dataset.rows.select_columns(["images"]).with_format("numpy")[:]
-        self.has_images = columns["images"] > 0
+        columns = dataset.rows.select_columns(["images", "videos"]).with_format("numpy")[:]
+        self.shows = (columns["images"] > 0) + 2 * (columns["videos"] > 0)
         self.well_formed = dataset.rows.data.column("fault").is_null().to_numpy()
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class QuarantiningDataset(Dataset):
 
     def candidates(self, index: int) -> list[int]:
         """Who may stand in for a record, in the order of trying."""
-        pool = self.well_formed & (self.has_images == self.has_images[index])
+        pool = self.well_formed & (self.shows == self.shows[index])
         if not pool.any():
             pool = self.well_formed  # a malformed record's image is unknown; stage 1 has no sample without
         places = np.flatnonzero(pool)

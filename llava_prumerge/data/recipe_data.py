@@ -8,15 +8,28 @@ from typing import Any
 
 import llava_prumerge
 from llava_prumerge.data.recipe import REDUCTION_KEYS, RecipeError, read_names, read_recipe
-from llava_prumerge.ground.errors import FileError
+from llava_prumerge.ground.errors import FileError, InputError
 from llava_prumerge.ground.hub_names import is_hub_name, why_missing
 from llava_prumerge.ground.naming import shown
 from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.text.hub_files import folder_of
 
-KEYS = ("data", "images", "trusted", "template", "max_length", "model", "language_model", "vision_tower")
+KEYS = (
+    "data",
+    "images",
+    "videos",
+    "frames",
+    "trusted",
+    "template",
+    "max_length",
+    "model",
+    "language_model",
+    "vision_tower",
+)
 LONGEST = 10_000_000
 """Tokens that `max_length` may ask for."""
+FRAMES, MOST_FRAMES = 8, 1024
+"""Of a video: by default, and the most that `frames` may ask for."""
 _OPEN_CLIP = "open_clip_config.json"
 
 
@@ -32,6 +45,9 @@ class RecipeData:
         backbone: folder whose config.json tells the placeholders per image: a whole model or a vision tower.
         template: the conversation template.
         max_length: tokens per sample.
+        whole: `backbone` is a whole model.
+        videos: the video folder.
+        frames: taken of each video.
     """
 
     data: Path
@@ -41,6 +57,9 @@ class RecipeData:
     backbone: Path | None = None
     template: str | None = None
     max_length: int | None = None
+    whole: bool = False
+    videos: Path | None = None
+    frames: int = FRAMES
 
 
 def read_recipe_data(tokens: list[str]) -> RecipeData:
@@ -57,11 +76,13 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
         raise RecipeError(f"{' '.join(tokens)} names no data")
     trusted = read_names("trusted", values.pop("trusted", None))
     for key in KEYS:
-        expected: type = int if key == "max_length" else str
+        expected: type = int if key in ("max_length", "frames") else str
         if not isinstance(values.get(key), expected | None) or isinstance(values.get(key), bool):
             raise RecipeError(f"{key}={shown(values[key])}: must be {'a whole number' if expected is int else 'text'}")
     if not 0 < (1 if values.get("max_length") is None else values["max_length"]) <= LONGEST:
         raise RecipeError(f"max_length={values['max_length']}: must be at least 1 and at most {LONGEST:,}")
+    if not 0 < (1 if values.get("frames") is None else values["frames"]) <= MOST_FRAMES:
+        raise RecipeError(f"frames={values['frames']}: must be at least 1 and at most {MOST_FRAMES:,}")
     whole = values.get("model")
     return RecipeData(
         data=Path(values["data"]),
@@ -71,6 +92,9 @@ def read_recipe_data(tokens: list[str]) -> RecipeData:
         backbone=_model("model" if whole else "vision_tower", values),
         template=values.get("template"),
         max_length=values.get("max_length"),
+        whole=bool(whole),
+        videos=_path(values.get("videos")),
+        frames=values.get("frames") or FRAMES,
     )
 
 
@@ -83,6 +107,25 @@ def _model(key: str, values: dict[str, Any]) -> Path | None:
 
 def _path(value: str | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def says_places(folder: Path) -> bool:
+    """Whether the processor in a whole model's folder says for each image how many placeholders it takes.
+
+    Raises:
+        RecipeError: it should, and cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        return False  # said by whoever reads it
+    try:
+        return llava_prumerge.load_reader(folder).places is None
+    except FileError as error:
+        raise RecipeError(str(error)) from error
+    except InputError:
+        config = read_json_object(folder / "config.json")
+        if "image_seq_length" in config:  # LLaVA-1.5, which needs no processor for the check
+            return False
+        raise
 
 
 def count_image_tokens(folder: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava_prumerge.ground.naming import shown
 
-KEYS = frozenset({"id", "image", "conversations", "model"})  # "model" says which one wrote the text
+KEYS = frozenset({"id", "image", "video", "conversations", "model"})  # "model" says which one wrote the text
 TURN_KEYS = frozenset({"from", "value"})
 
 _MEDIA = re.compile(
@@ -18,22 +18,23 @@ _MEDIA = re.compile(
 )
 # Where a placeholder of other media is put: alone on the first or the last line.
 _PLACEHOLDER = re.compile(
-    r"\A\s*(<(?:video|audio|speech|sound|music|point|depth|frame)s?>)|(<(?:video|audio|speech)s?>)\s*\Z"
+    r"\A\s*(<(?:videos|(?:audio|speech|sound|music|point|depth|frame)s?)>)|(<(?:videos|(?:audio|speech)s?)>)\s*\Z"
 )
 
 
 def foreign_media(raw: Mapping[str, Any]) -> str | None:
-    """What a record shows besides its `image`: a key with something in it, or a placeholder; None for nothing."""
+    """What a record shows besides its `image` and `video`: a key with something in it, or a placeholder; None for nothing."""
     for key, value in raw.items():
-        if key != "image" and _MEDIA.fullmatch(str(key)) and value not in (None, "", [], {}):
+        if key not in ("image", "video") and _MEDIA.fullmatch(str(key)) and value not in (None, "", [], {}):
             return (
-                f"{shown(str(key), 60)} is no key of ours, and what it names would not be shown; images go into 'image'"
+                f"{shown(str(key), 60)} is no key of ours, and what it names would not be shown; images go into 'image', "
+                "videos into 'video'"
             )
     turns = raw.get("conversations")
     for number, turn in enumerate(turns if isinstance(turns, list) else [], start=1):
         value = turn.get("value") if isinstance(turn, dict) and turn.get("from") == "human" else None
         if isinstance(value, str) and (found := _PLACEHOLDER.search(value)):
-            return f"turn {number} shows {found[1] or found[2]}, and only images can be shown"
+            return f"turn {number} shows {found[1] or found[2]}, and only images and videos can be shown"
     return None
 
 

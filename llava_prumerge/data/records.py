@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: to be raised whenever what is stored of a record changes.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
+NO_VIDEOS = "video: this model takes images alone, and the record has a video"
 _ROWS_PER_BATCH = 1000
 _LONGEST_ID = 200
 
@@ -42,7 +43,7 @@ class RecordError(SampleError):
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:
-    """Brings a raw record to `id` (str), `image` (list of paths) and `conversations` (`from`, `value`).
+    """Brings a raw record to `id` (str), `image` and `video` (lists of paths) and `conversations` (`from`, `value`).
 
     Args:
         raw: as read.
@@ -59,24 +60,27 @@ def normalise_record(raw: Any, index: int) -> dict[str, Any]:
         raise RecordError(f"format: a record must be an object, not {type(raw).__name__}", sample_id)
     if raw.get("id") is not None:
         sample_id = str(raw["id"]).encode(errors="backslashreplace").decode()[:_LONGEST_ID]
-    if media := foreign_media(raw):
-        raise RecordError(f"media: {media}", sample_id)
-    turns, image = raw.get("conversations"), raw.get("image")
+    if foreign := foreign_media(raw):
+        raise RecordError(f"media: {foreign}", sample_id)
+    turns, image, video = raw.get("conversations"), raw.get("image"), raw.get("video")
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
         hint = "; it has 'messages', which is another format" if turns is None and "messages" in raw else ""
         raise RecordError(f"format: 'conversations' must be a list of {{'from': text, 'value': text}}{hint}", sample_id)
-    if not (image is None or isinstance(image, str)) and not _is_path_list(image):
-        raise RecordError(f"format: 'image' must be a path or a list of paths, not {shown(image)}", sample_id)
+    for key, value in (("image", image), ("video", video)):
+        if not (value is None or isinstance(value, str)) and not _is_path_list(value):
+            raise RecordError(f"format: {key!r} must be a path or a list of paths, not {shown(value)}", sample_id)
     notes = [f"empty image: 'image' is {shown(image)}, taken as none"] if image in ("", []) else []
+    notes += [f"empty video: 'video' is {shown(video)}, taken as none"] if video in ("", []) else []
     if unread := unread_keys(raw):
         notes.append(f"unknown key: {shown(', '.join(unread))} is not read")
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
     try:
-        json.dumps([turns, image], ensure_ascii=False).encode()
+        json.dumps([turns, image, video], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RecordError(f"format: the text is not valid Unicode ({error.reason})", sample_id) from None
     notes = [note.encode(errors="backslashreplace").decode() for note in notes]
-    return {"id": sample_id, "image": image_paths(raw), "conversations": turns, "notes": notes}
+    media = {key: image_paths(raw, key) for key in ("image", "video")}
+    return {"id": sample_id, **media, "conversations": turns, "notes": notes}
 
 
 def _is_turn(turn: Any) -> bool:
@@ -97,7 +101,7 @@ def default_cache_dir() -> Path:
 def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Opens a record file as a memory-mapped `datasets.Dataset`, writing its Arrow file first if there is none.
 
-    Columns: `id`, `image` (paths), `conversations`, `images` (their number), `text_bytes`, `notes` ("kind: detail" of
+    Columns: `id`, `image` and `video` (paths), `conversations`, `images` and `videos` (their numbers), `text_bytes`, `notes` ("kind: detail" of
     what is not read), and `fault`: None, or why the record is not in LLaVA's format, in which case it has no
     conversations.
     """
@@ -185,8 +189,10 @@ def _write_arrow(json_path: Path, target: Path) -> None:
         [
             ("id", pa.string()),
             ("image", pa.list_(pa.string())),
+            ("video", pa.list_(pa.string())),
             ("conversations", pa.list_(turn)),
             ("images", pa.int32()),
+            ("videos", pa.int32()),
             ("text_bytes", pa.int32()),
             ("fault", pa.string()),
             ("notes", pa.list_(pa.string())),
@@ -212,7 +218,8 @@ def _row(raw: Any, index: int) -> dict[str, Any]:
     try:
         record, fault = normalise_record(raw, index), None
     except RecordError as error:
-        record = {"id": error.sample_id, "image": [], "conversations": [], "notes": []}
+        record = {"id": error.sample_id, "image": [], "video": [], "conversations": [], "notes": []}
         fault = error.reason.encode(errors="backslashreplace").decode()
     text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
-    return {**record, "images": len(record["image"]), "text_bytes": text_bytes, "fault": fault}
+    counts = {"images": len(record["image"]), "videos": len(record["video"])}
+    return {**record, **counts, "text_bytes": text_bytes, "fault": fault}

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.families import family_of, stock_type
-from llava_prumerge.text.chat_templates import OWN, ChatTemplate, resolve_template, spoken_by
-from llava_prumerge.text.templates import Template, get_template
+from llava_prumerge.text.templates import get_template
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,20 +24,6 @@ def fixed_places(config: Any) -> int | None:
     """Placeholders of an image in models that are asked by LLaVA's templates; None for those that `ChatProcessor` asks."""
     family = family_of(stock_type(config.model_type))
     return family.places(config) if family.templates(config) else None
-
-
-def family_template(
-    name: str | Template | ChatTemplate, processor: Any, config: Any, system: str | None = None
-) -> Template | ChatTemplate:
-    """As `resolve_template`; where a model brings no chat template along, "own" is what its family was trained with.
-
-    Raises:
-        InputError: as there.
-    """
-    own = family_of(stock_type(config.model_type)).template
-    if name != OWN or own is None or getattr(processor, "chat_template", None):
-        return resolve_template(name, processor, system)
-    return own(processor) if system is None else spoken_by(own(processor), system)
 
 
 def check_processor(processor: Any, config: Any) -> None:

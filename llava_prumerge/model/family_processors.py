@@ -1,7 +1,7 @@
-"""Processors of other families than LLaVA-1.5, as transformers reads them; without torchvision for images alone.
+"""Processors of other families than LLaVA-1.5, as transformers reads them, where torchvision is missing too.
 
-transformers' processors for videos need torchvision, and a processor that has one cannot even be built where it is missing. Images
-need Pillow alone, so that there the part for videos is left out, and says so when it is asked.
+transformers' processors for videos need torchvision, and a processor that has one cannot even be built where it is missing. There
+`frames.FrameProcessor` takes the place of that part.
 """
 
 from __future__ import annotations
@@ -11,52 +11,32 @@ from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import is_torchvision_available
+from transformers.utils import cached_file, is_torchvision_available
 
+from llava_prumerge.ground.reading import read_json_object
 from llava_prumerge.model.configuration import stock_config_class
+from llava_prumerge.model.families import family_of, stock_type
+from llava_prumerge.model.frames import FrameProcessor
 from llava_prumerge.model.parts import load_image_processor
 from llava_prumerge.model.strict_loading import in_one_line
 
 VIDEOS = "video_processor"
+VIDEOS_FILE, PIXELS_FILE = "video_preprocessor_config.json", "preprocessor_config.json"
 
 
-class NoVideos:
-    """Stands for a processor's part for videos, and keeps its settings.
-
-    Args:
-        settings: as they lie in the processor's file.
-    """
-
-    _auto_class = None  # asked for by transformers when a processor is saved
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-
-    def __getattr__(self, name: str) -> Any:
-        """A setting, None where it is not set: stock processors ask for some of them whenever they write text."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self.__dict__.get("settings", {}).get(name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Videos cannot be read here."""
-        raise ImportError("videos need torchvision: pip install torchvision")
-
-
-class _ImagesAlone(ProcessorMixin):
+class _WithoutTorchvision(ProcessorMixin):
     """In front of a stock processor class."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As transformers', which does not know `NoVideos`."""
-        return (
-            None if isinstance(argument, NoVideos) else super().check_argument_for_proper_class(argument_name, argument)
-        )
+        """As transformers', which does not know `FrameProcessor`."""
+        if not isinstance(argument, FrameProcessor):
+            super().check_argument_for_proper_class(argument_name, argument)
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers'; what is saved of the part that is left out is what was read."""
+        """As transformers'; what is saved of the part for videos is what was read."""
         values = super().to_dict()
         values.pop(VIDEOS, None)
-        settings = getattr(self, VIDEOS).settings
+        settings = getattr(self, VIDEOS).own
         return values | ({VIDEOS: dict(settings)} if settings else {})
 
 
@@ -74,9 +54,20 @@ def read_processor(path: str | Path, config: Any) -> Any:
         parts = {
             "image_processor": load_image_processor(path),
             "tokenizer": AutoTokenizer.from_pretrained(path),
-            VIDEOS: NoVideos(settings.get(VIDEOS) or {}),
+            VIDEOS: FrameProcessor(*_video_settings(path, settings), family_of(stock_type(config.model_type)).videos),
         }
         made: Any = type(
-            stock.__name__, (_ImagesAlone, stock), {"__module__": stock.__module__, "__init__": stock.__init__}
+            stock.__name__, (_WithoutTorchvision, stock), {"__module__": stock.__module__, "__init__": stock.__init__}
         )
         return made.from_args_and_dict([parts[name] for name in stock.get_attributes()], settings)
+
+
+def _video_settings(path: str | Path, settings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Settings of the part for videos, where transformers looks for them; and whether they are its own, not those of images."""
+    if settings.get(VIDEOS):
+        return settings[VIDEOS], True
+    for name in (VIDEOS_FILE, PIXELS_FILE):
+        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            return read_json_object(file), name == VIDEOS_FILE
+    return {}, False

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.packed_tower import encode_packed
+
+PACKED_FRAMES = PIXELS | {
+    "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768},
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+}
+"""Of Qwen2-VL's part for videos: frames keep their shape, and a patch is of two of them."""
 
 
 def vision_mark(processor: Any) -> str:

@@ -22,7 +22,8 @@ from llava_prumerge.model.strict_loading import in_one_line
 from llava_prumerge.model.template_files import checked_template
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.weight_files import LoadingError
-from llava_prumerge.text.chat_templates import ChatTemplate, is_text_models, stored_template, with_images
+from llava_prumerge.text.chat_templates import ChatTemplate, stored_template
+from llava_prumerge.text.jinja_sources import is_text_models, with_images
 from llava_prumerge.text.templates import DEFAULT, TEMPLATES, Template, chat_template, get_template, is_ours
 from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, load_tokenizer, make_portable
 

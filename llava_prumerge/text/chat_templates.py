@@ -7,8 +7,8 @@ and once with the texts themselves: both must agree, piece by piece. Where gener
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.text.jinja_sources import is_text_models, with_images, with_system
 from llava_prumerge.text.templates import (
     DEFAULT,
     IMAGE_MARKER,
     TEMPLATES,
+    NoPlaceError,
     Round,
     Segment,
     Template,
@@ -28,6 +30,7 @@ from llava_prumerge.text.templates import (
     is_blank,
     is_ours,
     shown_images,
+    shown_media,
 )
 
 if TYPE_CHECKING:
@@ -38,51 +41,13 @@ OWN = "own"
 LLAVA = "LlavaProcessor"
 """The processor of models that may have been put together from a text model."""
 
-_HEAD = "{#- a text model's own template, with places for images -#}\n"
-_PARTS = """
-{%- set seen = namespace(messages=[]) -%}
-{%- for message in messages -%}
-  {%- if message['content'] is string or message['content'] is none -%}
-    {%- set seen.messages = seen.messages + [message] -%}
-  {%- else -%}
-    {%- set images = message['content'] | selectattr('type', 'in', ['image', 'image_url']) | list | length -%}
-    {%- set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') -%}
-    {%- set seen.messages = seen.messages + [dict(message, content='<image>\\n' * images + text)] -%}
-  {%- endif -%}
-{%- endfor -%}
-{%- set messages = seen.messages -%}
-"""
-# Thoughts are no part of the records, and an answer that is asked for must begin as the answers that were learnt.
-_PLAINLY = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}\n"
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around a mark's number; of the private use area, so no text has them
+_PLACE = "system"  # among what is known of a template: whether it has a place for a system text
 _CUTS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"), lambda text: text.lstrip("\n"))
 
 
 class ChatTemplateError(InputError):
     """A chat template that cannot be trained with, or not with this text."""
-
-
-def with_images(source: str) -> str:
-    """A text model's chat template for messages whose content is a list of images and text; images stand ahead.
-
-    A template that writes `<image>` has its own places for them.
-    """
-    return source if IMAGE_MARKER in source else _HEAD + _PLAINLY + _PARTS.strip() + "\n" + source
-
-
-def with_system(source: str, system: str) -> str:
-    """The same for conversations that begin without a system text: they get this one."""
-    first = f"[{{'role': 'system', 'content': [{{'type': 'text', 'text': {json.dumps(system)}}}]}}]"
-    told = f"{{%- if not messages or messages[0]['role'] != 'system' -%}}{{%- set messages = {first} + messages -%}}{{%- endif -%}}\n"
-    if told in source:
-        return source
-    head = _HEAD if source.startswith(_HEAD) else ""
-    return head + told + source.removeprefix(_HEAD)
-
-
-def is_text_models(source: Any) -> bool:
-    """Whether a template is a text model's own, given places for images by `with_images`."""
-    return isinstance(source, str) and source.startswith(_HEAD)
 
 
 @dataclass(frozen=True)
@@ -93,12 +58,14 @@ class ChatTemplate:
         source: in Jinja.
         tokenizer: renders it, and knows the control tokens.
         marker: what the template writes for an image.
+        video_marker: what it writes for a video; None: the model takes none.
         end: the control token that ends an answer; it carries loss.
     """
 
     source: str
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     marker: str = IMAGE_MARKER
+    video_marker: str | None = None
     end: str = field(init=False)
     name: str = OWN
     captions: bool = False
@@ -106,7 +73,7 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         """Raises ChatTemplateError if answers have no end that generation could stop at, or images no place."""
-        ahead, _, rest = self._around(((0, True),))
+        ahead, _, rest = self._around((((), True),))
         tokens = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
         tokens |= set(map(str, self.tokenizer.all_special_tokens))
         found = sorted((rest.find(token), -len(token), token) for token in tokens if token and token in rest)
@@ -115,33 +82,42 @@ class ChatTemplate:
                 f"the chat template ends answers with {rest!r}, which holds no control token to stop at"
             )
         object.__setattr__(self, "end", found[0][2])
-        if ahead.count(self.marker) or self._around(((1, True),))[0].count(self.marker) != 1:
+        if ahead.count(self.marker) or self._around(((("image",), True),))[0].count(self.marker) != 1:
             raise ChatTemplateError(f"the chat template writes no {self.marker!r} for an image")
 
-    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
+    def segments(self, rounds: Sequence[Round], system: str | None = None) -> list[Segment]:
         """As `Template.segments`. Loss falls on what stands behind the prompt for an answer, up to the answer's end.
 
         Raises:
             ChatTemplateError: the template makes something else of a text than the text itself, or refuses it.
+            NoPlaceError: it has no place for a system text.
         """
-        shown = [shown_images(question) for question, _ in rounds]
-        images = [question.count(IMAGE_MARKER, 0, at) for (question, _), at in zip(rounds, shown, strict=True)]
-        questions = [question[at:] for (question, _), at in zip(rounds, shown, strict=True)]
+        shown = [self._shown(question) for question, _ in rounds]
+        media = [kinds for kinds, _ in shown]
+        questions = [question[at:] for (question, _), (_, at) in zip(rounds, shown, strict=True)]
         answers = [answer for _, answer in rounds]
         if None in answers[:-1]:
             raise InputError("only the last answer may be None")
-        shape = tuple((count, answer is not None) for count, answer in zip(images, answers, strict=True))
+        if system is not None:
+            self.check_system()
+        shape = tuple((kinds, answer is not None) for kinds, answer in zip(media, answers, strict=True))
+        said = system is not None
         texts = [text for pair in zip(questions, answers, strict=True) for text in pair if text is not None]
-        whole = self._text(_messages(zip(images, questions, answers, strict=True)), answers[-1] is None)
-        written = _cut(whole, self._around(shape), texts)
+        texts = [system, *texts] if system is not None else texts
+        whole = self._text(_messages(zip(media, questions, answers, strict=True), system), answers[-1] is None)
+        written = _cut(whole, self._around(shape, said), texts)
         if written is None:  # some templates write the day's date
             self._known.clear()
-            written = _cut(whole, self._around(shape), texts)
+            written = _cut(whole, self._around(shape, said), texts)
         if written is None:
             raise ChatTemplateError("the chat template makes something else of a turn's text than the text itself")
-        literals = self._around(shape)
-        leads = [self._lead(images, number) for number, answer in enumerate(answers) if answer is not None]
+        literals = self._around(shape, said)
+        self._check_videos(literals, media)
+        leads = [self._lead(media, number) for number, answer in enumerate(answers) if answer is not None]
         pieces = [Segment(literals[0], False)]
+        if said:
+            pieces += [Segment(written[0], False, written=True), Segment(literals[1], False)]
+            written, literals = written[1:], literals[1:]
         for number, answer in enumerate(answers):
             pieces.append(Segment(written[2 * number], False, written=True))
             before = literals[2 * number + 1]
@@ -162,14 +138,55 @@ class ChatTemplate:
         """Same as `segments`, as one string; without the beginning of sequence where the tokenizer puts it."""
         return "".join(segment.text for segment in self.segments(rounds))
 
-    def _around(self, shape: tuple[tuple[int, bool], ...]) -> list[str]:
-        """What the template writes before, between and behind the texts of such rounds: (images, whether it is answered)."""
-        if shape not in self._known:
-            marks = iter(f"{_OPEN}{number}{_CLOSE}" for number in range(2 * len(shape)))
-            rounds = [(count, next(marks), next(marks) if answered else None) for count, answered in shape]
-            text = self._text(_messages(rounds), not shape[-1][1])
+    def _shown(self, question: str) -> tuple[tuple[str, ...], int]:
+        """What a question shows ahead of its text, and where that begins; without videos their marker is text."""
+        if self.video_marker is not None:
+            return shown_media(question)
+        end = shown_images(question)
+        return ("image",) * question.count(IMAGE_MARKER, 0, end), end
+
+    def _check_videos(self, literals: Sequence[str], media: Sequence[Sequence[str]]) -> None:
+        """What a template does not know it leaves out, or writes as something else."""
+        wanted = sum(kinds.count("video") for kinds in media)
+        if wanted and sum(literal.count(str(self.video_marker)) for literal in literals) != wanted:
+            raise ChatTemplateError(f"the chat template writes no {self.video_marker!r} for a video")
+
+    def check_system(self) -> None:
+        """A template that does not know of system texts refuses one, leaves it out, or takes it for an answer.
+
+        Raises:
+            NoPlaceError: it is one of those.
+        """
+        if _PLACE not in self._known:
+            mark = f"{_OPEN}s{_CLOSE}"
+            told, answered = (_messages([((), "question", None)], mark) for _ in range(2))
+            answered[0]["role"] = "assistant"
+            self._known[_PLACE] = self._refusals(told, answered, mark)
+        for reason in self._known[_PLACE]:
+            raise NoPlaceError(f"template {self.name!r}, the model's, has no place for a system text: {reason}")
+
+    def _refusals(self, told: list[dict[str, Any]], answered: list[dict[str, Any]], mark: str) -> list[str]:
+        """Why a text with that mark has no place; none where it has one. `answered` are the same messages with an answer for it."""
+        try:
+            text = self._text(told, True)
+        except ChatTemplateError as error:
+            return [str(error)]
+        if text.count(mark) != 1:
+            return [f"it writes it {text.count(mark)} times"]
+        with contextlib.suppress(ChatTemplateError):
+            if text == self._text(answered, True):
+                return ["it takes it for an answer"]
+        return []
+
+    def _around(self, shape: tuple[tuple[tuple[str, ...], bool], ...], system: bool = False) -> list[str]:
+        """What the template writes before, between and behind the texts of such rounds: (media, whether it is answered)."""
+        if (shape, system) not in self._known:
+            marks = iter(f"{_OPEN}{number}{_CLOSE}" for number in range(2 * len(shape) + 1))
+            told = [next(marks)] if system else []
+            rounds = [(kinds, next(marks), next(marks) if answered else None) for kinds, answered in shape]
+            text = self._text(_messages(rounds, *told), not shape[-1][1])
             pieces, position = [], 0
-            for mark in [mark for _, *pair in rounds for mark in pair if mark]:
+            for mark in told + [mark for _, *pair in rounds for mark in pair if mark]:
                 if text.count(mark) != 1:
                     raise ChatTemplateError(f"the chat template writes a text {text.count(mark)} times")
                 at = text.index(mark)
@@ -177,12 +194,12 @@ class ChatTemplate:
                     raise ChatTemplateError("the chat template changes the order of the turns")
                 pieces.append(text[position:at])
                 position = at + len(mark)
-            self._known[shape] = [*pieces, text[position:]]
-        return self._known[shape]
+            self._known[shape, system] = [*pieces, text[position:]]
+        return self._known[shape, system]
 
-    def _lead(self, images: Sequence[int], number: int) -> str:
+    def _lead(self, media: Sequence[tuple[str, ...]], number: int) -> str:
         """What the template writes behind a question when it is asked for the answer."""
-        shape = tuple((count, at < number) for at, count in enumerate(images[: number + 1]))
+        shape = tuple((kinds, at < number) for at, kinds in enumerate(media[: number + 1]))
         return self._around(shape)[-1]
 
     def _text(self, messages: list[dict[str, Any]], prompt: bool) -> str:
@@ -201,10 +218,12 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _messages(rounds: Any) -> list[dict[str, Any]]:
-    messages = []
-    for images, question, answer in rounds:
-        parts = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+def _messages(rounds: Any, system: str | None = None) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if system is not None:
+        messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
+    for kinds, question, answer in rounds:
+        parts = [{"type": kind} for kind in kinds] + [{"type": "text", "text": question}]
         messages.append({"role": "user", "content": parts})
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -266,7 +285,10 @@ def resolve_template(
         )
     if processor is tokenizer or type(processor).__name__ == LLAVA:  # other processors come with a template for images
         source = with_images(source) if marker == IMAGE_MARKER else source
-    return ChatTemplate(source if system is None else with_system(source, system), tokenizer, marker)
+    video = getattr(processor, "video_token", None)
+    if system is not None:
+        ChatTemplate(source, tokenizer, marker, video).check_system()
+    return ChatTemplate(source if system is None else with_system(source, system), tokenizer, marker, video)
 
 
 def spoken_by(template: Template, system: str) -> Template:

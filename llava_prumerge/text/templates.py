@@ -10,12 +10,18 @@ from typing import ClassVar
 
 from llava_prumerge.ground.errors import InputError
 
-IMAGE_MARKER = "<image>"
+IMAGE_MARKER, VIDEO_MARKER = "<image>", "<video>"
 DEFAULT = "vicuna_v1"
 
 Round = tuple[str, str | None]
 
-_SHOWN_IMAGES = re.compile(f"(?:{re.escape(IMAGE_MARKER)}\\n?)*")
+_SHOWN_IMAGES = re.compile(f"(?:{IMAGE_MARKER}\\n?)*")
+_SHOWN_MEDIA = re.compile(f"(?:(?:{IMAGE_MARKER}|{VIDEO_MARKER})\\n?)*")
+_MARKERS = re.compile(f"{IMAGE_MARKER}|{VIDEO_MARKER}")
+
+
+class NoPlaceError(InputError):
+    """A system text for a template that has no place for one."""
 
 
 def is_blank(text: str) -> bool:
@@ -27,6 +33,18 @@ def shown_images(question: str) -> int:
     """Where the image markers at the front of a question end."""
     found = _SHOWN_IMAGES.match(question)
     return found.end() if found else 0
+
+
+def shown_media(question: str) -> tuple[tuple[str, ...], int]:
+    """Markers of images and videos at the front of a question. -> "image" or "video" for each, and where they end"""
+    found = _SHOWN_MEDIA.match(question)
+    end = found.end() if found else 0
+    return tuple(media_kinds(question[:end])), end
+
+
+def media_kinds(text: str) -> list[str]:
+    """ "image" or "video" for each marker in a text, in order."""
+    return [marker.strip("<>") for marker in _MARKERS.findall(text)]
 
 
 @dataclass(frozen=True)
@@ -69,19 +87,33 @@ class Template:
     system: str = ""
     marker: ClassVar[str] = IMAGE_MARKER
 
-    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
-        """Lays out rounds of (question, answer); an answer of None ends the text where generation starts."""
-        pieces = []
+    def segments(self, rounds: Sequence[Round], system: str | None = None) -> list[Segment]:
+        """Lays out rounds of (question, answer); an answer of None ends the text where generation starts.
+
+        Raises:
+            NoPlaceError: a system text is given, and the template has no place for one.
+        """
+        pieces: list[Segment] = []
         for number, (question, answer) in enumerate(rounds):
             if answer is None and number != len(rounds) - 1:
                 raise InputError(f"only the last answer may be None, but answer {number + 1} of {len(rounds)} is")
             shown = shown_images(question)
-            pieces.append(Segment((self.reopening if number else self.opening) + question[:shown], False))
+            pieces += self._opened(system) if not number else [Segment(self.reopening, False)]
+            pieces.append(Segment(question[:shown], False))
             pieces += [Segment(question[shown:], False, written=True), Segment(self.closing, False)]
             if answer is not None:
                 learnt = self.captions or not is_blank(answer)  # not to say nothing
                 pieces += [Segment(self.lead, learnt), Segment(answer, learnt, written=True), Segment(self.end, learnt)]
         return pieces
+
+    def _opened(self, system: str | None) -> list[Segment]:
+        """What stands before the first question, with a record's system text in the place of the template's."""
+        if system is None:
+            return [Segment(self.opening, False)]
+        if not self.system:
+            raise NoPlaceError(f"template {self.name!r} has no place for a system text")
+        before, _, after = self.opening.partition(self.system)
+        return [Segment(before, False), Segment(system, False, written=True), Segment(after, False)]
 
     def render(self, rounds: Sequence[Round]) -> str:
         """Same as `segments`, as one string."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llava_prumerge.data.recipe import SETTINGS, RecipeError, read_names, read_recipe
+from llava_prumerge.data.recipe_data import FRAMES
 from llava_prumerge.ground import shipped
 from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.methods.labels import method_name
@@ -70,6 +71,8 @@ class DataArguments:
 
     data: str | None = option(None, "records in LLaVA's JSON format")
     images: str | None = option(None, "folder that the records' image paths are relative to")
+    videos: str | None = option(None, "folder that the records' video paths are relative to; null: images")
+    frames: int = option(FRAMES, "frames taken of a video, evenly spaced from the first to the last")
     trusted: list[str] = option([], "folders outside `images` that links in it may lead to")
     template: str = option(
         "vicuna_v1",

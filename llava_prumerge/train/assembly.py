@@ -11,16 +11,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
+from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
-from llava_prumerge.model.chat import fixed_places
-from llava_prumerge.model.families import family_of, stock_type
+from llava_prumerge.data.videos import VideoFolder
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
 from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
-from llava_prumerge.train.stages import load_start, prepare_stage, start_base, template_for
+from llava_prumerge.train.stages import load_start, prepare_stage, reader_for, start_base
 from llava_prumerge.train.trainer import LlavaTrainer
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ def build_dataset(
     arguments: TrainArguments, config: PruMergeLlavaConfig, processor: LlavaProcessor
 ) -> QuarantiningDataset:
     """The records with the model's tokenizer and image processor, replacements for the bad ones."""
-    places = fixed_places(config)
+    reader = reader_for(arguments, processor, config)
+    places, videos = reader.places, None
+    if reader.takes_videos:
+        folder = str(arguments.videos or arguments.images)
+        videos = VideoFolder(folder, arguments.frames, trusted=trusted_folders(arguments.trusted))
     try:
         if places is None:
-            pixels: ImagePreprocessor | ProcessedImages = ProcessedImages(
-                processor, family_of(stock_type(config.model_type)).beside
-            )
+            pixels: ImagePreprocessor | ProcessedImages = ProcessedImages(processor, reader.beside)
             places = pixels.typical_places
         else:
             pixels = ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect)
@@ -51,11 +53,13 @@ def build_dataset(
             arguments.images,
             processor.tokenizer,
             pixels,
-            template_for(arguments, processor, config),
-            image_token_id=config.image_token_id,
+            reader.template,
+            image_token_id=reader.image_token_id,
             image_tokens=places,
             max_length=arguments.max_length,
             trusted=arguments.trusted,
+            videos=videos,
+            video_token_id=reader.video_token_id,
         )
     except ValueError as error:
         raise RecipeError(f"data={arguments.data}: {error}") from error

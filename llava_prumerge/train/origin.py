@@ -39,12 +39,15 @@ def describe_origin(arguments: TrainArguments) -> dict[str, Any]:
         rows = open_records(str(arguments.data))
     except ValueError as error:  # no file of records
         raise RecipeError(f"data={arguments.data}: {error}") from error
+    images = digest_images(Path(str(arguments.images)), (name for names in rows["image"] for name in names))
+    if videos := [name for names in rows["video"] for name in names]:
+        images["videos"] = digest_images(Path(str(arguments.videos or arguments.images)), videos)
     found = {
         "version": _VERSION,
         "recipe": settings_that_decide(arguments),
         "method": arguments.reduction,
         "records": {"sha256": file_digest(str(arguments.data)), "count": len(rows)},
-        "images": digest_images(Path(str(arguments.images)), (name for names in rows["image"] for name in names)),
+        "images": images,
         "base": {key: fingerprint(path) for key in BASE_KEYS if (path := getattr(arguments, key)) is not None},
     }
     return json.loads(json.dumps(found, default=str))  # as it will be read

@@ -51,14 +51,14 @@ FREE_KEYS = frozenset(
     }
 )
 # Files and folders: what is in them counts (`origin.py`), not where they lie.
-PATH_KEYS = frozenset({"data", "images", "model", "language_model", "vision_tower", "projector", "deepspeed"})
+PATH_KEYS = frozenset({"data", "images", "videos", "model", "language_model", "vision_tower", "projector", "deepspeed"})
 # What a run leaves in its folder beside checkpoints: with one of these in it, a folder is a run.
 RUN_FILES = (MADE_FROM_FILE, "environment.json", "metrics.jsonl")
 
 
 def required_inputs(arguments: TrainArguments) -> dict[str, str | None]:
     """The paths this run cannot do without, by recipe key."""
-    keys = ["data", "images"]
+    keys = ["data", "images"] + ["videos"] * (arguments.videos is not None)
     if arguments.model is not None:
         keys.append("model")
     else:
@@ -97,7 +97,9 @@ def check_inputs(arguments: TrainArguments) -> None:
     except TrustError as error:
         raise RecipeError(str(error)) from error
     folders = [
-        key for key in ("images", *MODEL_KEYS) if inputs.get(key) is not None and not is_hub_name(str(inputs[key]))
+        key
+        for key in ("images", "videos", *MODEL_KEYS)
+        if inputs.get(key) is not None and not is_hub_name(str(inputs[key]))
     ]
     for key in folders:
         if not Path(str(inputs[key])).is_dir():

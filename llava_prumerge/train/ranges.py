@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llava_prumerge.data.recipe import RecipeError
-from llava_prumerge.data.recipe_data import LONGEST
+from llava_prumerge.data.recipe_data import LONGEST, MOST_FRAMES
 
 MOST_STEPS = 10**9
 
@@ -45,6 +45,7 @@ RANGES: Mapping[str, Range] = {
     "max_length": Range(1, LONGEST),
     "length_pool": Range(1, 1_000_000),
     "bad_sample_limit": _SHARE,
+    "frames": Range(1, MOST_FRAMES),
     "workers": Range(0, 1024),
     "global_batch": Range(1, 10_000_000),
     "per_device_batch": Range(1, 1_000_000),

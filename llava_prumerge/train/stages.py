@@ -19,11 +19,9 @@ from llava_prumerge.model.adapters import (
     plain_name,
 )
 from llava_prumerge.model.assembling import load_projector
-from llava_prumerge.model.chat import family_template
 from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.processors import set_template
-from llava_prumerge.text.chat_templates import ChatTemplate
-from llava_prumerge.text.templates import Template
+from llava_prumerge.model.reading import Reader, reader_of
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.quantization import quantize_linears
 from llava_prumerge.train.settings import uses_bf16
@@ -50,20 +48,20 @@ def load_start(arguments: TrainArguments) -> tuple[nn.Module, LlavaProcessor]:
         model, processor = base.build(arguments.projector, arguments.reduction, dtype, arguments.attention)
     except OSError as error:  # transformers' word for folders that lack files
         raise RecipeError(" ".join(str(error).split())) from error
-    template = template_for(arguments, processor, model.config)
+    template = reader_for(arguments, processor, model.config).template
     set_template(processor, template)
     end_answers(model, processor.tokenizer, template.end.strip())
     return model, processor
 
 
-def template_for(arguments: TrainArguments, processor: LlavaProcessor, config: Any) -> Template | ChatTemplate:
-    """The template that a run's conversations are written in.
+def reader_for(arguments: TrainArguments, processor: LlavaProcessor, config: Any) -> Reader:
+    """How a run's conversations are read, with the template that they are written in.
 
     Raises:
         RecipeError: there is none of that name, or it does not fit the model.
     """
     try:
-        return family_template(arguments.template, processor, config, arguments.system)
+        return reader_of(processor, config, arguments.template, arguments.system)
     except InputError as error:
         key = "template" if arguments.system is None else f"system={arguments.system!r}, template"
         raise RecipeError(f"{key}={arguments.template}: {error}") from error

@@ -14,8 +14,9 @@ from llava_prumerge.text.chat_templates import (
     ChatTemplateError,
     resolve_template,
     stored_template,
-    with_images,
 )
+from llava_prumerge.text.jinja_sources import with_images
+from llava_prumerge.text.templates import NoPlaceError
 from llava_prumerge.text.tokenizers import add_image_tokens
 
 every = pytest.mark.parametrize("kind", KINDS)
@@ -140,8 +141,61 @@ def test_a_system_text_takes_the_place_of_the_templates_own(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gemma2", "mistral"])
 def test_a_template_that_refuses_a_system_text_says_so(kind: str) -> None:
-    with pytest.raises(ChatTemplateError, match="refuses it: .*(not supported|no such role)"):
+    with pytest.raises(NoPlaceError, match="refuses it: .*(not supported|no such role)"):
         resolve_template("own", tokenizer_of(kind), system="Say red.")
+
+
+@pytest.mark.parametrize("kind", SYSTEM_ROLE)
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_records_system_text_stands_where_the_template_puts_it(kind: str, talk: str) -> None:
+    """Ids and mask are those that transformers makes of the same turns, from a first message of the role system."""
+    tokenizer = tokenizer_of(kind)
+    told = record(TALKS[talk])
+    told["conversations"].insert(0, {"from": "system", "value": "Say 'red'."})
+    made = encode_training(tokenizer, told, "own", tokenizer.convert_tokens_to_ids("<image>"), 1)
+    stock = tokenizer_of(kind, KINDS[kind]["template"])
+    turns = [{"role": "system", "content": [{"type": "text", "text": "Say 'red'."}]}, *messages(TALKS[talk])]
+    whole = stock.apply_chat_template(turns, return_assistant_tokens_mask=True, return_dict=True)
+    ids, mask = list(whole["input_ids"]), list(whole["assistant_masks"])
+    if stock.bos_token and ids[0] != stock.bos_token_id:
+        ids, mask = [stock.bos_token_id, *ids], [0, *mask]
+    assert made["input_ids"] == ids
+    assert made["labels"] == [token if own else IGNORE_INDEX for token, own in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "reason"),
+    [
+        ("gemma2", None, "not supported"),
+        ("qwen2", "{%- for m in messages if m['role'] != 'system' -%}{{- '<|im_start|>' + m['content'] + '<|im_end|>' -}}{%- endfor -%}", "0 times"),
+        ("qwen2", "{%- for m in messages -%}{{- ('Q ' if m['role'] == 'user' else 'A ') + m['content'] + '<|im_end|>' -}}{%- endfor -%}", "for an answer"),
+    ],
+)  # fmt: skip
+def test_a_records_system_text_is_refused_where_it_has_no_place(kind: str, template: str | None, reason: str) -> None:
+    tokenizer = tokenizer_of(kind, template)
+    told = record([("What is this", "red")])
+    told["conversations"].insert(0, {"from": "system", "value": "Say red."})
+    with pytest.raises(MaskError, match=f"system text: template 'own'.*{reason}") as caught:
+        encode_training(tokenizer, told, "own", tokenizer.convert_tokens_to_ids("<image>"), 1)
+    assert caught.value.kind == "system text" and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_records_system_text_in_llavas_templates() -> None:
+    tokenizer = tokenizer_of("mistral")
+    told = record([("<image>\nWhat is this", "red")])
+    plainly = encode_training(tokenizer, told, "vicuna_v1", 5, 1)
+    own = resolve_template("vicuna_v1", tokenizer).system
+    told["conversations"].insert(0, {"from": "system", "value": own})
+    assert encode_training(tokenizer, told, "vicuna_v1", 5, 1) == plainly
+    told["conversations"][0]["value"] = "Say red."
+    made = encode_training(tokenizer, told, "vicuna_v1", 5, 1)
+    said = resolve_template("vicuna_v1", tokenizer, system="Say red.")
+    told["conversations"] = told["conversations"][1:]
+    assert made == encode_training(tokenizer, told, said, 5, 1)
+    for name in ("plain", "mistral_instruct"):
+        told["conversations"] = [{"from": "system", "value": "Say red."}, *told["conversations"][-2:]]
+        with pytest.raises(MaskError, match=f"system text: template '{name}' has no place"):
+            encode_training(tokenizer, told, name, 5, 1)
 
 
 def test_named_templates_take_a_system_text_too() -> None:

@@ -250,7 +250,7 @@ def test_a_tokenizer_without_bos_gets_none(spell_tokenizer: MakeTokenizer) -> No
 
 
 BAD = {
-    "role": record("hi", "yes", conversations=[{"from": "system", "value": "hi"}, {"from": "gpt", "value": "yes"}]),
+    "role": record("hi", "yes", conversations=[{"from": "user", "value": "hi"}, {"from": "gpt", "value": "yes"}]),
     "empty conversation": record(),
     "turn order": record("hi", "yes", "and"),
     "empty turn": record("hi", "  "),

@@ -40,7 +40,8 @@ BAD = [
     ({"id": "out", "image": "../a.jpg", "conversations": turns("<image>", "cat")}, "path escapes"),
     ({"id": "mute", "conversations": turns("hi?", "")}, "empty turn"),
     ({"id": "lost", "image": "a.jpg", "conversations": turns("hi?", "cat")}, "image without marker"),
-    ({"id": "film", "video": "a.mp4", "conversations": turns("hi?", "cat")}, "media"),
+    ({"id": "film", "video": "a.mp4", "conversations": turns("hi?", "cat")}, "video"),
+    ({"id": "song", "audio": "a.mp3", "conversations": turns("hi?", "cat")}, "media"),
     ({"conversations": "hi"}, "format"),
 ]
 
@@ -87,8 +88,8 @@ def test_report_and_clean_copy(check: Callable[..., int], tmp_path: Path) -> Non
     report, clean = tmp_path / "report.json", tmp_path / "clean.json"
     assert check(records, "--report", str(report), "--clean", str(clean)) == 1
     summary = json.loads(report.read_text())
-    assert (summary["records"], summary["bad"], summary["image_tokens"]) == (10, 8, 4)
-    assert [bad["index"] for bad in summary["bad_records"]] == list(range(1, 9))
+    assert (summary["records"], summary["bad"], summary["image_tokens"]) == (11, 9, 4)
+    assert [bad["index"] for bad in summary["bad_records"]] == list(range(1, 10))
     assert report.with_suffix(".txt").read_text().count("'book.gif' is there; rename it") == 1
     assert {kind: entry["count"] for kind, entry in summary["faults"].items()} == {kind: 1 for _, kind in BAD}
     assert summary["faults"]["missing"]["first"][0]["sample_id"] == "absent"

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_families import FAMILIES, PROCESSORS, have_num2words, stock_model, write_family
 from transformers.utils import is_torchvision_available
 
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.assembling import processor_of
 from llava_prumerge.model.chat import ChatProcessor
 from llava_prumerge.model.family_processors import VIDEOS, read_processor
@@ -40,8 +41,12 @@ def test_images_work_and_a_saved_processor_is_the_same(
     asked = [("w5 w6", [photo()]), ("w7", [])]
     made = ChatProcessor(processor, model.config, "vicuna_v1")(asked)
     assert made["input_ids"].shape[0] == 2 and int((made["input_ids"] == model.config.image_token_id).sum()) > 0
-    with pytest.raises(ImportError, match="videos need torchvision"):
-        getattr(processor, VIDEOS)([photo()])
+    if name == "smolvlm":
+        with pytest.raises(InputError, match="videos of this model need torchvision"):
+            getattr(processor, VIDEOS)([[photo()]])
+    else:
+        frames = getattr(processor, VIDEOS)([[photo(), photo()]])
+        assert torch.isfinite(frames["pixel_values_videos"]).all() and getattr(processor, VIDEOS).fps == 3
     processor.save_pretrained(tmp_path / "again")
     stock_model(name).config.save_pretrained(tmp_path / "again")
     again = read_processor(tmp_path / "again", model.config)

@@ -61,7 +61,8 @@ SPECIAL = [
 ]
 METHOD = {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 1, "keep": 0.5}}
 PARTS = (
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- 'MARK' -}}{%- endif -%}{%- endfor -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- 'MARK' -}}"
+    "{%- elif part['type'] == 'video' -%}{{- 'FILM' -}}{%- endif -%}{%- endfor -%}"
     "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}{%- endfor -%}"
 )
 CHATML = (
@@ -110,7 +111,8 @@ TEMPLATES = {"gemma3": GEMMA, "idefics3": IDEFICS, "smolvlm": IDEFICS, "mistral3
 def template_of_family(name: str, marked: bool = False) -> str:
     """A chat template, with marks around what the model says or without them."""
     other = CHATML if name.startswith(("qwen", "internvl", "llava_onevision")) else VICUNA
-    text = TEMPLATES.get(name, other).replace("MARK", MARKS.get(name, "<image>\\n"))
+    film = "<|vision_start|><video><|vision_end|>" if name.startswith("qwen") else "<video>\\n"
+    text = TEMPLATES.get(name, other).replace("MARK", MARKS.get(name, "<image>\\n")).replace("FILM", film)
     return text if marked else re.sub(r"{%-? (?:end)?generation -?%}", "", text)
 
 
@@ -150,6 +152,9 @@ def write_checkpoint(folder: Path, name: str) -> Path:
             setattr(config, f"{key}_token_id", number(f"<|{key}|>"))
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projection, on whose length its norm divides
+            torch.nn.init.normal_(parameter, std=0.02)
     model.generation_config = GenerationConfig(
         bos_token_id=number("<s>"), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -195,6 +200,38 @@ def write_records(folder: Path) -> Any:
     single = [record | {"conversations": record["conversations"][:2]} for record in records]
     (folder / "single.json").write_text(json.dumps(single))
     return folder / "records.json"
+
+
+def write_videos(folder: Path) -> Path:
+    """Records with a video of twelve frames, one with an image beside it, and one of text; -> path of the records"""
+    from PIL import Image
+
+    images = folder / "images"
+    for number in range(12):
+        (images / "film").mkdir(exist_ok=True)
+        colour = (20 * number, 255 - 20 * number, 90)
+        noise = Image.effect_noise((72, 40), 40).convert("RGB")
+        Image.blend(noise, Image.new("RGB", (72, 40), colour), 0.6).save(images / "film" / f"{number}.png")
+    talks = [
+        ({"video": "film"}, [("<video>\nWhat colour is this", "red field"), ("Say the word", "red")]),
+        ({}, [("Say the word", "blue")]),
+        ({"video": "film"}, [("<image>\nWhat is this", "green")]),
+        ({"video": "film", "image": "red.png"}, [("<image>\n<video>\nWhat colour is this", "red and green")]),
+    ]
+    records = [
+        {
+            "id": f"film-{number}",
+            **media,
+            "conversations": [
+                {"from": role, "value": text}
+                for pair in rounds
+                for role, text in zip(("human", "gpt"), pair, strict=True)
+            ],
+        }
+        for number, (media, rounds) in enumerate(talks)
+    ]
+    (folder / "films.json").write_text(json.dumps(records))
+    return folder / "films.json"
 
 
 def records_of(families: Path, name: str) -> Path:

@@ -19,10 +19,10 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.model.assembling import processor_of
-from llava_prumerge.model.chat import family_template
 from llava_prumerge.model.families import family_of
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.part_names import part_names
+from llava_prumerge.model.reading import family_template
 from llava_prumerge.text.chat_templates import OWN
 from llava_prumerge.train import assembly
 from llava_prumerge.train.run import main
@@ -168,7 +168,7 @@ def test_full_trains_all_but_the_towers(world, families: Path, tmp_path: Path, n
     assert (
         main(
             world.recipe(
-                "full", run, **given(families, name) | {"learning_rate": 5e-3, "max_steps": 3, "save_steps": 0}
+                "full", run, **given(families, name) | {"learning_rate": 2e-3, "max_steps": 4, "save_steps": 0}
             )
         )
         == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Family:
         beside: what its models take beside ids in training, from processor, ids [L] and labels [L]; None: as
             its processor says.
         built: what is done to a model that was just built by its configuration, ahead of everything else.
+        videos: settings of its stock processor's part for videos, which is not there without torchvision; None: it takes none.
         needs: a package that its processor cannot be made without, and what to install for it.
         mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
         since: the first release of transformers with which it is served.
@@ -67,6 +68,7 @@ class Family:
     template: Callable[[Any], Template] | None = None
     beside: Callable[[Any, Tensor, Tensor], dict[str, Tensor]] | None = None
     built: Callable[[Any], None] = lambda model: None
+    videos: Mapping[str, Any] | None = None
     needs: tuple[str, str] | None = None
     since: str = "5.17"
 

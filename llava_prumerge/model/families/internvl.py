@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from llava_prumerge.model.families import Family
+from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places
 from llava_prumerge.model.vision_tower import TowerSpec, encode, patch_grid, register_tower
@@ -76,4 +77,4 @@ def _refusal(config: Any) -> str | None:
     return None if isinstance(config.vision_feature_layer, int) else "vision_feature_layer must be one layer"
 
 
-FAMILY = Family(host=InternVLHost, refusal=_refusal)
+FAMILY = Family(host=InternVLHost, refusal=_refusal, videos=PIXELS | {"size": {"height": 384, "width": 384}})

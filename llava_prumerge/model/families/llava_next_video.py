@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from llava_prumerge.model.families import Family
+from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.tiled import TiledHost, frames_places, pooled, tower_refusal
 
 
@@ -38,4 +39,9 @@ class LlavaNextVideoHost(TiledHost):
         return self.reduce([tiles], places, self.project, lambda _: pixels, modality="video")
 
 
-FAMILY = Family(host=LlavaNextVideoHost, refusal=tower_refusal)
+FAMILY = Family(
+    host=LlavaNextVideoHost,
+    refusal=tower_refusal,
+    videos=PIXELS
+    | {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+)

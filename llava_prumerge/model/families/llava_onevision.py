@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_prumerge.model.families import Family
+from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.tiled import NEWLINE, TiledHost, frames_places, pooled, tower_refusal
 
@@ -110,4 +111,4 @@ class LlavaOnevisionHost(TiledHost):
         return packed[~marks.to(packed.device)][None, states.shape[1] :]
 
 
-FAMILY = Family(host=LlavaOnevisionHost, refusal=tower_refusal)
+FAMILY = Family(host=LlavaOnevisionHost, refusal=tower_refusal, videos=PIXELS | {"size": {"height": 384, "width": 384}})

@@ -15,7 +15,7 @@ from llava_prumerge.model.placement import ForwardPass, Places
 from llava_prumerge.model.vision_tower import encode
 from llava_prumerge.ops.layout import IGNORE_INDEX
 from llava_prumerge.text.chat_templates import ChatTemplateError
-from llava_prumerge.text.templates import IMAGE_MARKER, Round, Segment, Template, shown_images
+from llava_prumerge.text.templates import IMAGE_MARKER, NoPlaceError, Round, Segment, Template, shown_images
 
 
 class PaliGemmaHost(Host):
@@ -47,12 +47,15 @@ class PaliGemmaHost(Host):
 class PrefixTemplate(Template):
     """What PaliGemma's processor writes of a question and an answer: images, beginning of sequence, question, line break, answer."""
 
-    def segments(self, rounds: Sequence[Round]) -> list[Segment]:
+    def segments(self, rounds: Sequence[Round], system: str | None = None) -> list[Segment]:
         """See `Template`.
 
         Raises:
             ChatTemplateError: there is more than one question.
+            NoPlaceError: there is a system text.
         """
+        if system is not None:
+            raise NoPlaceError("PaliGemma's prompt has no place for a system text")
         if len(rounds) != 1:
             raise ChatTemplateError(f"PaliGemma is trained on one question and its answer, and there are {len(rounds)}")
         ((question, answer),) = rounds

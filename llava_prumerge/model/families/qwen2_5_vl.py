@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
 
 from llava_prumerge.model.families import Family
-from llava_prumerge.model.native import NativeHost, vision_mark
+from llava_prumerge.model.native import PACKED_FRAMES, NativeHost, vision_mark
 from llava_prumerge.model.vision_tower import TowerSpec, register_tower
 
 for _name in ("qwen2_5_vl", "qwen2_5_vl_vision"):
@@ -30,4 +30,4 @@ class WindowedHost(NativeHost):
         return torch.argsort(window)
 
 
-FAMILY = Family(host=WindowedHost, language="qwen2_5_vl_text", mark=vision_mark)
+FAMILY = Family(host=WindowedHost, language="qwen2_5_vl_text", mark=vision_mark, videos=PACKED_FRAMES)

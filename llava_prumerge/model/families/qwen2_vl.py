@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llava_prumerge.model.families import Family
-from llava_prumerge.model.native import NativeHost, vision_mark
+from llava_prumerge.model.native import PACKED_FRAMES, NativeHost, vision_mark
 from llava_prumerge.model.vision_tower import TowerSpec, register_tower
 
 for _name in ("qwen2_vl", "qwen2_vl_vision"):
     register_tower(_name, TowerSpec("blocks", "norm1", "attn", heads="num_heads"))
 
-FAMILY = Family(host=NativeHost, language="qwen2_vl_text", mark=vision_mark)
+FAMILY = Family(host=NativeHost, language="qwen2_vl_text", mark=vision_mark, videos=PACKED_FRAMES)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import Family
+from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.host import Host, in_dtype_of
 from llava_prumerge.model.placement import Places
 from llava_prumerge.model.tiled import tower_refusal
@@ -93,4 +94,11 @@ def _built(model: Any) -> None:
     plain_tower(model.model.image_tower)
 
 
-FAMILY = Family(host=VideoLlavaHost, refusal=tower_refusal, built=_built, since="5.18")
+FAMILY = Family(
+    host=VideoLlavaHost,
+    refusal=tower_refusal,
+    built=_built,
+    since="5.18",
+    videos=PIXELS
+    | {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+)
