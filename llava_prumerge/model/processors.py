@@ -29,7 +29,7 @@ from llava_prumerge.text.tokenizers import TokenizerError, add_image_tokens, loa
 
 PROCESSOR_FILE, PIXELS_FILE = "processor_config.json", "preprocessor_config.json"
 OLD_TEMPLATE_FILE = "chat_template.json"  # what processors before 4.49 read
-PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample")
+PIXEL_SETTINGS = ("size", "crop_size", "do_center_crop", "image_mean", "image_std", "resample")
 
 
 def load_processor(path: str | Path, config: LlavaConfig) -> LlavaProcessor:
@@ -77,8 +77,8 @@ def make_processor(
 ) -> LlavaProcessor:
     """A stock LlavaProcessor that expands each image to image_seq_length placeholders and pads it to a square.
 
-    Stock image processors crop what LLaVA-1.5 was trained to pad, so the switch is saved with the checkpoint; SigLIP's
-    crops nothing and stays. Prompts of a batch are padded on the left, as generation needs it; training pads by itself.
+    Stock image processors crop what LLaVA-1.5 was trained to pad, and SigLIP's squeezes it, so the switch is saved with the
+    checkpoint: LLaVA's code pads ahead of any tower's processor, and so do training and evaluation here. Prompts of a batch are padded on the left, as generation needs it; training pads by itself.
 
     Args:
         tokenizer: gets the template and the side of padding too.
@@ -108,13 +108,15 @@ def _ahead(config: LlavaConfig) -> int:
 
 
 def _padding(image_processor: Any) -> Any:
-    """An image processor that pads to a square, of any kind that resizes and normalises; SigLIP's as it is."""
+    """An image processor that pads to a square, of any kind that resizes and normalises."""
     values = image_processor.to_dict()
     kind, side = values["image_processor_type"], input_side(image_processor)
-    if kind.startswith("Siglip"):
-        return image_processor
-    if not kind.startswith(("CLIP", "Llava")):  # these resize to more than they crop, or to no square
-        values |= {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    square = {"height": side, "width": side}
+    values |= {"do_center_crop": bool(values.get("do_center_crop", not kind.startswith("Siglip")))}
+    if kind.startswith("Siglip"):  # squeezes whatever it gets into a square, and crops nothing
+        values |= {"size": square, "crop_size": square}
+    elif not kind.startswith(("CLIP", "Llava")):  # these resize to more than they crop, or to no square
+        values |= {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
     return LlavaImageProcessorPil(**{key: values[key] for key in PIXEL_SETTINGS}, do_pad=True)
 
 

@@ -16,6 +16,7 @@ from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.model.assembling import assemble
 from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.parts import load_image_processor
 from llava_prumerge.model.vision_tower import TOWERS as SERVED_TOWERS
 from llava_prumerge.model.weight_files import LoadingError
 from llava_prumerge.text.chat_templates import resolve_template, template_of
@@ -70,9 +71,8 @@ def test_a_model_of_any_parts(parts: dict[str, Any], kind: str, tower: str, tmp_
         inputs["input_ids"][0].tolist() == ids
         and ids.count(config.image_token_id) == parts[tower] == config.image_seq_length
     )
-    if tower != "siglip":  # whose own processor squeezes images into a square
-        padded = ImagePreprocessor(processor.image_processor)([PICTURE])
-        torch.testing.assert_close(inputs["pixel_values"], padded, atol=0.02, rtol=0)
+    padded = ImagePreprocessor(processor.image_processor)([PICTURE])
+    torch.testing.assert_close(inputs["pixel_values"], padded, atol=0.02, rtol=0)
 
     full = model(**inputs).logits
     stock = LlavaForConditionalGeneration(stock_config(config)).eval()
@@ -84,6 +84,8 @@ def test_a_model_of_any_parts(parts: dict[str, Any], kind: str, tower: str, tmp_
     processor.save_pretrained(tmp_path / "whole")
     again, other = load_model(tmp_path / "whole", reduction={}, device="cpu")
     torch.testing.assert_close(again(**inputs).logits, full)
+    read = other(text=["<image>"], images=[[PICTURE]], return_tensors="pt")
+    assert torch.equal(read["pixel_values"], inputs["pixel_values"])
     assert (
         other.chat_template
         == processor.chat_template
@@ -121,3 +123,19 @@ def test_other_parts_are_refused_by_their_type(parts: dict[str, Any], tmp_path: 
         assemble(tmp_path / "gpt2", folder / "clip")
     with pytest.raises(LoadingError, match="vit"):
         assemble(folder / "qwen2", tmp_path / "vit")
+
+
+@pytest.mark.parametrize("size", [(50, 34), (20, 61), (30, 30)])
+def test_siglips_images_are_padded_as_llavas_code_pads_them(parts: dict[str, Any], size: tuple[int, int]) -> None:
+    """By hand: centred on a square of the mean colour, then what SigLIP's own processor makes of that."""
+    image = Image.effect_noise(size, 90).convert("RGB")
+    side = max(size)
+    canvas = Image.new("RGB", (side, side), (127, 127, 127))
+    canvas.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    expected = load_image_processor(parts["folder"] / "siglip")([canvas], return_tensors="pt")["pixel_values"]
+    _, processor = assemble(parts["folder"] / "qwen2", parts["folder"] / "siglip")
+    found = processor(text=["<image>"], images=[[image]], return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, expected)
+    assert torch.equal(ImagePreprocessor(processor.image_processor)([image]), expected)
+    squeezed = load_image_processor(parts["folder"] / "siglip")([image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(ImagePreprocessor(processor.image_processor, "square")([image]), squeezed), "as in stage 1"
