@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers test-tools lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -49,6 +49,10 @@ test-compat: $(READY)  ## what is written, read by other releases of transformer
 test-trainers: $(READY)  ## trainers of transformers, accelerate and TRL on our models; TRL goes into .venv-trl
 	bash scripts/trl_env.sh $(PY) .venv-trl
 	.venv-trl/bin/python -m pytest -m trainers tests/trainers
+
+test-tools: $(READY)  ## lmms-eval, VLMEvalKit and transformers' server with our models, each in an environment of its own
+	bash scripts/tools_env.sh $(PY) .venv-tools-lmms-eval lmms-eval
+	.venv-tools-lmms-eval/bin/python -m pytest -m tools tests/harness/test_lmms_eval.py
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

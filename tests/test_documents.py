@@ -21,6 +21,7 @@ RUN_BY_THEIR_TESTS = {  # page: the test that runs its commands
     "checkpoints.md": "tests/model/test_checkpoint_document.py",
     "data.md": "tests/data/test_data_document.py",
     "gpus_and_clusters.md": "tests/train/test_cluster_document.py",
+    "lmms_eval.md": "tests/harness/test_lmms_eval.py",
     "own_data.md": "tests/test_own_data.py",
     "release.md": "tests/hub/test_release_document.py",
     "reliability.md": "tests/train/test_training_documents.py",

@@ -36,6 +36,7 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "evaluation": LOWEST | LIBRARIES,
     "viz": LOWEST | LIBRARIES | {"inference"},
     "search": LOWEST | LIBRARIES,
+    "harness": LOWEST | LIBRARIES | {"inference", "evaluation"},  # loads a model as an evaluation does
     "hub": LOWEST | LIBRARIES | {"evaluation"},  # reads result files with its library
 }
 TORCH_ALONE = {"ground", "ops", "methods.words", "methods.base", "methods"}

@@ -120,10 +120,8 @@ def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXEL
     try:
         with Image.open(source, formats=FORMATS) as image:
             _check_size(image, name, max_pixels)
-            # Pillow would warn of it, and transformers' convert_to_rgb would compose the image on white.
-            image.info.pop("transparency", None)
             image.load()
-            rgb = (_narrowed(image) if is_deep(image) else image).convert("RGB")
+            return as_rgb(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -132,6 +130,17 @@ def decode_image(source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXEL
         raise ImageError(f"not an image: {name} is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders let out whatever a broken file makes them meet
         raise ImageError(f"broken: {name} cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A copy in RGB of an image that is decoded already, as `decode_image` makes it."""
+    own = image.info
+    # Pillow would warn of it, and transformers' convert_to_rgb would compose the image on white.
+    image.info = {key: value for key, value in own.items() if key != "transparency"}
+    try:
+        rgb = (_narrowed(image) if is_deep(image) else image).convert("RGB")
+    finally:
+        image.info = own
     rgb.info.clear()  # what is left of the file, such as an orientation, is nobody's to act on
     return rgb
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.data.conversation import encode, prompt
-from llava_prumerge.data.images import ImagePreprocessor, read_image
+from llava_prumerge.data.images import ImagePreprocessor, as_rgb, read_image
 from llava_prumerge.inference.watching import STAGES, Tile, Token, Watched, watching
 from llava_prumerge.model.attach import attach, plain
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
@@ -206,7 +206,7 @@ def prepare(
     if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
         images = [images]
     config, begun = plain(model).config, time.perf_counter()
-    pictures = [read_image(image) if isinstance(image, str | os.PathLike) else image.convert("RGB") for image in images]
+    pictures = [read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image) for image in images]
     check_processor(processor, config)
     places = fixed_places(config)
     if places is not None:
