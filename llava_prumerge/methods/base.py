@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -17,13 +18,12 @@ from llava_prumerge.methods.contract import Merged, check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
 from llava_prumerge.methods.image_tokens import Earlier as Earlier
 from llava_prumerge.methods.image_tokens import VisionTokens as VisionTokens
+from llava_prumerge.methods.restoring import Reduced as Reduced
+from llava_prumerge.methods.restoring import with_anchors
 from llava_prumerge.methods.search_target import SearchTarget
-from llava_prumerge.methods.settings import Settings, at_least, setting
+from llava_prumerge.methods.settings import Rule, Settings, above, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
 from llava_prumerge.ops.layout import TokenLayout
-
-Reduced = tuple[Tensor, Tensor, Tensor]
-"""features [N, K, C or D], valid [N, K] bool, origin [N, K] (raster index each token stands for, -1 = none)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,24 @@ class ReducerSettings(Settings):
         "contiguous",
         "rotary positions: contiguous numbers what is kept as LLaVA does, original leaves each token that of its patch",
         source="released code",
+    )
+    anchors: Fraction = setting(
+        Fraction(0),
+        "share of the budget for anchors, into which what goes is merged; the method itself chooses the rest. RESTORE: 1/2",
+        Rule("a number in [0, 1) or a fraction such as 1/2", lambda value: 0 <= value < 1),
+        source="RESTORE (off)",
+    )
+    proportional: bool = setting(
+        False,
+        "a token that stands for s patches is attended to as s equal ones would be: log s is added to its logits",
+        source="RESTORE (off)",
+    )
+    calibration: float | None = setting(
+        None,
+        "c: log(c - D) is added to logits of visual tokens, D what the distance makes of rotary likeness; null: nothing. "
+        "RESTORE: 2",
+        above(1),
+        source="RESTORE (off)",
     )
 
 
@@ -73,9 +91,11 @@ class VisionReducer(Method):
         expected: what it leaves on average where each image decides and somebody published the mean.
         benchmarks: the project's measurements of speed that it takes part in by default.
         call_limit: how many tensor calls it makes at most, with the reason where that is not the default.
+        tells_sizes: it puts into `VisionTokens.sizes` how many patches each of its tokens stands for.
     """
 
     site: ClassVar[Literal["tower", "projected"]] = "tower"
+    tells_sizes: ClassVar[bool] = False
     needs_ids: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
     reads_projected: ClassVar[bool] = False
@@ -83,17 +103,45 @@ class VisionReducer(Method):
     benchmarks: ClassVar[tuple[Benchmark, ...]] = ()
     call_limit: ClassVar[CallLimit] = CallLimit()
 
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings)
+        self._spared = 0
+        asked = self.restoring
+        if asked.anchors and (asked.budget is None or type(self).input_size is not VisionReducer.input_size):
+            raise ReductionError(
+                f"{self.name}: anchors={asked.anchors} share a budget between what the method keeps and what gathers the rest: "
+                + ("give budget" if asked.budget is None else "a resized image has no rest")
+            )
+        if asked.proportional and not (asked.anchors or self.tells_sizes):
+            raise ReductionError(
+                f"{self.name}: proportional needs anchors: its own tokens stand for one patch, or it cannot say"
+            )
+
     def __call__(self, image: VisionTokens) -> Reduced:
         """Reduce, and check that what came out is what the contract asks for."""
-        return self._checked(image, super().__call__(image))
+        return self._checked(image, super().__call__)
 
     def directly(self, image: VisionTokens) -> Reduced:
         """The same without a call of the module: of methods without parameters, ranks may make different numbers of them."""
-        return self._checked(image, self.forward(image))
+        return self._checked(image, self.forward)
 
-    def _checked(self, image: VisionTokens, reduced: Reduced) -> Reduced:
-        reduced = self.placed(reduced, image.features.shape[1])
-        check_reduced(self.name, image.features, reduced)
+    def _checked(self, image: VisionTokens, reduce: Callable[[VisionTokens], Reduced]) -> Reduced:
+        patches, budget, spared = image.features.shape[1], self.budget, 0
+        if budget is not None and self.restoring.anchors:
+            spared = int(min(budget, patches) * self.restoring.anchors) if budget < patches else 0
+        if not spared or budget is None:
+            reduced = self.placed(reduce(image), patches)
+            check_reduced(self.name, image.features, reduced)
+        else:
+            self._spared = spared
+            try:
+                reduced = self.placed(reduce(image), patches)
+            finally:
+                self._spared = 0
+            check_reduced(self.name, image.features, reduced)
+            reduced, image.sizes = with_anchors(image.features, reduced, budget)
+        if not self.restoring.proportional:
+            image.sizes = None
         return reduced
 
     def forward(self, image: VisionTokens) -> Reduced:
@@ -105,14 +153,25 @@ class VisionReducer(Method):
         return reduced
 
     @property
+    def restoring(self) -> ReducerSettings:
+        """What all reducers take, also where this one takes nothing."""
+        return self.settings if isinstance(self.settings, ReducerSettings) else ReducerSettings()
+
+    @property
     def budget(self) -> int | None:
-        """Tokens every image leaves with; None where a rule decides."""
-        return self.settings.budget if isinstance(self.settings, ReducerSettings) else None
+        """Tokens every image leaves with; None where a rule decides. While the method chooses, without those for anchors."""
+        budget = self.restoring.budget
+        return None if budget is None else budget - self._spared
+
+    @property
+    def calibration(self) -> float | None:
+        """See the settings."""
+        return self.restoring.calibration
 
     @property
     def positions(self) -> str:
         """How what is kept is numbered, "contiguous" or "original"."""
-        return self.settings.positions if isinstance(self.settings, ReducerSettings) else "contiguous"
+        return self.restoring.positions
 
     def input_size(self, height: int, width: int, patch: int) -> tuple[int, int]:
         """Pixels the tower should see, (height, width); the place to act for methods that resize the image. `patch` in pixels."""

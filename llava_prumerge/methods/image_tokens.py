@@ -48,6 +48,7 @@ class VisionTokens:
         projected: [N, P, D] at site "tower", the features behind the projector, where the method `reads_projected`.
         overview: [N] int64, the tile of this batch that shows the whole of the image a tile was cut from, itself where it
             is that one; None: every tile is a whole image.
+        sizes: [N, K] float32, what a reducer that is asked to adds to its answer: patches that each token stands for.
     """
 
     features: Tensor
@@ -61,6 +62,7 @@ class VisionTokens:
     unprojected: Tensor | None = None
     projected: Tensor | None = None
     overview: Tensor | None = None
+    sizes: Tensor | None = None
     _blocks: dict[bool | Earlier, BlockProjections] = field(default_factory=dict, repr=False)
 
     def block(self, own: bool | Earlier = False) -> BlockProjections:

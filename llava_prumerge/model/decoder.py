@@ -101,6 +101,9 @@ class PrunesLayers(InitialisesMethods):
             stretch.rows = torch.where(
                 visual_pos_masks, visual_pos_masks.flatten().cumsum(0).view_as(visual_pos_masks) - 1, -1
             )
+        stretch.calibration = forward_pass.calibration
+        if cache is not None:
+            cache.calibration = stretch.calibration = stretch.calibration or cache.calibration
         if forward_pass.source is not None:
             start = None if forward_pass.positions == "original" else _start(earlier.get(0))
             stretch.drop(forward_pass.source >= 0, start)
@@ -194,6 +197,7 @@ class PrunesLayers(InitialisesMethods):
             if layer not in known:
                 states, held = (stretch.hidden, None) if layer == index else (previous, stretch.cache)
                 asked = self.layer_projections(layer, states, stretch.layout, stretch.angles(layer), held)
+                asked.calibration = stretch.calibration
                 if stretch.blocks is not None:
                     asked.open_blocks(stretch.blocks.to(asked.device), stretch.blocks_pass_windows)
                 known[layer] = asked

@@ -10,12 +10,24 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_prumerge.model.placement import VisualTokens
 
 ARGUMENT = "mm_encoder_outputs"
+
+
+@dataclass
+class ReducedFeatures(BaseModelOutputWithPooling):
+    """The stock output of `get_image_features`, and what its features are; a field, so that wrappers carry it along."""
+
+    deepstack_features: list[list[Tensor]] | None = None
+    visual_tokens: VisualTokens | None = None
 
 
 def takes_features(kind: type, host: type) -> bool:

@@ -19,8 +19,8 @@ from torch import Tensor
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.errors import ModelError
-from llava_prumerge.model.handover import ARGUMENT, handed_over, takes_features
-from llava_prumerge.model.placement import ForwardPass, Places, ReducedFeatures, Tiles, VisualTokens, place
+from llava_prumerge.model.handover import ARGUMENT, ReducedFeatures, handed_over, takes_features
+from llava_prumerge.model.placement import ForwardPass, Places, Tiles, VisualTokens, place
 from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
 from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
@@ -200,7 +200,7 @@ class Host(Views, InitialisesMethods):
             return
         told.is_image = self.placeholders(input_ids)
         if self.reducer is not None:
-            told.positions = self.reducer.positions
+            told.positions, told.calibration = self.reducer.positions, self.reducer.calibration
             if hasattr(self.decoder.rotary_emb, "mrope_section"):
                 told.positions = "original"  # positions in three parts are places in the image
         for modality, output in features.items():
@@ -317,7 +317,7 @@ class Host(Views, InitialisesMethods):
         elif self.reducer.reads_projected:
             with torch.no_grad():
                 features = together(project, bare)
-        owners, reduced = places.owners(), []
+        owners, reduced, sizes = places.owners(), [], []
         for number, group in enumerate(tiles):
             image = VisionTokens(
                 group.features,
@@ -333,14 +333,12 @@ class Host(Views, InitialisesMethods):
             )
             learns = any(True for _ in self.reducer.parameters())
             reduced.append(self.reducer(image) if learns else self.reducer.directly(image))
+            sizes.append(image.sizes)
         if not early:
             features = together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
-        features, visual_tokens = place(reduced, places, special)
-        if stacked is None:
-            pooled = list(features.split(places.lengths))
-        else:
-            pooled = features.unflatten(0, (-1, stacked))
+        features, visual_tokens = place(reduced, places, special, sizes)
+        pooled = list(features.split(places.lengths)) if stacked is None else features.unflatten(0, (-1, stacked))
         return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens)
 
 

@@ -9,17 +9,14 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import repeat_kv
 
+from llava_prumerge.model.key_bias import gate_logits, nearness_logits
 from llava_prumerge.ops.layout import TokenLayout
 from llava_prumerge.ops.select import select
 
 Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def gate_logits(weight: Tensor) -> Tensor:
-    """What gates in (0, 1] on keys add to attention logits."""
-    return weight.clamp(min=1e-6).log()
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -65,6 +62,9 @@ class LayerProjections:
         rotary: cosines and sines [B or 1, L, R] of the places.
         held: [B, H (keys'), L, D/H] the layer's keys where it has already run with a cache.
         window: positions a query looks back over, its own included; None for all.
+
+    Attributes:
+        calibration: c of the distances' calibration (see `model.key_bias`), or None.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class LayerProjections:
         self.attention_module, self.norm = layer.self_attn, layer.input_layernorm
         self.hidden, self.layout, self.rotary, self.held, self.window = hidden, layout, rotary, held, window
         self._blocks: tuple[Tensor, bool] | None = None
+        self.calibration: float | None = None
         self.rotate = rotation(type(layer.self_attn).__module__)
 
     def open_blocks(self, blocks: Tensor, pass_windows: bool) -> None:
@@ -121,14 +122,18 @@ class LayerProjections:
             cos, sin = (select(part.expand(len(rows), -1, -1), rows) for part in (cos, sin))
         return self.rotate(self._project("q", self.norm(hidden)), cos[:, None], sin[:, None])
 
+    @cached_property
+    def places(self) -> Tensor:
+        """The vector of ones turned to each place, of length 1: by their product places are near. [B, L, d] float32"""
+        cos, sin = (part.float().expand(len(self.hidden), -1, -1)[:, None] for part in self.rotary)
+        ones = cos.new_ones(*cos.shape[:3], self.attention_module.head_dim)
+        return F.normalize(self.rotate(ones, cos, sin)[:, 0], dim=-1)
+
     def nearness(self, rows: Tensor) -> Tensor:
         """How near the rows [B, R] are to all places by rotary position alone: the likeness of a vector of ones turned to
         both, (2 / d) sum_j cos((m - n) theta_j) for heads of width d; 1 at a distance of 0. -> [B, R, L] float32
         """
-        cos, sin = (part.float().expand(len(rows), -1, -1)[:, None] for part in self.rotary)
-        ones = cos.new_ones(*cos.shape[:3], self.attention_module.head_dim)
-        turned = self.rotate(ones, cos, sin)[:, 0]  # [B, L, d]
-        return select(turned, rows) @ turned.transpose(1, 2) / turned.shape[-1]
+        return select(self.places, rows) @ self.places.transpose(1, 2)
 
     @property
     def _mixes(self) -> bool:
@@ -171,6 +176,9 @@ class LayerProjections:
             logits = cap * torch.tanh(logits / cap)
         if self.layout.key_weight is not None:
             logits = logits + gate_logits(self.layout.key_weight)[:, None, None]
+        if self.calibration is not None:
+            added = nearness_logits(self.nearness(rows), self.calibration, self.layout.is_image)
+            logits = logits + added[:, None]
         places = torch.arange(self.hidden.shape[1], device=rows.device)
         later = places > rows[..., None]  # [B, R, L]
         far = torch.zeros_like(later)

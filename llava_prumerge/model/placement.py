@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
@@ -136,6 +135,7 @@ class VisualTokens:
         source: [P] the place, from the image's first, that a token stands for, -1 for an empty one; None: all are there.
         kept: [N] tokens of each image.
         tiles: parts that the tower saw.
+        sizes: [P] patches that each place's token stands for, where a reducer says so.
     """
 
     lengths: list[int]
@@ -143,6 +143,7 @@ class VisualTokens:
     source: Tensor | None
     kept: Tensor
     tiles: int
+    sizes: Tensor | None = None
 
     @classmethod
     def unreduced(cls, lengths: list[int], origin: Tensor, tiles: int) -> VisualTokens:
@@ -156,21 +157,17 @@ class VisualTokens:
             of_images = part.split(self.lengths)
             return torch.cat([of_images[at] for at in index])
 
-        origin, source = take(self.origin), None if self.source is None else take(self.source)
+        origin = take(self.origin)
+        source, sizes = (None if part is None else take(part) for part in (self.source, self.sizes))
         tiles = round(self.tiles * len(index) / len(self.lengths))
-        return VisualTokens([self.lengths[at] for at in index], origin, source, self.kept[list(index)], tiles)
-
-
-@dataclass
-class ReducedFeatures(BaseModelOutputWithPooling):
-    """The stock output of `get_image_features`, and what its features are; a field, so that wrappers carry it along."""
-
-    deepstack_features: list[list[Tensor]] | None = None
-    visual_tokens: VisualTokens | None = None
+        return VisualTokens([self.lengths[at] for at in index], origin, source, self.kept[list(index)], tiles, sizes)
 
 
 def place(
-    reduced: Sequence[tuple[Tensor, Tensor, Tensor]], places: Places, special: Tensor | None = None
+    reduced: Sequence[tuple[Tensor, Tensor, Tensor]],
+    places: Places,
+    special: Tensor | None = None,
+    sizes: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, VisualTokens]:
     """Put what reducers left at the last placeholders of each image.
 
@@ -181,6 +178,7 @@ def place(
         reduced: for each group of tiles features [N, K, D], valid [N, K] and origin [N, K].
         places: of these.
         special: [M, D] features at the places that hold no unit; they always stay.
+        sizes: of each group [N, K], patches that tokens stand for, where a reducer says so.
 
     Returns:
         [P, D] features of all images' placeholders in a row, zero at places that are left empty, and what they are.
@@ -189,8 +187,10 @@ def place(
         ModelError: a tile keeps more tokens than it has units.
     """
     device = reduced[0][0].device
-    entries = []  # (sort key, place, unit, gone, features) of all tokens
-    for (feature, valid, origin), units, last in zip(reduced, places.units, places.last, strict=True):
+    entries = []  # (sort key, place, unit, gone, size, features) of all tokens
+    known = [size for size in sizes if size is not None]
+    sizes = sizes if known else [valid for _, valid, _ in reduced]
+    for (feature, valid, origin), units, last, size in zip(reduced, places.units, places.last, sizes, strict=True):
         kept, count = feature.shape[1], units.shape[1]
         in_a_row = bool((units == units[:, :1] + torch.arange(count)).all()) and bool((units >= 0).all())
         room = int((last - units[:, 0]).amin()) + 1 if in_a_row else count
@@ -202,20 +202,20 @@ def place(
         if in_a_row:
             key, there = 2 * (units[:, :1] + torch.arange(kept, device=device)).expand_as(stand), there + room - count
         standing = valid & (stand >= 0)  # of a tile that is cut no more than it has places
-        entry = (key, stand, origin, ~standing | (standing.cumsum(dim=1) > there), feature)
+        entry = (key, stand, origin, ~standing | (standing.cumsum(dim=1) > there), size.float(), feature)
         entries.append(tuple(value.flatten(0, 1) for value in entry))
     if special is not None and len(special):
         at = places.special.to(device)
-        entries.append((2 * at, at, torch.full_like(at, -1), torch.zeros_like(at, dtype=torch.bool), special))
+        entries.append((2 * at, at, torch.full_like(at, -1), at < 0, at * 0.0 + 1, special))
     tokens = (torch.cat(values) for values in zip(*entries, strict=True))
-    features, source, origin, kept = _laid_out(*tokens, places.lengths)
-    return features, VisualTokens(places.lengths, origin, source, kept, places.tiles)
+    features, source, origin, kept, size = _laid_out(*tokens, places.lengths)
+    return features, VisualTokens(places.lengths, origin, source, kept, places.tiles, size if known else None)
 
 
 def _laid_out(
-    key: Tensor, stand: Tensor, origin: Tensor, gone: Tensor, features: Tensor, lengths: list[int]
+    key: Tensor, stand: Tensor, origin: Tensor, gone: Tensor, size: Tensor, features: Tensor, lengths: list[int]
 ) -> tuple[Tensor, ...]:
-    """Tokens [E] with sort keys: sorted, and pushed to the end of each image's places: features, source, origin and kept.
+    """Tokens [E] with sort keys: sorted, and pushed to the end of each image's places: features, source, origin, kept, size.
 
     Costs no host synchronisation.
     """
@@ -223,7 +223,7 @@ def _laid_out(
     ends = counts.cumsum(0)
     begins = ends - counts
     order = torch.where(gone, 2 * total + 2, key).argsort(stable=True)
-    stand, origin, gone, features = stand[order], origin[order], gone[order], features[order]
+    stand, origin, gone, size, features = (value[order] for value in (stand, origin, gone, size, features))
     image = torch.bucketize(stand.clamp(min=0), ends, right=True)
     kept = torch.zeros_like(ends).index_add(0, image, (~gone).long())  # [N]
     rank = torch.arange(len(stand), device=key.device) - (kept.cumsum(0) - kept)[image]
@@ -231,7 +231,8 @@ def _laid_out(
     laid = features.new_zeros(total + 1, features.shape[1]).index_copy(0, target, features)[:total]
     source, unit = (torch.full((total + 1,), -1, device=key.device) for _ in range(2))
     source[target], unit[target] = stand - begins[image], origin
-    return laid, source[:total], unit[:total], kept
+    sizes = size.new_ones(total + 1).index_copy(0, target, size)[:total]
+    return laid, source[:total], unit[:total], kept, sizes
 
 
 @dataclass
@@ -253,6 +254,8 @@ class ForwardPass:
         carries_mask: `attention_mask` [B, keys] is the caller's, whose own way the stock code has made a mask of.
         attention_mask: see there.
         positions: what a reducer says of positions: "contiguous" or "original".
+        sizes: [B, L] patches that each token stands for, which weigh it as a key; None: nobody weighs.
+        calibration: of distances, see `model.key_bias`.
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
         layout: the final one, told by the decoder.
@@ -272,6 +275,8 @@ class ForwardPass:
     carries_mask: bool = False
     attention_mask: Tensor | None = None
     positions: str = "contiguous"
+    sizes: Tensor | None = None
+    calibration: float | None = None
     reduces: bool = True
     touch: Tensor | None = None
     layout: TokenLayout | None = None
@@ -309,6 +314,9 @@ class ForwardPass:
             source = visual.source.to(rows.device)
             column = columns[begin + source.clamp(min=0)].masked_fill(source < 0, -1)
             self.source = self.source.masked_scatter(spots, column)
+        if visual.sizes is not None:
+            sizes = torch.ones_like(spots, dtype=torch.float32) if self.sizes is None else self.sizes
+            self.sizes = sizes.masked_scatter(spots, visual.sizes.to(rows.device))
         kept = visual.kept.to(rows.device)
         if owner is not None:
             kept = kept.new_zeros(int(owner[-1]) + 1).index_add(0, owner, kept)
@@ -333,6 +341,7 @@ class ForwardPass:
             shift_labels=None if self.labels is None else shift_labels(self.labels),
             images=key_mask.new_zeros(len(key_mask), dtype=torch.long) if self.images is None else self.images,
             columns=torch.arange(length, device=key_mask.device).expand_as(key_mask),
+            key_weight=self.sizes,
         )
         layout = layout.renumbered(start)
         if self.source is not None and self.positions == "original":

@@ -15,7 +15,8 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
 from llava_prumerge.methods.contract import Merged
 from llava_prumerge.model.errors import ModelError
-from llava_prumerge.model.layer_projections import gate_logits
+from llava_prumerge.model.key_bias import KeyBias
+from llava_prumerge.model.layer_projections import LayerProjections
 from llava_prumerge.ops.layout import TokenLayout
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -33,6 +34,9 @@ class ReducedCache(DynamicCache):
         next_positions: first layer of a stretch -> position of its next token [B].
         seen: tokens passed in so far.
         reduced, pruned: a reducer has acted on images of these tokens, a pruner has dropped some of them.
+        beside, earlier_beside: what a `KeyBias` keeps beside the keys: name -> first layer of a stretch -> [B, keys so
+            far, ...]; and as it was before this pass.
+        calibration: of the tokens' distances, see `KeyBias`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,6 +48,9 @@ class ReducedCache(DynamicCache):
         self.next_positions: dict[int, Tensor] = {}
         self.seen = 0
         self.reduced = self.pruned = False
+        self.beside: dict[str, dict[int, Tensor]] = {}
+        self.earlier_beside: dict[str, dict[int, Tensor]] = {}
+        self.calibration: float | None = None
         self._earlier: dict[int, Tensor] = {}
 
     @property
@@ -64,6 +71,7 @@ class ReducedCache(DynamicCache):
     def begin_pass(self, tokens: int) -> dict[int, Tensor]:
         """Before so many new tokens: remember what earlier ones left. -> `next_positions` so far"""
         self._earlier = dict(self.stretches)
+        self.earlier_beside = {name: dict(held) for name, held in self.beside.items()}
         self.seen += tokens
         return dict(self.next_positions)
 
@@ -88,6 +96,9 @@ class ReducedCache(DynamicCache):
         return self.stretches[layer]
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.beside = {
+            name: {layer: function(part) for layer, part in held.items()} for name, held in self.beside.items()
+        }
         self.stretches = {layer: function(held) for layer, held in self.stretches.items()}
         self.next_positions = {layer: function(held) for layer, held in self.next_positions.items()}
 
@@ -189,6 +200,7 @@ class Stretch:
         rows: [B, L] which row of the features that are added after the first layers is a token's, -1 for none; or None.
         blocks: [B, L] the block whose tokens all see each other, -1 for a token of none; or None.
         blocks_pass_windows: they do so across a layer's window too.
+        calibration: of distances, see `KeyBias`.
         seen: [B, L] visual tokens that inference would have here: fewer than there are where a pruner in training gates them.
 
     Args:
@@ -207,9 +219,16 @@ class Stretch:
         rows: Tensor | None = None,
         blocks: Tensor | None = None,
     ) -> None:
-        self.config, self.rotary_emb, self.cache = decoder.config, decoder.rotary_emb, cache
+        self.config, self.rotary_emb, self.cache, self.layers = (
+            decoder.config,
+            decoder.rotary_emb,
+            cache,
+            decoder.layers,
+        )
         self.layout, self.hidden, self.rope, self.rows, self.blocks = layout, hidden, rope, rows, blocks
         self.blocks_pass_windows = False
+        self.calibration: float | None = None
+        self._bias: KeyBias | None = None
         self.seen = layout.is_image
         self._by_layer_type = "layer_type" in inspect.signature(self.rotary_emb.forward).parameters
         self._masks: dict[str, Tensor | None] = {}
@@ -232,6 +251,9 @@ class Stretch:
             places = self.cache.extend(index, places, self.layout.next_position())
         self._keys, self._masks = places, {}
         self._angles = {}
+        weighs = self.layout.key_weight is not None or self.calibration is not None
+        if weighs or (self.cache is not None and self.cache.beside):
+            self._bias = KeyBias(self.layout, self.calibration, self.cache, index)
 
     def drop(self, keep: Tensor, start: Tensor | int | None = None, order: Tensor | None = None) -> None:
         """Keep some tokens [B, L], arranged by `order`; with a start ([B, 1] or a number) positions are counted anew."""
@@ -274,7 +296,7 @@ class Stretch:
                 past_key_values=self.cache,
                 position_ids=None,
                 layer_idx=index,
-                allow_is_causal_skip=self.layout.key_weight is None,
+                allow_is_causal_skip=self._bias is None,
             )
             opened = self.blocks is not None
             if opened and not self.blocks_pass_windows:
@@ -283,7 +305,7 @@ class Stretch:
                 mask = self._windowed(mask)
             if opened and self.blocks_pass_windows:
                 mask = self._open_blocks(self._whole(mask))
-            self._masks[kind] = mask if self.layout.key_weight is None else self._gated(mask)
+            self._masks[kind] = mask if self._bias is None else self._biased(mask, kind, index)
         return self._masks[kind]
 
     def _windowed(self, mask: Tensor | None) -> Tensor | None:
@@ -305,8 +327,8 @@ class Stretch:
             mask = causal[None, None] & (self._keys >= 0)[:, None, None]
         if not isinstance(mask, Tensor) or mask.dim() != 4:
             raise ModelError(
-                f"attn_implementation {self.config._attn_implementation} takes no mask of single tokens, which windows and "
-                "blocks need with a reduction: take sdpa or eager"
+                f"attn_implementation {self.config._attn_implementation} takes no mask of single tokens, which windows, "
+                "blocks, gates and calibration need with a reduction: take sdpa or eager"
             )
         return mask
 
@@ -316,16 +338,11 @@ class Stretch:
         same = torch.nn.functional.pad(same, (mask.shape[-1] - same.shape[-1], 0))[:, None]
         return mask | same if mask.dtype == torch.bool else mask.masked_fill(same, 0.0)
 
-    def _gated(self, mask: Tensor | None) -> Tensor:
-        """Gates on keys, as terms of an additive mask."""
-        if not isinstance(mask, Tensor) or mask.dim() != 4:
-            raise ModelError(
-                "soft gates on keys need an additive attention mask: take attn_implementation sdpa or eager"
-            )
-        dtype = self.hidden.dtype
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        return mask + gate_logits(self.layout.key_weight).to(dtype)[:, None, None]
+    def _biased(self, mask: Tensor | None, kind: str, index: int) -> Tensor:
+        """What is added to logits, as terms of an additive mask."""
+        layer = self.layers[index]
+        places = lambda: LayerProjections(layer, self.hidden, self.layout, self.angles(index)).places  # noqa: E731
+        return self._bias.added_to(self._whole(mask), self.hidden.dtype, kind, places)
 
     def add(self, features: Tensor) -> None:
         """Add rows of features [M, D] to the states of the tokens they belong to."""

@@ -14,13 +14,14 @@ from llava_prumerge.methods.registry import discover, fields_of
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT = (DOCS / "methods.md").read_text(encoding="utf-8")
 DECODER = (DOCS / "methods_decoder.md").read_text(encoding="utf-8")
+OF_ALL = set(re.findall(r"`(\w+)`", next(line for line in DOCUMENT.splitlines() if "of every reducer" in line)))
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", DOCUMENT, flags=re.MULTILINE | re.DOTALL))
 
 
 @pytest.mark.parametrize("name", [name for name in REDUCERS if name in SECTIONS])
 def test_every_field_is_named(name: str) -> None:
     told = set(re.findall(r"`(\w+)`", SECTIONS[name].partition("Fields:")[2]))
-    missing = set(fields_of(discover()[name])) - told
+    missing = set(fields_of(discover()[name])) - told - OF_ALL
     assert not missing, f"docs/methods.md does not tell of {name}'s {sorted(missing)}"
 
 

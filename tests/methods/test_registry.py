@@ -40,7 +40,7 @@ def test_a_method_of_the_other_kind_says_where_it_goes() -> None:
 def test_unknown_setting_names_those_there_are() -> None:
     with pytest.raises(
         ReductionError,
-        match="prumerge_plus: setting 'buget' is not known; did you mean 'budget'. There are: budget, extra",
+        match="prumerge_plus: setting 'buget' is not known; did you mean 'budget'. There are: anchors, budget, ",
     ):
         build_reducer({"name": "prumerge_plus", "buget": 3})
     with pytest.raises(ReductionError, match="none: setting 'budget' is not known; there are: none"):

@@ -11,7 +11,7 @@ from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
 from transformers import AutoModelForImageTextToText
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
-from llava_prumerge.methods.registry import build_pruner, discover, fields_of, method_names
+from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names
 from llava_prumerge.methods.resolve import method_files, read_method_file
 from llava_prumerge.model.stretch import ReducedCache
 from llava_prumerge.ops.layout import IGNORE_INDEX
@@ -20,7 +20,7 @@ REDUCERS = [name for name in method_names(VisionReducer) if name != "none"]
 PRUNERS = method_names(DecoderPruner)
 LEFT = 4  # of 16: what every reducer, a resized image too, can leave exactly
 BUDGET = 12  # a mean over four layers that every pruner can meet exactly
-GREEDY = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
+GREEDY = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, suppress_tokens=[IMAGE])
 ROWS = range(4)
 
 
@@ -33,14 +33,14 @@ def pruner(name: str) -> dict[str, Any]:
 
 
 def other_positions() -> dict[str, dict[str, Any]]:
-    """Pruners of shipped files that number positions otherwise than by their defaults: they go another way in the model."""
-    found = {}
+    """Shipped files whose method numbers positions otherwise than by its defaults: they go another way in the model."""
+    shape, found = DecoderShape(32, 32, 32, 576), {}
     for name, path in method_files().items():
-        part = read_method_file(path).get("decoder")
-        if part is not None:
-            made = [build_pruner(block, DecoderShape(32, 32, 32, 576)) for block in (part, {"name": part["name"]})]
-            if made[0].positions != made[1].positions:
-                found[name] = {"decoder": {**part, "budget": BUDGET}}
+        block = read_method_file(path)
+        for site, part in block.items():
+            build = build_reducer if site == "vision" else lambda given: build_pruner(given, shape)
+            if len(block) == 1 and build(part).positions != build({"name": part["name"]}).positions:
+                found[name] = {site: {**part, "budget": LEFT if site == "vision" else BUDGET}}
     return found
 
 

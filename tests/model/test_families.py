@@ -101,6 +101,31 @@ def test_every_method_runs_or_says_why_not(name: str, method: str) -> None:
     assert logits.shape[1] < expected.shape[1] or method in ("none", "atp_llava")
 
 
+RESTORE = {"positions": "original", "anchors": "1/2", "proportional": True, "calibration": 2.0}
+
+
+@every
+@torch.no_grad()
+def test_restore_acts_and_its_cached_decoding_is_the_uncached_one(name: str) -> None:
+    """In every family: what weighs keys and calibrates distances is kept beside the keys that decoding goes on with."""
+    model, batch, _ = made(name)
+    base = {"name": "uniform", "budget": 4}
+    wanted = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, suppress_tokens=[IMG, VID])
+    told = dict(output_logits=True, return_dict_in_generate=True)
+    try:
+        plain = attach(model, {"vision": base})(**batch).logits
+        attach(model, {"vision": base | RESTORE})
+        cached, whole = (model.generate(**batch, **wanted, **told, use_cache=cache) for cache in (True, False))
+        restored = model(**batch).logits
+    finally:
+        attach(model)
+    assert restored.shape == plain.shape and not torch.allclose(restored[0, -1], plain[0, -1], atol=1e-3)
+    torch.testing.assert_close(restored[1, -1], plain[1, -1], atol=1e-4, rtol=1e-4)  # text alone has nothing to restore
+    assert torch.equal(cached.sequences, whole.sequences)
+    for one, other in zip(cached.logits, whole.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def logits_without(model: Any, batch: dict[str, torch.Tensor], gone: torch.Tensor) -> torch.Tensor:
     """Of the stock model, the keys of the places `gone` [B, L] hidden in each layer's own mask."""
     inner = getattr(model.model, "language_model", None) or model.model.text_model
