@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llava_prumerge.ground.naming import not_known
 from llava_prumerge.model.attach import own_class, stock_class_of
 from llava_prumerge.model.configuration import with_reduction
 from llava_prumerge.model.decoder import SERVED
-from llava_prumerge.model.families import family_of, family_types, stock_type
+from llava_prumerge.model.families import family_of, family_types, is_own_type, stock_type
 from llava_prumerge.model.family_processors import read_processor
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.part_names import part_names
@@ -32,6 +33,7 @@ from llava_prumerge.model.processors import make_processor, read_tokenizer
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly, read_config
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
+LOGGER = logging.getLogger(__name__)
 PROJECTOR_FILE = "mm_projector.safetensors"
 AUTO = "auto"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -82,12 +84,15 @@ def load_whole(
     if kind not in family_types():
         known = ", ".join(family_types())
         raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; types that can be loaded: {known}")
-    current = getattr(config, "reduction", None)
+    stock, current = not is_own_type(config.model_type), getattr(config, "reduction", None)
     config = with_reduction(config, current if reduction is None else reduction)
     with in_one_line(path):
         model = own_class(stock_class_of(config)).from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attn
         )
+    remark = family_of(kind).remark(model) if stock else None
+    if remark is not None:
+        LOGGER.warning("%s: %s", path, remark)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return model, None
     return model, processor_of(path, config)

@@ -139,9 +139,14 @@ def save_settings(
     config: PreTrainedConfig, processor: LlavaProcessor, folder: Path, class_by_model: bool = False
 ) -> None:
     """Write what goes beside weights: config.json and the processor's files, as `save_processor` writes them."""
+    save_config(config, folder)
+    save_processor(processor, folder, class_by_model)
+
+
+def save_config(config: PreTrainedConfig, folder: Path) -> None:
+    """Write config.json, without paths of this machine."""
     config.save_pretrained(folder)
     make_public(folder / "config.json")
-    save_processor(processor, folder, class_by_model)
 
 
 def save_processor(processor: ProcessorMixin, folder: Path, class_by_model: bool = False) -> None:

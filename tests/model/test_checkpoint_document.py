@@ -12,6 +12,7 @@ from pathlib import Path
 
 import open_clip_reference as reference
 import published_layouts as layouts
+import published_video_llava as video_llava
 import pytest
 import torch
 from published_layouts import Published
@@ -28,7 +29,14 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTA
 
 
 @pytest.fixture
-def world(sources: Path, ours: Path, model: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(
+    sources: Path,
+    ours: Path,
+    model: Published,
+    tokenizer_model: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A working folder with everything the document takes for granted."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -49,6 +57,8 @@ def world(sources: Path, ours: Path, model: Published, tmp_path: Path, monkeypat
     torch.save(projector, stage1 / "mm_projector.bin")
     layouts.write_json(stage1 / "config.json", layouts.original_config())
     layouts.write_llava_hf(folder / "llava-1.5-7b-hf", model, ours, layouts.OLDER)
+    video_llava.write(folder / "Video-LLaVA-7B", model, tokenizer_model)
+    video_llava.write_tower(folder / "LanguageBind_Image", None)
     (folder / "open_clip-vit").mkdir()
     settings = reference.SETTINGS["small"]
     layouts.write_json(folder / "open_clip-vit" / "open_clip_config.json", {"model_cfg": settings})
@@ -73,7 +83,7 @@ def test_every_command_runs_and_gives_what_the_text_says(world: Path) -> None:
             assert load_model(target, device="cpu")[0].lm_head.weight.shape == (layouts.ROWS, 64), line
             loaded.append(target.name)
         assert any(target.iterdir()), line
-    assert len(loaded) == 6 and (Path("checkpoints") / loaded[2] / BASE_FILE).exists()
+    assert len(loaded) == 7 and (Path("checkpoints") / loaded[2] / BASE_FILE).exists()
     made = {file.name: file for file in (world / "checkpoints").iterdir()}
     reduction = {
         name: json.loads((made[name] / "config.json").read_text()).get("reduction")

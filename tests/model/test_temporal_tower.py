@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from temporal_clip_reference import Slow
 from tiny_families import CLIP, IMG, LLAMA, VID, noise
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 import llava_prumerge
@@ -55,69 +55,22 @@ def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def linear(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-
-def norm(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, (C,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
-
-
-def attend(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
-    """Heads one by one. [S, C] -> [S, C]"""
-    q, k, v = (linear(w, f"{name}.{part}_proj", x) for part in "qkv")
-    heads = []
-    for head in range(HEADS):
-        part = slice(head * C // HEADS, (head + 1) * C // HEADS)
-        heads.append(((q[:, part] @ k[:, part].T) * (C // HEADS) ** -0.5).softmax(-1) @ v[:, part])
-    return linear(w, f"{name}.out_proj", torch.cat(heads, -1))
-
-
-def over_time(w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Frames of one video, place by place. [T, S, C] -> [T, S, C]"""
-    out = torch.empty_like(x)
-    for place in range(x.shape[1]):
-        row = torch.stack([x[frame, place] + w["temporal_embedding"][0, frame] for frame in range(len(x))])
-        out[:, place] = row + attend(w, "temporal_attn", norm(w, "temporal_layer_norm1", row))
-    return out
-
-
-def slow(tower: Any, video: torch.Tensor, blocks: int) -> torch.Tensor:
-    """So many blocks over the frames of one video. [T, 3, h, w] -> [T, S, C]"""
-    s = tower.state_dict()
-    x = F.conv2d(video, s["embeddings.patch_embedding.weight"], stride=CLIP["patch_size"]).flatten(2).transpose(1, 2)
-    x = (
-        torch.cat([s["embeddings.class_embedding"].expand(len(x), 1, C), x], 1)
-        + s["embeddings.position_embedding.weight"]
-    )
-    x = norm(s, "pre_layrnorm", x)
-    for at in range(blocks):
-        stem = f"encoder.layers.{at}."
-        w = {key.removeprefix(stem): value for key, value in s.items() if key.startswith(stem)}
-        x = over_time(w, x)
-        for frame in range(len(x)):
-            x[frame] += attend(w, "self_attn", norm(w, "layer_norm1", x[frame]))
-            inner = linear(w, "mlp.fc1", norm(w, "layer_norm2", x[frame]))
-            x[frame] += linear(w, "mlp.fc2", inner * torch.sigmoid(1.702 * inner))
-    return x
-
-
 @torch.no_grad()
 def test_it_is_the_double_loop(model: Any) -> None:
     """Two videos at once; and the class attention is that of the next block, whose step over time comes first."""
     tower, videos = model.model.video_tower, noise(2, T, 3, 32, 32)
-    expected = torch.cat([slow(tower, video, 2) for video in videos])
+    slow = Slow(tower.state_dict(), HEADS, lambda x: x * torch.sigmoid(1.702 * x))
+    expected = torch.cat([slow.see(video, 2) for video in videos])
     whole_pass = tower(videos.flatten(0, 1), output_hidden_states=True)
     torch.testing.assert_close(whole_pass.hidden_states[-2], expected, atol=1e-5, rtol=1e-5)
     tiles = encode(tower, videos.flatten(0, 1))
     torch.testing.assert_close(torch.cat([tiles.prefix, tiles.features], 1), expected, atol=1e-5, rtol=1e-5)
-    stem = "encoder.layers.2."
-    w = {k.removeprefix(stem): v for k, v in tower.state_dict().items() if k.startswith(stem)}
-    entered = torch.cat([over_time(w, part) for part in expected.split(T)])
+    entered = torch.cat([slow.over_time(2, part) for part in expected.split(T)])
     queries, keys = tiles.projections()
-    normed = norm(w, "layer_norm1", entered)
-    torch.testing.assert_close(queries, linear(w, "self_attn.q_proj", normed[:, :1]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(keys, linear(w, "self_attn.k_proj", normed), atol=1e-5, rtol=1e-5)
+    normed = slow.norm("encoder.layers.2.layer_norm1", entered)
+    for projected, name, states in ((queries, "q", normed[:, :1]), (keys, "k", normed)):
+        wanted = slow.linear(f"encoder.layers.2.self_attn.{name}_proj", states)
+        torch.testing.assert_close(projected, wanted, atol=1e-5, rtol=1e-5)
     other = videos.clone()
     other[0, 3] = 0
     changed = encode(tower, other.flatten(0, 1)).features

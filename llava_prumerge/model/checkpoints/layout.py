@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from llava_prumerge.model.assembling import DTYPES
 from llava_prumerge.model.checkpoints import layouts
 from llava_prumerge.model.checkpoints.plan import UNUSED, Keys, Named, with_dtype
 from llava_prumerge.model.checkpoints.request import Request
+from llava_prumerge.model.families import MAIN, stock_type
 from llava_prumerge.model.tensor_files import Entry, Stored, list_tensors
 from llava_prumerge.model.weight_files import LoadingError, name_first, read_object
 
@@ -72,6 +73,7 @@ class Whole:
         tokenizer: with the image and padding tokens.
         image_processor: None in a dry run from configurations alone.
         tokenizer_folder: where the tokenizer's files are.
+        write_processor: writes what goes with the model beside its weights, where that is no processor of a LLaVA-1.5.
     """
 
     found: Named
@@ -80,6 +82,7 @@ class Whole:
     image_processor: Any
     tokenizer_folder: Path | None
     record: Record
+    write_processor: Callable[[Path], None] | None = None
 
     @property
     def method(self) -> list[str]:
@@ -155,6 +158,20 @@ def dtype_of(request: Request) -> torch.dtype | None:
     return None if request.dtype is None else DTYPES[request.dtype]
 
 
+def check_switches(file: Path, values: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse a config.json whose model is built otherwise than ours.
+
+    Args:
+        accepted: for each switch the values that our model is equal to; None among them stands for a switch that is not there.
+
+    Raises:
+        LoadingError: with the key and what is accepted.
+    """
+    for key, known in accepted.items():
+        if values.get(key) not in known:
+            raise LoadingError(f"{file}: {key} is {values.get(key)!r}; converted are {' and '.join(map(repr, known))}")
+
+
 class Layout(ABC):
     """One layout.
 
@@ -165,6 +182,7 @@ class Layout(ABC):
         becomes: what is made of models in a layout that is no target.
         own_options: fields of a request that only whole models in this layout have a use for.
         takes_methods: whether it has a place for a method's parameters.
+        families: the types of models that can be written in it, as transformers names them; None: any.
     """
 
     name: ClassVar[str]
@@ -173,6 +191,7 @@ class Layout(ABC):
     becomes: ClassVar[str] = "a CLIP folder"
     own_options: ClassVar[tuple[str, ...]] = ()
     takes_methods: ClassVar[bool] = False
+    families: ClassVar[tuple[str, ...] | None] = (MAIN,)
 
     @abstractmethod
     def kind_of(self, source: Source) -> str | None:
@@ -199,7 +218,17 @@ class Layout(ABC):
         """Write what goes beside the weights."""
 
     def placed(self, made: Whole | Parts, request: Request) -> Named:
-        """A whole model's entries in the type that was asked for; a method's parameters are refused where they have no place."""
+        """A whole model's entries in the type that was asked for.
+
+        Raises:
+            LoadingError: it is of a family, or has parameters of a method, that this layout has no place for.
+        """
+        whole = made if isinstance(made, Whole) else made.whole
+        kind = MAIN if whole is None else stock_type(whole.config.model_type)
+        if self.families is not None and kind not in self.families:
+            raise LoadingError(
+                f"the {self.name} layout holds {' and '.join(self.families)} models, and this is a {kind!r}"
+            )
         method = made.method
         if method and not self.takes_methods:
             names = name_first(method)

@@ -35,6 +35,7 @@ class Request:
     target: Path | None = None
     to: str = option("layout to write (ours)", default="ours", metavar="LAYOUT")
     vision_tower: Path | None = option("the CLIP of layouts without vision weights", type=Path, metavar="FOLDER|NAME")
+    video_tower: Path | None = option("the tower for videos of layouts without it", type=Path, metavar="FOLDER|NAME")
     language_model: Path | None = option("the base of adapters or a projector", type=Path, metavar="FOLDER|NAME")
     missing_from: Path | None = option(
         "adapters like SOURCE, for files that SOURCE lacks", type=Path, metavar="FOLDER|NAME"

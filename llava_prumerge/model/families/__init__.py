@@ -52,6 +52,7 @@ class Family:
             its processor says.
         built: what is done to a model that was just built by its configuration, ahead of everything else.
         videos: settings of its stock processor's part for videos, which is not there without torchvision; None: it takes none.
+        remark: what whoever loads a checkpoint of the stock type should know of it, in one line; None: nothing.
         needs: a package that its processor cannot be made without, and what to install for it.
         mark: what stands for an image in a prompt that its processor is given, where there is no chat template to tell.
         since: the first release of transformers with which it is served.
@@ -69,6 +70,7 @@ class Family:
     beside: Callable[[Any, Tensor, Tensor], dict[str, Tensor]] | None = None
     built: Callable[[Any], None] = lambda model: None
     videos: Mapping[str, Any] | None = None
+    remark: Callable[[Any], str | None] = lambda model: None
     needs: tuple[str, str] | None = None
     since: str = "5.17"
 

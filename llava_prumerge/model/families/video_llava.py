@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llava_prumerge.model.errors import ModelError
@@ -94,10 +95,24 @@ def _built(model: Any) -> None:
     plain_tower(model.model.image_tower)
 
 
+def _remark(model: Any) -> str | None:
+    """The port on the Hub holds one tower twice: 388 of 391 tensors are equal in it."""
+    if model.model.frames is not None:
+        return None
+    images, videos = (tower.state_dict() for tower in (model.model.image_tower, model.model.video_tower))
+    same = sum(torch.equal(value, videos[name]) for name, value in images.items())
+    twice = f" ({same} of its {len(images)} tensors are those of the image tower)" if 2 * same > len(images) else ""
+    return (
+        f"its video tower has no attention over time{twice}, so that the paper's numbers cannot be expected of it; "
+        "LanguageBind/Video-LLaVA-7B, converted, has it (docs/checkpoints.md)"
+    )
+
+
 FAMILY = Family(
     host=VideoLlavaHost,
     refusal=tower_refusal,
     built=_built,
+    remark=_remark,
     since="5.18",
     videos=PIXELS
     | {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},

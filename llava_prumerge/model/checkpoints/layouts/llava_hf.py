@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, LlavaConfig
+from transformers import AutoConfig, GenerationConfig, LlavaConfig, PreTrainedConfig
 
 from llava_prumerge.model.adapters import METHOD_PREFIXES
+from llava_prumerge.model.assembling import processor_of
+from llava_prumerge.model.attach import own_class, stock_class_of
 from llava_prumerge.model.checkpoints import layout, plan
 from llava_prumerge.model.checkpoints.bases import Given, UnreadTokenizer, find_tokenizer
 from llava_prumerge.model.checkpoints.request import Request
-from llava_prumerge.model.configuration import PruMergeLlavaConfig
+from llava_prumerge.model.configuration import OwnConfig, with_reduction
 from llava_prumerge.model.families import is_own_type
-from llava_prumerge.model.processors import load_processor, make_processor, save_settings
+from llava_prumerge.model.processors import make_processor, save_config, save_processor, save_settings
 from llava_prumerge.model.tensor_files import Entry, Stored, list_model
 from llava_prumerge.model.weight_files import LoadingError, has_weights
 from llava_prumerge.text.tokenizers import MODEL_FILE as TOKENIZER_FILE
@@ -25,6 +29,12 @@ OLDER = plan.Keys(
     "hf-older",
     (*OLDER_TEXT, ("vision_tower.vision_model.", plan.TOWER), ("vision_tower.", plan.TOWER), OLDER_PROJECTOR),
 )
+FAMILY = (
+    plan.Keys(  # of other families than LLaVA-1.5: as the modules are named, or as transformers' older releases did
+        "transformers",
+        ((plan.TEXT, plan.TEXT), (plan.HEAD, plan.HEAD), ("model.", "model."), *OLDER_TEXT, ("", "model.")),
+    )
+)
 SAME = (plan.TEXT, plan.HEAD, plan.TOWER, plan.PROJECTOR, plan.REDUCER)
 NEWER = plan.Keys("hf-newer", ((plan.TOWER + "vision_model.", plan.TOWER), *((name, name) for name in SAME)))
 
@@ -32,7 +42,7 @@ NEWER = plan.Keys("hf-newer", ((plan.TOWER + "vision_model.", plan.TOWER), *((na
 def read_transformers(
     request: Request, source: Path, candidates: tuple[plan.Keys, ...], name: str, given: Given | None = None
 ) -> layout.Whole:
-    """A whole model in a folder that transformers' Auto classes read.
+    """A whole LLaVA-1.5 in a folder that transformers' Auto classes read, or, among ours, a model of another family.
 
     Args:
         candidates: keys that its files may have; a dry run without weights takes the first.
@@ -43,19 +53,21 @@ def read_transformers(
         LoadingError: something is missing, damaged, mixed or of another model.
     """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config: Any = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise LoadingError(f"{source}: config.json cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, LlavaConfig):
+    other = isinstance(config, OwnConfig) and not isinstance(config, LlavaConfig)
+    if not (other or isinstance(config, LlavaConfig)):
         raise LoadingError(f"{source / 'config.json'} is of a {config.model_type!r}, not of a Llava")
+    candidates = (FAMILY,) if other else candidates
     own, dtype = getattr(config, "reduction", None), config.dtype
     block = own if request.reduction is None else request.reduction
-    config = PruMergeLlavaConfig.from_llava(config, block or None)
+    config = with_reduction(config, block or None)
     config.dtype = config.text_config.dtype = dtype
     shapes, keys = plan.shapes_of(config), candidates[0]
     if has_weights(source) or not request.dry_run:
         tensors = list_model(source)
-        keys = layout.recognise(tensors, candidates)
+        keys = keys if other else layout.recognise(tensors, candidates)
     else:
         file = source / "config.json"
         tensors = [Stored(keys.key_of(one), shape, dtype or torch.float32, file) for one, shape in shapes.items()]
@@ -71,25 +83,36 @@ def read_transformers(
     where = find_tokenizer([source], request)
     if where is None:
         return layout.Whole(found, config, UnreadTokenizer(config.image_token_index), None, None, record)
-    processor = load_processor(source, config)
+    processor = processor_of(source, config)
     if config.text_config.pad_token_id is None:  # llava-hf says it one level up
         config.text_config.pad_token_id = processor.tokenizer.pad_token_id
-    return layout.Whole(found, config, processor.tokenizer, processor.image_processor, where, record)
+    write = partial(save_processor, processor) if other else None
+    return layout.Whole(found, config, processor.tokenizer, processor.image_processor, where, record, write)
 
 
-def write_transformers(whole: layout.Whole, config: LlavaConfig, request: Request, folder: Path) -> None:
+def write_transformers(whole: layout.Whole, config: PreTrainedConfig, request: Request, folder: Path) -> None:
     """What transformers needs beside the weights of a whole model."""
     dtype = layout.dtype_of(request)
     if dtype is not None:
         config.dtype = config.text_config.dtype = dtype
-    stock = not isinstance(config, PruMergeLlavaConfig)
-    config.architectures = ["LlavaForConditionalGeneration" if stock else "PruMergeLlavaForConditionalGeneration"]
-    processor = make_processor(whole.tokenizer, whole.image_processor, whole.config)
-    save_settings(config, processor, folder, class_by_model=stock)
+    write_model(whole, config, folder)
     ids = {key: getattr(whole.tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids).save_pretrained(folder)
     if whole.tokenizer_folder is not None and (plain := whole.tokenizer_folder / TOKENIZER_FILE).is_file():
         shutil.copyfile(plain, folder / plain.name)  # unused here; LLaVA's own code wants it after the way back
+
+
+def write_model(whole: layout.Whole, config: PreTrainedConfig, folder: Path) -> None:
+    """A model's configuration, a stock one or ours, and its processor."""
+    made: Any = stock_class_of(config)
+    stock = not isinstance(config, OwnConfig)
+    config.architectures = [made.__name__ if stock else own_class(made).__name__]
+    if whole.write_processor is None:
+        processor = make_processor(whole.tokenizer, whole.image_processor, whole.config)
+        save_settings(config, processor, folder, class_by_model=stock)
+    else:
+        save_config(config, folder)
+        whole.write_processor(folder)
 
 
 class LlavaHf(layout.Layout):

@@ -34,12 +34,13 @@ KEYS = plan.Keys(
 TYPES = ("llava", "llava_llama")  # LLaVA to 1.1, from 1.2 on
 CLIP_NAME, CLIP_SHAPE = "openai/clip-vit-large-patch14-336", (1024, 24, 336, 14)
 NON_LORA, ADAPTER_BIN, PROJECTOR_BIN = "non_lora_trainables.bin", "adapter_model.bin", "mm_projector.bin"
-_ACCEPTED: dict[str, tuple[Any, ...]] = {  # LLaVA's switches, and the values that our model is equal to
+SWITCHES: dict[str, tuple[Any, ...]] = {  # LLaVA's own, and the values that our model is equal to
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_vision_select_feature": ("patch", None),
     "mm_use_im_start_end": (False, None),
     "mm_use_im_patch_token": (False, None),
     "image_aspect_ratio": ("pad", "square", None),
+    "mm_video_tower": (None,),
     "rope_scaling": (None,),
 }
 _DEFAULTS: dict[str, Any] = {  # of a config.json for a model that never had one in this layout
@@ -60,8 +61,8 @@ _TOKENIZER_KEYS = (  # of tokenizer_config.json; transformers' later ones would 
 
 
 def _is_original(config: dict[str, Any]) -> bool:
-    """llava-hf's config.json has the same type, and blocks for its parts."""
-    return config.get("model_type") in TYPES and "text_config" not in config
+    """llava-hf's config.json has the same type, and blocks for its parts; models with a video tower have that type too."""
+    return config.get("model_type") in TYPES and "text_config" not in config and not config.get("mm_video_tower")
 
 
 def _checked(file: Path) -> dict[str, Any]:
@@ -71,10 +72,7 @@ def _checked(file: Path) -> dict[str, Any]:
         LoadingError: of a LLaVA that is built otherwise, with the key of the file and what is accepted.
     """
     config = read_object(file)
-    for key, accepted in _ACCEPTED.items():
-        value = config.get(key)
-        if value not in accepted and not (key == "mm_projector_type" and key not in config):
-            raise LoadingError(f"{file}: {key} is {value!r}; converted are {' and '.join(map(repr, accepted))}")
+    layout.check_switches(file, {"mm_projector_type": SWITCHES["mm_projector_type"][0]} | config, SWITCHES)
     return config
 
 
@@ -111,7 +109,7 @@ class Original(layout.Layout):
         if isinstance(made, Whole):
             if not request.with_vision:
                 found = {name: entry for name, entry in found.items() if not name.startswith(plan.TOWER)}
-            found = plan.with_vocabulary(found, _rows(made, request.keep_rows))
+            found = plan.with_vocabulary(found, rows_of(made, request.keep_rows))
             return {layout.MODEL_FILE: plan.with_keys(found, KEYS)}
         prefix = trained.PEFT if made.adapter else ""
         projector = [dataclasses.replace(one, key=prefix + KEYS.key_of(name)) for name, one in made.projector.items()]
@@ -131,11 +129,11 @@ class Original(layout.Layout):
             write_json(folder / ADAPTER_CONFIG_FILE, trained.adapter_settings(made, bare, "CAUSAL_LM"))
         if made.whole is not None and made.base is not None:
             # LLaVA's code gives the base so many rows as this says: others than its own would start uninitialised.
-            rows = _rows(made.whole)
+            rows = rows_of(made.whole)
             if made.base.language_model is not None:
                 rows = made.whole.found[plan.VOCABULARY[0]].sources[0].shape[0]
             tower = _tower_name(made.whole, request, made.base.vision_tower)
-            write_json(folder / "config.json", original_config(made.whole, rows, tower))
+            write_json(folder / "config.json", original_config(made.whole, rows, {"mm_vision_tower": tower}))
 
 
 def _read_whole(request: Request) -> Whole:
@@ -213,16 +211,17 @@ def _find(request: Request, record: Record, *names: str, needed: bool = True) ->
     return found[0]
 
 
-def _rows(whole: Whole, keep: bool = False) -> int:
-    """Rows of the vocabulary in this layout, which knows no image and no padding token.
+def rows_of(whole: Whole, keep: bool = False) -> int:
+    """Rows of the vocabulary in this layout, which knows no image, video or padding token.
 
-    Where the two are the tokenizer's last, all rows from the first of them go (32064 -> 32000); a vocabulary that has them inside
+    Where these are the tokenizer's last, all rows from the first of them go (32064 -> 32000); a vocabulary that has them inside
     stays as it is.
     """
-    words = len(whole.tokenizer)
-    while words - 1 in (whole.config.image_token_index, whole.tokenizer.pad_token_id):
+    config, words = whole.config, len(whole.tokenizer)
+    own = (config.image_token_index, getattr(config, "video_token_index", None), whole.tokenizer.pad_token_id)
+    while words - 1 in own:
         words -= 1
-    rows: int = whole.config.text_config.vocab_size
+    rows: int = config.text_config.vocab_size
     return words if words < len(whole.tokenizer) and not keep else rows
 
 
@@ -244,8 +243,11 @@ def _tower_name(whole: Whole, request: Request, base: str | None = None) -> str:
     return named
 
 
-def original_config(whole: Whole, rows: int, tower: str) -> dict[str, Any]:
+def original_config(whole: Whole, rows: int, towers: dict[str, Any]) -> dict[str, Any]:
     """A config.json of this layout, on top of what it was before it was converted.
+
+    Args:
+        towers: what LLaVA's code should load as vision towers, by key.
 
     Raises:
         LoadingError: a setting of the language model has no place in it.
@@ -262,7 +264,7 @@ def original_config(whole: Whole, rows: int, tower: str) -> dict[str, Any]:
         raise LoadingError(f"head_dim {text['head_dim']} has no place in the original layout")
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     values |= {"vocab_size": rows, "pad_token_id": 0, "use_cache": True, "torch_dtype": dtype}
-    values |= {"mm_vision_tower": tower, "mm_hidden_size": vision.hidden_size}
+    values |= towers | {"mm_hidden_size": vision.hidden_size}
     values |= {"mm_vision_select_layer": config.vision_feature_layer}
     if config.reduction:
         values["reduction"] = config.reduction
@@ -271,12 +273,22 @@ def original_config(whole: Whole, rows: int, tower: str) -> dict[str, Any]:
 
 
 def _write_beside_whole(whole: Whole, request: Request, folder: Path) -> None:
+    values = whole_config(whole, request, {"mm_vision_tower": _tower_name(whole, request)})
+    if request.with_vision:  # LLaVA's code then loads the tower before the checkpoint, not after it
+        values["unfreeze_mm_vision_tower"] = True
+    write_whole(whole, values, folder)
+
+
+def whole_config(whole: Whole, request: Request, towers: dict[str, Any]) -> dict[str, Any]:
+    """`original_config` of a whole model in the type that was asked for."""
     dtype = layout.dtype_of(request)
     if dtype is not None:
         whole.config.dtype = dtype
-    values = original_config(whole, _rows(whole, request.keep_rows), _tower_name(whole, request))
-    if request.with_vision:  # LLaVA's code then loads the tower before the checkpoint, not after it
-        values["unfreeze_mm_vision_tower"] = True
+    return original_config(whole, rows_of(whole, request.keep_rows), towers)
+
+
+def write_whole(whole: Whole, values: dict[str, Any], folder: Path) -> None:
+    """What goes beside a whole model's weights, its config.json given."""
     write_json(folder / "config.json", values)
     ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
     write_json(folder / "generation_config.json", ids)
@@ -288,7 +300,7 @@ def _write_tokenizer(whole: Whole, folder: Path) -> None:
     save_tokenizer(whole.tokenizer, folder)
     for name in ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"):
         (folder / name).unlink(missing_ok=True)
-    values, words = read_json_object(folder / FAST_FILE), _rows(whole)
+    values, words = read_json_object(folder / FAST_FILE), rows_of(whole)
     values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < words]
     write_json(folder / FAST_FILE, values)
     saved = read_object(folder / SETTINGS_FILE)

@@ -19,8 +19,8 @@ from llava_prumerge.model.assembling import PROJECTOR_FILE
 from llava_prumerge.model.checkpoints import bases, layout, plan, trained
 from llava_prumerge.model.checkpoints.layouts import llava_hf
 from llava_prumerge.model.checkpoints.request import Request
+from llava_prumerge.model.configuration import PruMergeLlavaConfig
 from llava_prumerge.model.families import is_own_type
-from llava_prumerge.model.processors import make_processor, save_settings
 from llava_prumerge.model.tensor_files import Entry, list_tensors
 from llava_prumerge.model.weight_files import has_weights, read_object
 
@@ -45,6 +45,7 @@ class Ours(layout.Layout):
     name = "ours"
     keys = (KEYS,)
     takes_methods = True
+    families = None
 
     def kind_of(self, source: layout.Source) -> str | None:
         """Trained parts have base.json; a projector may lie alone; a whole model says its type."""
@@ -102,7 +103,8 @@ class Ours(layout.Layout):
         """A whole model, or a file each for adapters, projector and the method's parameters."""
         found = self.placed(made, request)
         if isinstance(made, layout.Whole):
-            return {layout.MODEL_FILE: plan.with_keys(found, KEYS)}
+            main = isinstance(made.config, PruMergeLlavaConfig)
+            return {layout.MODEL_FILE: plan.with_keys(found, KEYS if main else llava_hf.FAMILY)}
         adapter = [Entry(trained.PEFT + name, item.shape, item.dtype, (item,)) for name, item in made.adapter.items()]
         projector, method = (
             [dataclasses.replace(entry, key=name.removeprefix(INNER)) for name, entry in part.items()]
@@ -121,9 +123,7 @@ class Ours(layout.Layout):
             write_json(folder / ADAPTER_CONFIG_FILE, trained.adapter_settings(made, _pattern, None))
         if made.whole is not None and made.base is not None:
             whole = made.whole
-            whole.config.architectures = ["PruMergeLlavaForConditionalGeneration"]
-            processor = make_processor(whole.tokenizer, whole.image_processor, whole.config)
-            save_settings(whole.config, processor, folder)
+            llava_hf.write_model(whole, whole.config, folder)
             write_base(made.base, folder)
 
 
