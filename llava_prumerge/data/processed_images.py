@@ -53,7 +53,7 @@ class ProcessedImages:
         given: dict[str, Any] = {"images": [list(images)]} if images else {}
         if videos:
             given |= {"videos": [[np.asarray(frame) for frame in video.frames] for video in videos]}
-            given |= {"video_metadata": [_told(video) for video in videos], "do_sample_frames": False}
+            given |= {"video_metadata": [video.metadata for video in videos], "do_sample_frames": False}
         made = self.processor(
             text=["".join(str(markers[kind]) for kind in order)],
             return_tensors="pt",
@@ -88,11 +88,3 @@ class ProcessedImages:
 
     def _count(self, text: str) -> int:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _told(video: Video) -> dict[str, Any]:
-    """What transformers' processors are told of a video whose frames were chosen before."""
-    width, height = video.frames[0].size
-    duration = video.total / video.fps if video.fps else None
-    told = {"total_num_frames": video.total, "fps": video.fps, "duration": duration, "width": width, "height": height}
-    return told | {"frames_indices": list(video.indices)}

@@ -53,6 +53,14 @@ class Video:
     total: int
     fps: float | None = None
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers' processors are told of a video whose frames were chosen before."""
+        width, height = self.frames[0].size
+        duration = self.total / self.fps if self.fps else None
+        told = {"total_num_frames": self.total, "fps": self.fps, "duration": duration, "width": width, "height": height}
+        return told | {"frames_indices": list(self.indices)}
+
 
 @dataclass(frozen=True)
 class VideoFolder:

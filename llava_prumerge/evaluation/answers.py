@@ -229,11 +229,12 @@ def merge(answers: Path, questions: Sequence[Question]) -> list[Record]:
 
 
 def digest_questions(questions: Iterable[Question]) -> str:
-    """A hash of what is asked: ids, texts and images' names (or, where the file carries them, the images)."""
+    """A hash of what is asked: ids, texts and names of images or videos (or, where the file carries them, the images)."""
     digest = hashlib.sha256()
     for question in questions:
         parts = (str(question.id), question.prompt, question.text, question.image or "", question.embedded or "")
-        digest.update(json.dumps(parts).encode())
+        shown = parts if question.video is None else (*parts, question.video)
+        digest.update(json.dumps(shown).encode())
     return digest.hexdigest()
 
 

@@ -157,12 +157,11 @@ class Run:
 
     @cached_property
     def image_files(self) -> str | None:
-        """A hash of the images that lie beside the questions; None where the questions carry theirs, or have none."""
+        """A hash of the images or videos that lie beside the questions; None where the questions carry theirs, or have none."""
         if self.files.images is None:
             return None
-        return digest_images(self.files.images, (question.image for question in self.questions if question.image))[
-            "sha256"
-        ]
+        named = (question.image or question.video for question in self.questions)
+        return digest_images(self.files.images, (name for name in named if name))["sha256"]
 
     def claim(self, dtype: str) -> dict[str, Any]:
         """Bind the answer file to everything that decides what is in it."""
@@ -180,6 +179,7 @@ class Run:
             "limit": settings.limit,
             "decoding": "greedy",
             "image_files": None if settings.images == "off" else self.image_files,
+            **({"frames": settings.frames} if any(question.video for question in self.questions) else {}),
         }
         notes = {"model": self.subject.model, "question_file": str(self.files.questions)}
         claim(self.answers, header, notes, settings.accept_changes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor, decode_base64, load_image
+from llava_prumerge.data.videos import Video, VideoFolder
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import EvaluationSettings
@@ -84,10 +85,18 @@ class Prompter:
             if self.images is None:
                 raise EvaluationError("this task has no image folder")
             if question.video is not None:
-                raise EvaluationError(
-                    f"{question.place}: asks about a video, and this model is asked about images alone"
-                )
+                raise EvaluationError(f"{question.place}: asks about a video, and this model takes images alone")
             return load_image(self.images, question.image or "", trusted=self.settings.trusted)
+        except SampleError as error:
+            raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
+
+    def read_video(self, question: Question) -> Video:
+        """Frames of the question's video."""
+        if self.images is None:
+            raise EvaluationError("this task has no folder of videos")
+        folder = VideoFolder(str(self.images), self.settings.frames, trusted=tuple(self.settings.trusted))
+        try:
+            return folder.read(question.video or "")
         except SampleError as error:
             raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
 
@@ -169,13 +178,17 @@ class ChatPrompter(Prompter):
 
     def ids(self, question: Question) -> list[int]:
         """By its chat template; for batches of similar lengths alone."""
-        return self.chat.ids(question.text, int(question.has_image))
+        return self.chat.ids(question.text, int(question.has_image), "image" if question.video is None else "video")
 
     def pictures(self, questions: Sequence[Question]) -> dict[str, Tensor] | None:
         """The whole batch: a processor makes text and pixels together."""
         if not questions[0].has_image:
             return None
-        return self.chat([(question.text, [self.read_image(question)]) for question in questions])
+        return self.chat([(question.text, [self.read(question)]) for question in questions])
+
+    def read(self, question: Question) -> Image | Video:
+        """What the question is about."""
+        return self.read_image(question) if question.video is None else self.read_video(question)
 
     def inputs(self, questions: Sequence[Question], pictures: Any, start: Sequence[int]) -> dict[str, Tensor]:
         """What was made of the images, or the text of a batch without."""
@@ -206,5 +219,5 @@ def on_device(inputs: dict[str, Tensor], model: Any) -> dict[str, Any]:
 
 
 def picture_of(question: Question) -> str | None:
-    """What two questions about one image have in common: its path, or its content."""
-    return question.image if question.embedded is None else question.embedded
+    """What two questions about one image or video have in common: its path, or its content."""
+    return question.embedded or question.image or question.video

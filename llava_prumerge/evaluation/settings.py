@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llava_prumerge.data.recipe_data import FRAMES, MOST_FRAMES
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.methods.resolve import is_setting, read_value
 from llava_prumerge.ops.errors import ReductionError
 
 TRAINED = ("none", "projector", "lora", "full")
-MOST = {"batch_size": 100_000, "max_new_tokens": 1_000_000, "workers": 1024, "limit": 10**12}
+MOST = {"batch_size": 100_000, "max_new_tokens": 1_000_000, "workers": 1024, "frames": MOST_FRAMES, "limit": 10**12}
 CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
 
 
@@ -36,6 +37,7 @@ class EvaluationSettings:
         images: "off" asks the same questions without images, the text-only baseline.
         max_new_tokens: the task's own limit for None.
         limit: only the first so many questions, for trials.
+        frames: taken of a video, evenly spaced from the first to the last.
         workers: threads that read images.
         trusted: folders that links in the image folder may lead to.
         accept_changes: fields of an answer file's header that may differ from this run's.
@@ -56,6 +58,7 @@ class EvaluationSettings:
     images: str = "on"
     max_new_tokens: int | None = None
     limit: int | None = None
+    frames: int = FRAMES
     workers: int = 4
     trusted: tuple[str, ...] = ()
     accept_changes: tuple[str, ...] = ()
@@ -75,7 +78,7 @@ def parse_generation(values: Mapping[str, str]) -> EvaluationSettings:
     for key, value in values.items():
         if key not in SETTING_NAMES:
             overrides[key] = method_setting(key, value, values.get("plugin"))
-        elif key in ("batch_size", "max_new_tokens", "limit", "workers"):
+        elif key in ("batch_size", "max_new_tokens", "limit", "frames", "workers"):
             typed[key] = whole_number(key, value)
         elif key == "accept_changes":
             typed[key] = tuple(field.strip() for field in value.split(",") if field.strip())

@@ -7,8 +7,9 @@ LLaVA-1.5 and its kin, whose images all have the same number of placeholders, ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from jinja2 import TemplateError
 
 from llava_prumerge.ground.errors import InputError
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-Asked = tuple[str, Sequence["Image"]]
+
+class Clip(Protocol):
+    """Frames of a video, and what processors are told of it; `data.videos.Video` is one."""
+
+    @property
+    def frames(self) -> Sequence[Image]: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+
+Asked = tuple[str, Sequence["Image | Clip"]]
+"""A question, and its images or videos, not both."""
 
 
 def fixed_places(config: Any) -> int | None:
@@ -42,7 +55,7 @@ def check_processor(processor: Any, config: Any) -> None:
 
 
 class ChatProcessor:
-    """Makes batches of questions about images for a model of any family.
+    """Makes batches of questions about images or videos for a model of any family.
 
     Args:
         processor: the checkpoint's.
@@ -58,18 +71,24 @@ class ChatProcessor:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def text(self, question: str, images: int) -> str:
-        """The text after which the model answers, a mark for each image in front of the question.
+    def text(self, question: str, pictures: int, kind: str = "image") -> str:
+        """The text after which the model answers, a mark for each image or video in front of the question.
+
+        Args:
+            kind: "image" or "video".
 
         Raises:
-            InputError: the question holds an image's mark itself.
+            InputError: the question holds such a mark itself, or the model takes no videos.
         """
-        self._check_mark(question)
-        if getattr(self.processor, "chat_template", None) is None and self.own_text is not None:
-            return self.own_text(self.processor, question, images)
+        mark = self.mark if kind == "image" else getattr(self.processor, "video_token", None)
+        if mark is None:
+            raise InputError(f"a {type(self.processor).__name__} takes no videos")
+        self._check_mark(question, mark)
         if getattr(self.processor, "chat_template", None) is None:
-            return get_template(self.template).render([(f"{self.mark}\n" * images + question, None)])
-        parts = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+            if self.own_text is not None and kind == "image":
+                return self.own_text(self.processor, question, pictures)
+            return get_template(self.template).render([(f"{mark}\n" * pictures + question, None)])
+        parts = [{"type": kind}] * pictures + [{"type": "text", "text": question}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
         )
@@ -92,35 +111,43 @@ class ChatProcessor:
         if getattr(self.processor, "chat_template", None) is None:
             raise InputError("this model has no chat template: it takes one question, its images in front of the text")
         for text in texts:
-            self._check_mark(text)
+            self._check_mark(text, self.mark)
         try:
             return self.processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"the model's chat template refuses the turns: {' '.join(str(error).split())}") from error
 
-    def ids(self, question: str, images: int) -> list[int]:
-        """Tokens of that text, each image's mark unexpanded."""
-        text = self.text(question, images)
+    def ids(self, question: str, pictures: int, kind: str = "image") -> list[int]:
+        """Tokens of that text, each mark unexpanded."""
+        text = self.text(question, pictures, kind)
         return self.tokenizer(text, add_special_tokens=self._adds_bos(text)).input_ids
 
     def __call__(self, asked: Sequence[Asked]) -> dict[str, Tensor]:
-        """Questions with their images, padded on the left. -> input_ids [B, L], attention_mask, and what images are made of"""
-        return self.batch([self.text(text, len(images)) for text, images in asked], [images for _, images in asked])
+        """Questions with their images or videos, padded on the left. -> input_ids [B, L], attention_mask, and pixels"""
+        kind = "video" if any(hasattr(one, "frames") for _, shown in asked for one in shown) else "image"
+        return self.batch([self.text(text, len(shown), kind) for text, shown in asked], [shown for _, shown in asked])
 
-    def batch(self, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> dict[str, Tensor]:
-        """The same of texts that are written already, and the images of each."""
+    def batch(self, texts: Sequence[str], shown: Sequence[Sequence[Image | Clip]]) -> dict[str, Tensor]:
+        """The same of texts that are written already, and the images or the videos of each."""
+        every: list[Any] = [one for row in shown for one in row]
+        given: dict[str, Any] = {}
+        if every and hasattr(every[0], "frames"):
+            given = {"videos": [[np.asarray(frame) for frame in clip.frames] for clip in every]}
+            given |= {"video_metadata": [clip.metadata for clip in every], "do_sample_frames": False}
+        elif every:
+            given = {"images": [list(row) for row in shown]}
         made = self.processor(
             text=list(texts),
-            images=[list(row) for row in images] if any(images) else None,
+            **given,
             padding=True,
             return_tensors="pt",
             add_special_tokens=self._adds_bos(texts[0]),
         )
         return dict(made)
 
-    def _check_mark(self, text: str) -> None:
-        if self.mark in text:
-            raise InputError(f"the question holds {self.mark!r} itself, which stands for an image: {text!r}")
+    def _check_mark(self, text: str, mark: str) -> None:
+        if mark in text:
+            raise InputError(f"the question holds {mark!r} itself, which stands for an image: {text!r}")
 
     def _adds_bos(self, text: str) -> bool:
         """Whether the tokenizer is to add what its texts begin with; some chat templates have written it."""

@@ -59,6 +59,20 @@ SPECIAL = [
     "[IMG_BREAK]",
     "[IMG_END]",
 ]
+SETTINGS = {
+    "video_llava": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+    "llava_next_video": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+    "llava_onevision": {"size": {"height": 32, "width": 32}},
+    "internvl": {"size": {"height": 64, "width": 64}},
+}
+QWEN = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+STOCK = {
+    "video_llava": "VideoLlavaVideoProcessor",
+    "llava_next_video": "LlavaNextVideoVideoProcessor",
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "internvl": "InternVLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
 METHOD = {"vision": {"name": "prumerge_plus", "iqr_factor": 0.2}, "decoder": {"name": "fastv", "layer": 1, "keep": 0.5}}
 PARTS = (
     "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- 'MARK' -}}"
@@ -165,6 +179,14 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": made.__name__, **settings}))
     if name != "paligemma":  # which is trained without one
         (folder / "chat_template.jinja").write_text(template_of_family(name))
+    return folder
+
+
+def give_videos(folder: Path, name: str) -> Path:
+    """Settings for videos beside a checkpoint's processor. -> its folder"""
+    file = folder / "processor_config.json"
+    settings = SETTINGS.get(name, QWEN) | {"video_processor_type": STOCK.get(name, "Qwen2VLVideoProcessor")}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"video_processor": settings}))
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train.family_world import TRAINED, given, write_videos
+from train.family_world import TRAINED, give_videos, given, write_videos
 from train.launching import losses_of
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import is_torchvision_available
@@ -32,20 +32,6 @@ from llava_prumerge.train.run import main
 FRAMES = 4
 TAKEN = [0, 3, 7, 11]
 WITH_VIDEOS = [name for name in TRAINED if family_of(name).videos is not None]
-SETTINGS = {
-    "video_llava": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
-    "llava_next_video": {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
-    "llava_onevision": {"size": {"height": 32, "width": 32}},
-    "internvl": {"size": {"height": 64, "width": 64}},
-}
-QWEN = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
-STOCK = {
-    "video_llava": "VideoLlavaVideoProcessor",
-    "llava_next_video": "LlavaNextVideoVideoProcessor",
-    "llava_onevision": "LlavaOnevisionVideoProcessor",
-    "internvl": "InternVLVideoProcessor",
-    "qwen3_vl": "Qwen3VLVideoProcessor",
-}
 every = pytest.mark.parametrize("name", WITH_VIDEOS)
 
 
@@ -54,9 +40,7 @@ def films(families: Path) -> Path:
     """The families' folder with records of videos, and settings for videos beside each processor's."""
     write_videos(families)
     for name in WITH_VIDEOS:
-        file = families / name / "processor_config.json"
-        settings = SETTINGS.get(name, QWEN) | {"video_processor_type": STOCK.get(name, "Qwen2VLVideoProcessor")}
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"video_processor": settings}))
+        give_videos(families / name, name)
     return families
 
 
