@@ -113,7 +113,10 @@ class VisionTokens:
         if space != "clip":
             given = self.features if self.projected is None else self.projected, self.text, self.text_mask
         elif self.clip is None:
-            raise ReductionError("space 'clip' needs a tower with its text side, and this one has none; take space llm")
+            raise ReductionError(
+                "space 'clip' needs a tower with its text side, and this one has none: name the whole model with clip=FOLDER, "
+                "or take space llm"
+            )
         else:
             given = self.clip()
         if given[1].shape[1] == 0:

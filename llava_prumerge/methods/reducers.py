@@ -188,6 +188,11 @@ class MatchSettings(TemplateSettings):
         "(clip where there is a text side, else llm)",
         source="our reading",
     )
+    clip: str | None = setting(
+        None,
+        "the whole CLIP model that the tower is of, a folder or a name on the Hub, whose text side space clip needs",
+        source="ours",
+    )
     centre: Literal["both", "visual", "none"] = setting(
         "both",
         "means subtracted before any cosine: both each its own, visual that of the patches from both, none",

@@ -192,7 +192,7 @@ def detach(model: Any) -> Any:
     for module, names in (
         *((getattr(host, name), ("kept_blocks",)) for name in host.tower_names),
         (host.decoder, ("pruner",)),
-        (host, ("reducer", "statistics", "full_length", "_asked")),
+        (host, ("reducer", "statistics", "full_length", "_asked", *(set(vars(host)) & {"words", "_text_side"}))),
         (inner, ()),
     ):
         for name in names:

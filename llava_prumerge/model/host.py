@@ -8,15 +8,16 @@ code puts them at the placeholders, makes positions and calls the language model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
+from llava_prumerge.model.asked_text import AskedText
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, ReducedFeatures, handed_over, takes_features
@@ -27,22 +28,13 @@ from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
 from llava_prumerge.model.views import Views
 from llava_prumerge.model.vision_tower import image_ids, keep_earlier
-from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
+from llava_prumerge.ops.layout import scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The text that images are about, for methods that read the prompt: [B, L] each."""
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    labels: Tensor | None
-
-
-class Host(Views, InitialisesMethods):
+class Host(AskedText, Views, InitialisesMethods):
     """Goes in front of a stock model without head; a family adds what its features are made of.
 
     Attributes:
@@ -61,7 +53,6 @@ class Host(Views, InitialisesMethods):
     reducer: VisionReducer | None
     statistics: ReductionStatistics
     full_length: bool
-    _asked: Asked | None
     decoder_name = "language_model"
     tower_names: tuple[str, ...] = ("vision_tower",)
     projector_names: tuple[str, ...] = ("multi_modal_projector", "image_newline")
@@ -252,41 +243,6 @@ class Host(Views, InitialisesMethods):
 
     # ------------------------------------------------------------------ what families call
 
-    @contextmanager
-    def asking(self, input_ids: Tensor | None, attention_mask: Any, labels: Tensor | None = None) -> Iterator[None]:
-        """While images are encoded, the text they are about can be asked for."""
-        before = self._asked
-        mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
-        self._asked = None if input_ids is None else Asked(input_ids, mask, labels)
-        try:
-            yield
-        finally:
-            self._asked = before
-
-    def prompts(self, images: Tensor, lengths: Sequence[int], modality: str) -> tuple[Tensor, Tensor]:
-        """For tiles of images [N] the text of their sequences, without what is to be predicted. -> [N, T, D], [N, T]"""
-        asked = self._asked
-        if asked is None:
-            raise ModelError(
-                f"{self.reducer.name} reads the prompt: encode images in forward or generate, which know it"
-            )
-        ids = asked.input_ids
-        mask = torch.ones_like(ids, dtype=torch.bool) if asked.attention_mask is None else asked.attention_mask
-        key_mask = mask[:, -ids.shape[1] :].bool()
-        spots = self.placeholders(ids)
-        text = key_mask & ~spots
-        if asked.labels is not None:  # a method that saw the answer in training would miss it in use
-            text &= asked.labels == IGNORE_INDEX
-            text[:, 0] = key_mask[:, 0] & ~spots[:, 0]
-        blank = torch.zeros_like(ids)
-        layout = TokenLayout(is_image=spots, key_mask=key_mask, position_ids=blank, origin=blank)
-        layout, embeddings = layout.compact(text, self.get_input_embeddings()(ids.masked_fill(spots, 0)))
-        rows = (ids == getattr(self.config, f"{modality}_token_id")).nonzero()[:, 0]
-        counts = torch.tensor(lengths, device=rows.device)
-        owner = rows[counts.cumsum(0) - counts] if len(rows) else rows.new_zeros(len(counts))  # a blank image has none
-        owner = owner[images.to(owner.device)]
-        return embeddings[owner], layout.key_mask[owner]
-
     def reduce(
         self,
         tiles: Sequence[Tiles],
@@ -329,6 +285,7 @@ class Host(Views, InitialisesMethods):
                 class_token=None if early else group.class_token,
                 unprojected=bare[number] if early else None,
                 projected=features[number] if self.reducer.reads_projected and not early else None,
+                clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )
             learns = any(True for _ in self.reducer.parameters())

@@ -75,7 +75,7 @@ def coverage_first(
     taken = torch.zeros_like(covers[:, 0], dtype=torch.bool)
     order = []
     for _ in range(size):
-        gain = (covers - best).clamp(min=0).sum(dim=1)  # [N, P]
+        gain = (covers - best).clamp_(min=0).sum(dim=1)  # [N, P]
         if weights is not None:
             gain = gain + weights if add else gain * weights
         if last is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def chunk_labels(patches: int, chunks: int, device: torch.device) -> Tensor:
-    """Cut the raster into consecutive chunks; where they cannot be equal the first ones get one patch more. -> [P] int64"""
+    """Cut the raster into consecutive chunks; the first ones get what cannot be shared evenly. -> [P] int64"""
     place, most = torch.arange(patches, device=device), -(-patches // chunks)
     longer = (patches - (most - 1) * chunks) * most  # patches in chunks of the greater length
     return torch.where(place < longer, place // most, chunks - 1 - (patches - 1 - place) // max(most - 1, 1))
@@ -47,7 +47,7 @@ def ranks_within(scores: Tensor, groups: Tensor, count: int) -> Tensor:
 
 
 def shared_out(weights: Tensor, total: Tensor | int) -> Tensor:
-    """Share a number out by weights, in whole parts: rounded down, and one more each for the heaviest while some is missing.
+    """Share a number out by weights in whole parts, rounded down; the heaviest get one more each while some is missing.
 
     Args:
         weights: [N, G], not negative; they sum to at most 1.
@@ -86,7 +86,7 @@ def component_labels(points: Tensor, components: int) -> tuple[Tensor, int]:
 
 
 def held_back(rivals: Tensor, place: Tensor) -> Tensor:
-    """Greedy suppression: tokens in the order of their places, each one that is not held back holds back its later rivals.
+    """Greedy suppression: in the order of places each token that is not held back holds back its later rivals.
 
     Args:
         rivals: [N, P, P] bool.

@@ -1,4 +1,4 @@
-"""What the golden arrays do not show of the newer vision methods: other sizes, tiles, blocks of the tower, both sides of the projector."""
+"""What the golden arrays do not show of vision methods: other sizes, tiles, earlier blocks, the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model gives a reducer that asks for more: blocks below, both sides of the projector, the view of the whole."""
+"""What the model gives a reducer that asks for more: earlier blocks, both sides of the projector, the whole view."""
 
 from __future__ import annotations
 

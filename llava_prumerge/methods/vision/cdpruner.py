@@ -1,12 +1,13 @@
 """CDPruner: a greedy choice by a determinantal point process, whose kernel prefers patches that the question is about.
 
-Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs, Zhang et al., NeurIPS 2025
-(arXiv 2506.10967). The rule is the authors' code (Theia-4869/CDPruner 9541616): kernel r_i S_ij r_j of cosines S of
-projected patches and relevance r, which is the negated cosine of a patch and the question in CLIP's joint space, scaled
-to [0, 1] over the image; tokens are chosen one after the other by the greedy MAP rule and leave in raster order.
-Departures: relevance is scaled over each image, where the release scales it over the batch; where the kernel's rank is
-used up the rest is chosen by what the diagonal has left, where the release returns fewer. LLaVA's checkpoints bring no
-text side of their tower: then `space: auto` compares projected patches with the prompt's embeddings, which is ours.
+Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs, Zhang et al., NeurIPS
+2025 (arXiv 2506.10967). The rule is the authors' code (Theia-4869/CDPruner 9541616): kernel r_i S_ij r_j of cosines S
+of projected patches and relevance r, which is the negated cosine of a patch and the question in CLIP's joint space,
+scaled to [0, 1] over the image; tokens are chosen one after the other by the greedy MAP rule and leave in raster
+order. Departures: relevance is scaled over each image, where the release scales it over the batch; where the kernel's
+rank is used up the rest is chosen by what the diagonal has left, where the release returns fewer. LLaVA's checkpoints
+bring no text side of their tower, which `clip` names; without it `space: auto` compares projected patches with the
+prompt's embeddings, which is ours.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class CDPrunerSettings(PromptSettings):
 
     space: Literal["llm", "clip", "auto"] = setting(
         "auto",
-        "where relevance is measured: clip as released, llm (projected tokens and prompt embeddings), or auto: clip where "
-        "the tower has its text side, else llm",
+        "where relevance is measured: clip as released, llm (projected tokens and prompt embeddings), or auto: clip "
+        "where the tower has its text side, else llm",
         source="released code; llm is ours",
     )
 

@@ -1,12 +1,13 @@
 """DPC-KNN: clusters around density peaks, as many as the image has, and every token is the mean of its cluster.
 
-Density peaks clustering with k nearest neighbours, Du et al., Knowledge-Based Systems 2016, as SeTok (Wu et al., ICLR 2025,
-arXiv 2406.05127) and SparseVLM make tokens with it. A patch is dense where its nearest neighbours are near, and it is a
-centre where it is dense and far from every denser one; each patch goes to the nearest centre by Euclidean distance.
-The clustering equals SparseVLM's (`neighbours: null, order: fitness`). Ours are: without a budget the centres are the
-outliers of density times distance by Tukey's fence, where SeTok has a threshold that depends on the features' scale
-(`threshold: 0.5` is that); of equal densities the lower index counts as the denser, where both releases add noise; the
-mean in place of SeTok's trained layers. The image decides how many tokens it takes, its complexity and not its subject.
+Density peaks clustering with k nearest neighbours, Du et al., Knowledge-Based Systems 2016, as SeTok (Wu et al., ICLR
+2025, arXiv 2406.05127) and SparseVLM make tokens with it. A patch is dense where its nearest neighbours are near, and
+it is a centre where it is dense and far from every denser one; each patch goes to the nearest centre by Euclidean
+distance. The clustering equals SparseVLM's (`neighbours: null, order: fitness`). Ours are: without a budget the
+centres are the outliers of density times distance by Tukey's fence, where SeTok has a threshold that depends on the
+features' scale (`threshold: 0.5` is that); of equal densities the lower index counts as the denser, where both
+releases add noise; the mean in place of SeTok's trained layers. The image decides how many tokens it takes, its
+complexity and not its subject.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class DpcKnnSettings(ReducerSettings):
 
     neighbours: int | None = setting(
         5,
-        "nearest patches that make the density, the patch itself among them; null, with a budget: as many as clusters, as "
-        "SparseVLM has it",
+        "nearest patches that make the density, the patch itself among them; null, with a budget: as many as clusters, "
+        "as SparseVLM has it",
         at_least(1),
         source="TCFormer",
     )

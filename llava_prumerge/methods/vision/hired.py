@@ -1,12 +1,13 @@
-"""HiRED: the most attended patches stay; of an image cut into tiles each tile has a quota by the attention of an early block.
+"""HiRED: the most attended patches stay; each tile of an image has a quota by the attention of an early block.
 
 HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models, Arif et al.,
-AAAI 2025 (arXiv 2408.10945). The rule is the authors' code (hasanar1f/HiRED 502d6dd). An image of one view keeps the patches of
-highest class attention of the block that made the features. Of a view of the whole and n - 1 tiles the view gets
-`alpha` of all tokens; its `1 - alpha` patches of highest class attention of the tower's first block are marked, the
-marks are cut into n - 1 consecutive pieces, and a tile gets the share of the rest that its piece has of the marks.
-Those pieces are bands of the view, not the parts of it that the tiles show. Departures: every tile keeps one token at
-least; what rounding down would lose is given to the tiles with the largest rests where a `budget` is asked for.
+AAAI 2025 (arXiv 2408.10945). The rule is the authors' code (hasanar1f/HiRED 502d6dd). An image of one view keeps the
+patches of highest class attention of the block that made the features. Of a view of the whole and n - 1 tiles the
+view gets `alpha` of all tokens; its `1 - alpha` patches of highest class attention of the tower's first block are
+marked, the marks are cut into n - 1 consecutive pieces, and a tile gets the share of the rest that its piece has of
+the marks. Those pieces are bands of the view, not the parts of it that the tiles show. Departures: every tile keeps
+one token at least; what rounding down would lose is given to the tiles with the largest rests where a `budget` is
+asked for.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class HiRED(BlockReducer):
         return torch.where(is_view, full[overview], quota).clamp(1, patches)
 
     def shares(self, tiles: int, patches: int) -> list[tuple[int, int]]:
-        """For images of 0, 1, 2, ... tiles the tokens of the view and of all other tiles, as the release rounds them."""
+        """For images of 0, 1, 2, ... tiles the tokens of the view and of the other tiles, rounded as released."""
         found = []
         for number in range(tiles + 1):
             of_ratio = int(number * patches * self.settings.keep_ratio)

@@ -1,7 +1,7 @@
-"""HoloV: the image is cut into crops, each gets a quota by its class attention, and fills it with its most attended patches.
+"""HoloV: each crop of the image has a quota by its class attention and fills it with its most attended patches.
 
-HoloV, Zou et al., NeurIPS 2025 (arXiv 2510.02912). The rule is the authors' code (obananas/HoloV 1d2e65e), just after the projector. Three things in it
-are not what they seem, and are kept as they are:
+HoloV, Zou et al., NeurIPS 2025 (arXiv 2510.02912). The rule is the authors' code (obananas/HoloV 1d2e65e), just after
+the projector. Three things in it are not what they seem, and are kept as they are:
 
 - its 16 crops are consecutive chunks of the raster, 1.5 rows of 24 each. `crops: cells` cuts the image into rows and
   columns instead;
@@ -9,8 +9,9 @@ are not what they seem, and are kept as they are:
   times its mean attention, and the quotas are those of attention alone;
 - inside a crop attention alone chooses.
 
-Departure: a crop that is full leaves the rest of its quota to the most attended patches elsewhere, so that budgets are
-met; the release puts rows of zeros there, `count: released` leaves them out. The re-fetch of the paper was not released.
+Departure: a crop that is full leaves the rest of its quota to the most attended patches elsewhere, so that budgets
+are met; the release puts rows of zeros there, `count: released` leaves them out. The re-fetch of the paper was not
+released.
 """
 
 from __future__ import annotations

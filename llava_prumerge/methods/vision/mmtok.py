@@ -1,12 +1,12 @@
 """MMTok: greedy coverage of the question's tokens and of the image's own patches together.
 
-MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs, Dong et al., ICLR 2026 (arXiv 2508.18264). The rule is the authors' code
-(Ironieser/MMTok d1522cd): one row for each prompt token and one for each patch, a softmax over all patches of cosines
-over a temperature (prompt embeddings with projected patches, patches with patches before the projector); the patch that
-raises the best cover of the rows most comes next. Kept patches leave in raster order. Departures: the rows of the
-prompt are all its tokens, without those that `before` and `after` leave out, where the release tokenizes the question's
-words alone and drops stop words; patches of LLaVA's padding can be chosen, which the release forbids; scores are
-float32 for each image of a batch.
+MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs, Dong et al., ICLR 2026 (arXiv 2508.18264).
+The rule is the authors' code (Ironieser/MMTok d1522cd): one row for each prompt token and one for each patch, a
+softmax over all patches of cosines over a temperature (prompt embeddings with projected patches, patches with patches
+before the projector); the patch that raises the best cover of the rows most comes next. Kept patches leave in raster
+order. Departures: the rows of the prompt are all its tokens, without those that `before` and `after` leave out, where
+the release tokenizes the question's words alone and drops stop words; patches of LLaVA's padding can be chosen, which
+the release forbids; scores are float32 for each image of a batch.
 """
 
 from __future__ import annotations

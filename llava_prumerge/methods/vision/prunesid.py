@@ -1,14 +1,14 @@
 """PruneSID: principal components group the patches, and each group has a quota of its most attended different ones.
 
-Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity, Fang et al., ICLR
-2026 (arXiv 2603.09480). The rule is
-the authors' code (ZhengyaoFang/PruneSID 4ef17d9). A quarter as many groups as tokens: a patch belongs to the component on which
-it loads most, of the sigmoid of its features. In a group patches by falling class attention of the block that made the
-features, those after a patch they are more alike than a threshold go behind all others; quotas by how many are not.
-The class token is one of the tokens and comes first, then group by group. Departure: the components are those of an
-exact singular value decomposition, where the release draws a random approximation, whose choices between two seeds
-share 20 to 38 of 64 patches on random images; so an image is always reduced alike. Where K is above 32 the threshold is
-above the mean similarity so often that few or none are held back, as released.
+Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic Importance-Diversity, Fang et
+al., ICLR 2026 (arXiv 2603.09480). The rule is the authors' code (ZhengyaoFang/PruneSID 4ef17d9). A quarter as many
+groups as tokens: a patch belongs to the component on which it loads most, of the sigmoid of its features. In a group
+patches by falling class attention of the block that made the features, those after a patch they are more alike than a
+threshold go behind all others; quotas by how many are not. The class token is one of the tokens and comes first, then
+group by group. Departure: the components are those of an exact singular value decomposition, where the release draws
+a random approximation, whose choices between two seeds share 20 to 38 of 64 patches on random images; so an image is
+always reduced alike. Where K is above 32 the threshold is above the mean similarity so often that few or none are
+held back, as released.
 """
 
 from __future__ import annotations

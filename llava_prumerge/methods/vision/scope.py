@@ -1,10 +1,11 @@
-"""SCOPE: greedy coverage of all patches by the kept ones, in which each patch's gain is weighted by its class attention.
+"""SCOPE: greedy coverage of all patches by the kept ones, each gain weighted by the class attention.
 
 SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs, Deng et al., NeurIPS 2025 (arXiv
-2510.24214). The rule is the authors' code (kinredon/SCOPE 6bf7306): a patch covers another as well as the cosine of their features says, its gain is what it adds
-to the best cover of every patch, times the class attention (sum over heads, to the power `alpha`) of the block that
-made the features. Kept patches leave in raster order. Departures: scores are float32, where the release computes in the
-model's type; a budget is each tile's, where the release divides it by the number of tiles in a call.
+2510.24214). The rule is the authors' code (kinredon/SCOPE 6bf7306): a patch covers another as well as the cosine of
+their features says, its gain is what it adds to the best cover of every patch, times the class attention (sum over
+heads, to the power `alpha`) of the block that made the features. Kept patches leave in raster order. Departures:
+scores are float32, where the release computes in the model's type; a budget is each tile's, where the release divides
+it by the number of tiles in a call.
 """
 
 from __future__ import annotations

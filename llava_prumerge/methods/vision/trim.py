@@ -1,11 +1,12 @@
 """TRIM: the patches that CLIP finds to be about the question stay, and one token is the mean of all others.
 
-Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs, Song et al., COLING 2025 (arXiv 2409.10994).
-The rule is the authors' code (FreedomIntelligence/TRIM f5a232d): a softmax over patches of the negated product of patch
-and question in CLIP's joint space, neither normalised; as many patches stay as are outliers of it by Tukey's fence, or
-a share; then the mean of the others. Departures: the fence is each image's, where the release takes the whole batch's;
-where everything stays there is no mean. LLaVA's checkpoints bring no text side of their tower: then `space: auto`
-compares projected patches with the prompt's embeddings by cosine, which is ours.
+Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs, Song et al., COLING 2025
+(arXiv 2409.10994). The rule is the authors' code (FreedomIntelligence/TRIM f5a232d): a softmax over patches of the
+negated product of patch and question in CLIP's joint space, neither normalised; as many patches stay as are outliers
+of it by Tukey's fence, or a share; then the mean of the others. Departures: the fence is each image's, where the
+release takes the whole batch's; where everything stays there is no mean. LLaVA's checkpoints bring no text side of
+their tower, which `clip` names; without it `space: auto` compares projected patches with the prompt's embeddings by
+cosine, which is ours.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class TrimSettings(MatchSettings):
     iqr_factor: float = setting(1.5, "Tukey's factor of the outlier rule that counts", source="released code")
     space: Literal["llm", "clip", "auto"] = setting(
         "auto",
-        "where patches and prompt are compared: clip as released, llm (projected tokens and prompt embeddings), or auto: "
-        "clip where the tower has its text side, else llm",
+        "where patches and prompt are compared: clip as released, llm (projected tokens and prompt embeddings), or "
+        "auto: clip where the tower has its text side, else llm",
         source="released code; llm is ours",
     )
 
@@ -64,8 +65,8 @@ class Trim(CountingReducer):
         """How much each patch concerns the question. [N, P]"""
         space = image.space(self.settings.space)
         given = image.matched(space)
-        if space == "clip":
-            return against_clip(*given, unit=False).softmax(dim=1)
+        if space == "clip":  # a text that is too long is cut off
+            return against_clip(given[0], given[1][:, :1], given[2][:, :1], unit=False).softmax(dim=1)
         queries = queries_of(given[2], self.settings.before, self.settings.after)
         return mean_match(prompt_similarity(*centred(*given, self.settings.centre)), queries)
 

@@ -1,11 +1,11 @@
 """TrimTokenator: patches near the prompt's embeddings stay, and of these a choice that is least alike on average.
 
-Towards Adaptive Visual Token Pruning for Large Multimodal Models (TrimTokenator, arXiv 2509.00320). The authors released no code;
-the rule is that of a third party's re-implementation which follows the paper's notation (DamonZhao-sfu/LLM-Multimodal
-80b0ac0), just after the projector: the negated mean squared distance to all prompt embeddings chooses a share of the
-patches first; then greedily the patch whose mean cosine to the chosen ones is lowest, the first one by its mean cosine
-to all that are left. Kept patches leave in raster order. That the first share is 0.8 is the third party's. Departure:
-a budget above the first share raises it.
+Towards Adaptive Visual Token Pruning for Large Multimodal Models (TrimTokenator, arXiv 2509.00320). The authors
+released no code; the rule is that of a third party's re-implementation which follows the paper's notation
+(DamonZhao-sfu/LLM-Multimodal 80b0ac0), just after the projector: the negated mean squared distance to all prompt
+embeddings chooses a share of the patches first; then greedily the patch whose mean cosine to the chosen ones is
+lowest, the first one by its mean cosine to all that are left. Kept patches leave in raster order. That the first
+share is 0.8 is the third party's. Departure: a budget above the first share raises it.
 """
 
 from __future__ import annotations

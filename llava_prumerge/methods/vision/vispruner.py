@@ -1,8 +1,8 @@
-"""VisPruner: half of what stays is attended most, the other half is what rounds of removing duplicates leave of the rest.
+"""VisPruner: half of what stays is attended most, the other half is left by rounds of removing duplicates.
 
-Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs, Zhang et al., ICCV 2025 (arXiv
-2412.01818 v2; v1 is `fastervlm`). The rule is the authors' code (Theia-4869/VisPruner aefa01a): `important` of the
-budget by class attention of the block that made the features; what is left stands in falling attention and is put
+Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs, Zhang et al., ICCV 2025
+(arXiv 2412.01818 v2; v1 is `fastervlm`). The rule is the authors' code (Theia-4869/VisPruner aefa01a): `important` of
+the budget by class attention of the block that made the features; what is left stands in falling attention and is put
 alternately into two lists, the tokens of the first that are most like one of the second leave, eight a round, and the
 next round goes over the first list in the order of similarity, then the second. Kept patches leave in raster order.
 Departures: lists of odd length and rounds that would remove more than the first list holds work, where the release
@@ -16,14 +16,13 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import BlockReducer, BlockSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
-from llava_prumerge.ops.greedy import marked
+from llava_prumerge.ops.greedy import cosines, marked
 from llava_prumerge.ops.select import pick, select
 
 
@@ -70,7 +69,7 @@ class VisPruner(BlockReducer):
 
 
 def removals(length: int, target: int, most: int) -> list[int]:
-    """How many tokens each round removes, of the half that a list puts into its first part; none where none are wanted."""
+    """How many tokens each round removes of the first half of what is left; none where none are wanted."""
     rounds: list[int] = []
     while 0 < target < length:
         rounds.append(min(most, length - target, -(-length // 2)))
@@ -89,10 +88,11 @@ def without_duplicates(features: Tensor, order: Tensor, rounds: list[int]) -> Te
     Returns:
         [N, M - sum(rounds)] raster indices.
     """
-    unit = F.normalize(features.float(), dim=-1)
+    similarity = cosines(features)
     for count in rounds:
         even, odd = order[:, ::2], order[:, 1::2]
-        alike = (select(unit, even) @ select(unit, odd).transpose(1, 2)).amax(dim=2)
+        of_odd = odd[:, None].expand(-1, even.shape[1], -1)
+        alike = select(similarity, even).gather(2, of_odd).amax(dim=2)
         by_likeness = alike.argsort(dim=1, descending=True, stable=True)
         order = torch.cat([even.gather(1, by_likeness[:, count:]), odd], dim=1)
     return order

@@ -1,12 +1,12 @@
-"""VScan, its encoder side: patches attended globally late in the tower and locally early in it stay, and take in the rest.
+"""VScan, its encoder side: patches attended globally, and locally in an early block, stay and take in the rest.
 
-VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models, Zhang et al., TMLR 2026 (arXiv 2505.22654). The
-rule is the authors' code (Tencent/SelfEvolvingAgent a82450e), just after the projector: half of the tokens are the
-patches of highest class attention of an early block (5 of 24, the sixth) in each of 16 windows, the other half those of the block
-that made the features; every other patch goes to the kept one of highest cosine, and a kept token is the mean of its
-group. Departures: `count: exact` gives what the windows cannot share out evenly to the global half, the release keeps
-fewer (`released`: 98 of 100); grids that 6 does not divide are cut into windows as equal as can be. The second step
-between the decoder's layers is a method of its own.
+VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models, Zhang et al., TMLR 2026 (arXiv
+2505.22654). The rule is the authors' code (Tencent/SelfEvolvingAgent a82450e), just after the projector: half of the
+tokens are the patches of highest class attention of an early block (5 of 24, the sixth) in each of 16 windows, the
+other half those of the block that made the features; every other patch goes to the kept one of highest cosine, and a
+kept token is the mean of its group. Departures: `count: exact` gives what the windows cannot share out evenly to the
+global half, the release keeps fewer (`released`: 98 of 100); grids that 6 does not divide are cut into windows as
+equal as can be. The second step between the decoder's layers is a method of its own.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class VScanSettings(BlockSettings):
     window: int = setting(6, "patches along each side of a window", at_least(1), source="released code")
     shallow: Fraction = setting(
         "5/22",
-        "block whose attention windows choose by, as a part of the way from the tower's first block to the one that made "
-        "the features; 5/22 is block 5 of LLaVA's tower",
+        "block whose attention windows choose by, as a part of the way from the tower's first block to the one that "
+        "made the features; 5/22 is block 5 of LLaVA's tower",
         fraction(zero=True),
         source="released code",
     )

@@ -1,0 +1,119 @@
+"""The text that images are about, for methods that read the prompt: its embeddings, or its words in CLIP's space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llava_prumerge.model.errors import ModelError
+from llava_prumerge.model.text_side import TextSide, words_of
+from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The text that images are about, for methods that read the prompt: [B, L] each."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    labels: Tensor | None
+
+
+class AskedText:
+    """Part of `model.host.Host`.
+
+    Attributes:
+        words: the model's tokenizer, which says what was asked; None: it is looked for where the model is from.
+    """
+
+    config: Any
+    reducer: Any
+    words: Any = None
+    _asked: Asked | None
+    _text_side: TextSide | None = None
+
+    if TYPE_CHECKING:
+
+        def placeholders(self, input_ids: Tensor) -> Tensor:
+            """See `Host`."""
+
+        def get_input_embeddings(self) -> Any:
+            """The stock model's."""
+
+    @contextmanager
+    def asking(self, input_ids: Tensor | None, attention_mask: Any, labels: Tensor | None = None) -> Iterator[None]:
+        """While images are encoded, the text they are about can be asked for."""
+        before = self._asked
+        mask = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
+        self._asked = None if input_ids is None else Asked(input_ids, mask, labels)
+        try:
+            yield
+        finally:
+            self._asked = before
+
+    def _read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids [B, L], where their text is that may be read, and where anything is. [B, L] bool"""
+        asked = self._asked
+        if asked is None:
+            raise ModelError(
+                f"{self.reducer.name} reads the prompt: encode images in forward or generate, which know it"
+            )
+        ids = asked.input_ids
+        mask = torch.ones_like(ids, dtype=torch.bool) if asked.attention_mask is None else asked.attention_mask
+        key_mask = mask[:, -ids.shape[1] :].bool()
+        spots = self.placeholders(ids)
+        text = key_mask & ~spots
+        if asked.labels is not None:  # a method that saw the answer in training would miss it in use
+            text &= asked.labels == IGNORE_INDEX
+            text[:, 0] = key_mask[:, 0] & ~spots[:, 0]
+        return ids, text, key_mask
+
+    def _rows(self, ids: Tensor, images: Tensor, lengths: Sequence[int], modality: str) -> Tensor:
+        """The sequence that each of some images [N] stands in. [N]"""
+        rows = (ids == getattr(self.config, f"{modality}_token_id")).nonzero()[:, 0]
+        counts = torch.tensor(lengths, device=rows.device)
+        owner = rows[counts.cumsum(0) - counts] if len(rows) else rows.new_zeros(len(counts))  # a blank image has none
+        return owner[images.to(owner.device)]
+
+    def prompts(self, images: Tensor, lengths: Sequence[int], modality: str) -> tuple[Tensor, Tensor]:
+        """For tiles of images [N] the text of their sequences, without what is to be predicted. -> [N, T, D], [N, T]"""
+        ids, text, key_mask = self._read()
+        spots = self.placeholders(ids)
+        blank = torch.zeros_like(ids)
+        layout = TokenLayout(is_image=spots, key_mask=key_mask, position_ids=blank, origin=blank)
+        moved: Any
+        layout, moved = layout.compact(text, self.get_input_embeddings()(ids.masked_fill(spots, 0)))
+        owner = self._rows(ids, images, lengths, modality)
+        return moved[owner], layout.key_mask[owner]
+
+    def clip_side(
+        self, features: Tensor, images: Tensor, lengths: Sequence[int], modality: str
+    ) -> Callable[[], tuple[Tensor, Tensor, Tensor]] | None:
+        """For `VisionTokens.clip`: tower features [N, P, C] and their prompts' words in CLIP's space; None without it.
+
+        Costs a host synchronisation: words are made of ids on the host.
+        """
+        settings = self.reducer.settings
+        folder = getattr(settings, "clip", None)
+        if folder is None or settings.space == "llm":
+            return None
+
+        def sides() -> tuple[Tensor, Tensor, Tensor]:
+            if self._text_side is None or self._text_side.path != folder:
+                self._text_side = TextSide(folder)
+            if self.words is None:
+                self.words = words_of(self.config)
+            ids, text, _ = self._read()
+            asked = [row[there].tolist() for row, there in zip(ids, text, strict=True)]
+            inner = [row[settings.before : len(row) - settings.after] or row for row in asked]
+            said = [self.words.decode(row, skip_special_tokens=True).strip() for row in inner]
+            embeddings, real = self._text_side.texts(said, features.device)
+            owner = self._rows(ids, images, lengths, modality).to(features.device)
+            return self._text_side.patches(features), embeddings[owner], real[owner]
+
+        return sides
