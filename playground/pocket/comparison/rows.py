@@ -49,6 +49,17 @@ VISION: dict[str, dict[str, Any]] = {
     PRUMERGE_PLUS: {"name": "prumerge_plus", **PLUS},
     "TRSM": {"name": "trsm"},
     "PAR": {"name": "par"},
+    "SCOPE": {"name": "scope"},
+    "VisPruner": {"name": "vispruner"},
+    "HoloV": {"name": "holov"},
+    "CDPruner": {"name": "cdpruner"},
+    "MMTok": {"name": "mmtok"},
+    "TRIM": {"name": "trim"},
+    "HiRED": {"name": "hired"},
+    "PruneSID": {"name": "prunesid"},
+    "TrimTokenator": {"name": "trimtokenator"},
+    "VScan, encoder": {"name": "vscan"},
+    "DPC-KNN": {"name": "dpc_knn"},
 }
 DECODER: dict[str, dict[str, Any]] = {
     "FastV": {"name": "fastv"},
@@ -57,6 +68,10 @@ DECODER: dict[str, dict[str, Any]] = {
     "DART, K = 1": {"name": "dart", "layer": 1},
     "PyramidDrop": {"name": "pyramiddrop"},
     "VTW": {"name": "vtw"},
+    "SparseVLM": {"name": "sparsevlm"},
+    "uniform stride": {"name": "uniform_stride"},
+    "uniform stride, K = 1": {"name": "uniform_stride", "layers": [1]},
+    "VScan, decoder": {"name": "vscan_decoder"},
     G_SEARCH: {"name": "rank_schedule"},  # with the rates that its search found
     P_SIGMOID: {"name": "rank_schedule"},  # with r and gamma of the search for its budget
 }
@@ -180,10 +195,14 @@ def budget_rows(budget: int, found: Path) -> Iterator[Row]:
         block = searched(name, budget, found) if name in (G_SEARCH, P_SIGMOID) else block
         yield Row(name, budget, {"decoder": {**block, "budget": budget}}, why=obstacle(block, budget))
     handed = round(HANDED_ON * budget)
-    first = {**VISION[PRUMERGE_PLUS], "budget": handed}
-    for name, block in (("FastV, K = 1", DECODER["FastV, K = 1"]), (P_SIGMOID, searched(P_SIGMOID, budget, found))):
-        pair = {"vision": first, "decoder": {**block, "budget": budget}}
-        yield Row(f"{PRUMERGE_PLUS} with {name}", budget, pair)
+    pairs = {
+        f"{PRUMERGE_PLUS} with FastV, K = 1": (VISION[PRUMERGE_PLUS], DECODER["FastV, K = 1"]),
+        f"{PRUMERGE_PLUS} with {P_SIGMOID}": (VISION[PRUMERGE_PLUS], searched(P_SIGMOID, budget, found)),
+        "VScan": (VISION["VScan, encoder"], DECODER["VScan, decoder"]),
+    }
+    for name, (first, then) in pairs.items():
+        pair = {"vision": {**first, "budget": handed}, "decoder": {**then, "budget": budget}}
+        yield Row(name, budget, pair)
 
 
 def own_rows(found: Path) -> Iterator[Row]:
