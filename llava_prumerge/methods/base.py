@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llava_prumerge.methods.contract import Merged, check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
 from llava_prumerge.methods.image_tokens import Earlier as Earlier
+from llava_prumerge.methods.image_tokens import TowerBlock
 from llava_prumerge.methods.image_tokens import VisionTokens as VisionTokens
 from llava_prumerge.methods.restoring import Reduced as Reduced
 from llava_prumerge.methods.restoring import with_anchors
@@ -91,10 +92,12 @@ class VisionReducer(Method):
         expected: what it leaves on average where each image decides and somebody published the mean.
         benchmarks: the project's measurements of speed that it takes part in by default.
         call_limit: how many tensor calls it makes at most, with the reason where that is not the default.
+        cuts: it acts inside the tower, by `cut`; `forward` then says what was left.
         tells_sizes: it puts into `VisionTokens.sizes` how many patches each of its tokens stands for.
     """
 
     site: ClassVar[Literal["tower", "projected"]] = "tower"
+    cuts: ClassVar[bool] = False
     tells_sizes: ClassVar[bool] = False
     needs_ids: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
@@ -106,11 +109,11 @@ class VisionReducer(Method):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self._spared = 0
-        asked = self.restoring
-        if asked.anchors and (asked.budget is None or type(self).input_size is not VisionReducer.input_size):
+        asked, resizes = self.restoring, type(self).input_size is not VisionReducer.input_size
+        if asked.anchors and (asked.budget is None or resizes or self.cuts):
             raise ReductionError(
                 f"{self.name}: anchors={asked.anchors} share a budget between what the method keeps and what gathers the rest: "
-                + ("give budget" if asked.budget is None else "a resized image has no rest")
+                + ("give budget" if asked.budget is None else "nothing of what went is there any more")
             )
         if asked.proportional and not (asked.anchors or self.tells_sizes):
             raise ReductionError(
@@ -146,6 +149,10 @@ class VisionReducer(Method):
 
     def forward(self, image: VisionTokens) -> Reduced:
         """Reduce. See `Reduced` for what comes out."""
+        raise NotImplementedError
+
+    def cut(self, block: TowerBlock) -> tuple[Tensor | None, Tensor | None]:
+        """After a block of the tower: patches that stay [N, P'] bool (None: all), and what to hand to the next call."""
         raise NotImplementedError
 
     def placed(self, reduced: Reduced, patches: int) -> Reduced:

@@ -28,6 +28,30 @@ class Earlier:
         return round(self.part * own)
 
 
+@dataclass(frozen=True)
+class TowerBlock:
+    """What a reducer that cuts inside the tower sees after a block has run on the class token and P' patches.
+
+    Attributes:
+        queries: [N, 1, C] the class token's query projection.
+        keys, values: [N, 1 + P', C] projections of all tokens, the class token first.
+        heads: of the block.
+        real: [N, P'] bool, False for padding.
+        carried: [N, P'] what the reducer gave after the block before, of the patches that stayed; None at first.
+        left: blocks to come before the one that makes the features.
+        patches: P, that the tower began with.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    heads: int
+    real: Tensor
+    carried: Tensor | None
+    left: int
+    patches: int
+
+
 @dataclass
 class VisionTokens:
     """What a vision reducer sees of a batch of images; costly parts are computed on first use.
@@ -48,6 +72,8 @@ class VisionTokens:
         projected: [N, P, D] at site "tower", the features behind the projector, where the method `reads_projected`.
         overview: [N] int64, the tile of this batch that shows the whole of the image a tile was cut from, itself where it
             is that one; None: every tile is a whole image.
+        left: [N, P] raster index of each patch, where a reducer has cut inside the tower, so that P is no longer rows times
+            columns; None: every patch is there.
         sizes: [N, K] float32, what a reducer that is asked to adds to its answer: patches that each token stands for.
     """
 
@@ -62,6 +88,7 @@ class VisionTokens:
     unprojected: Tensor | None = None
     projected: Tensor | None = None
     overview: Tensor | None = None
+    left: Tensor | None = None
     sizes: Tensor | None = None
     _blocks: dict[bool | Earlier, BlockProjections] = field(default_factory=dict, repr=False)
 

@@ -29,6 +29,7 @@ from llava_prumerge.model.decoder import SERVED, PrunesLayers, decoder_shape
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.statistics import ReductionStatistics
+from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.whole import WithReduction
 
 OWN_PREFIX = "PruMerge"
@@ -162,6 +163,8 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
         pruner = build_pruner(blocks.get("decoder"), decoder_shape(model.config))
         if reducer is not None and type(reducer).input_size is not VisionReducer.input_size:
             _check_size(reducer, family.host, inner)
+        if reducer is not None and reducer.cuts:
+            _check_cut(reducer, family.host, inner)
     except ValueError:
         model.config.reduction = before
         raise
@@ -181,6 +184,16 @@ def _check_size(reducer: VisionReducer, host: type, inner: Any) -> None:
     if not host.resizes.fget(inner):  # it need not stand in front of the stock model yet
         kind = stock_type(inner.config.model_type)
         raise ModelError(f"{reducer.name} resizes the image, and of {kind} models the processor has decided its size")
+
+
+def _check_cut(reducer: VisionReducer, host: type, inner: Any) -> None:
+    names = host.tower_names
+    kind = getattr(inner, names[0]).config.model_type
+    if len(names) > 1 or kind not in TOWERS or not (TOWERS[kind].plain and TOWERS[kind].class_token):
+        raise ModelError(
+            f"{reducer.name} cuts inside the vision tower, which is served in a single tower of CLIP's kind, with a class "
+            f"token, and not in this {stock_type(inner.config.model_type)} model's {' and '.join(names)} of type {kind!r}"
+        )
 
 
 def detach(model: Any) -> Any:

@@ -27,7 +27,7 @@ from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
 from llava_prumerge.model.views import Views
-from llava_prumerge.model.vision_tower import image_ids, keep_earlier
+from llava_prumerge.model.vision_tower import image_ids, prepare
 from llava_prumerge.ops.layout import scatter_back
 
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -116,7 +116,7 @@ class Host(AskedText, Views, InitialisesMethods):
     def use(self, reducer: VisionReducer | None) -> None:
         """Put a reducer in the place of the one that is there; the towers keep what it asks about."""
         for name in self.tower_names:
-            keep_earlier(getattr(self, name), () if reducer is None else reducer.earlier)
+            prepare(getattr(self, name), reducer)
         self.reducer = reducer
 
     @property
@@ -284,6 +284,7 @@ class Host(AskedText, Views, InitialisesMethods):
                 image_ids(pixels(number)) if self.reducer.needs_ids else None,
                 class_token=None if early else group.class_token,
                 unprojected=bare[number] if early else None,
+                left=group.left,
                 projected=features[number] if self.reducer.reads_projected and not early else None,
                 clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),

@@ -30,6 +30,7 @@ class Tiles:
         heads: attention heads of these blocks.
         prefix: [N, R, C] features of tokens before the patches (class token, registers), or None.
         looks: the first of these is a class token.
+        left: [N, U] raster index of each unit, where not all of rows times columns are left; or None.
     """
 
     features: Tensor
@@ -38,6 +39,7 @@ class Tiles:
     heads: int
     prefix: Tensor | None = None
     looks: bool = False
+    left: Tensor | None = None
 
     @property
     def class_token(self) -> Tensor | None:
@@ -52,8 +54,10 @@ class Tiles:
             queries, keys = self.projections(own)
             return queries[index], keys[index]
 
-        prefix = None if self.prefix is None else self.prefix[index]
-        return replace(self, features=self.features[index], projections=projections, prefix=prefix)
+        taken = {
+            name: part[index] for name in ("features", "prefix", "left") if (part := getattr(self, name)) is not None
+        }
+        return replace(self, projections=projections, **taken)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,7 @@ class Places:
         Args:
             images: N.
             places: placeholders for units of an image.
-            units: units there are.
-            ahead: further placeholders before them, of tokens that are no units.
+            units, ahead: units there are, and further placeholders before them, of tokens that are no units.
         """
         first = torch.arange(images)[:, None] * (places + ahead)  # [N, 1]
         begin = first + ahead
@@ -92,7 +95,7 @@ class Places:
         """From what each placeholder holds.
 
         Args:
-            numbers: for each image [P], the number of the unit at each placeholder, counted through all tiles; -1 for none.
+            numbers: for each image [P], the number of the unit at each placeholder, counted through all tiles; -1: none.
             counts: for each group of tiles their number and the units of each.
         """
         flat = torch.cat(list(numbers))
@@ -103,8 +106,8 @@ class Places:
             part.view(tiles, units)
             for part, (tiles, units) in zip(where.split([t * u for t, u in counts]), counts, strict=True)
         ]
-        special = (~held).nonzero()[:, 0]
-        return cls([len(image) for image in numbers], groups, [group.amax(dim=1) for group in groups], special)
+        last = [group.amax(dim=1) for group in groups]
+        return cls([len(image) for image in numbers], groups, last, (~held).nonzero()[:, 0])
 
     @property
     def tiles(self) -> int:
@@ -247,15 +250,12 @@ class ForwardPass:
         origin: [B, L] raster index of the unit a visual token stands for, within its tile; -1 for none.
         images: [B] images of each sequence.
         kept: [N] tokens that each image leaves the reducer with.
-        tiles: how many parts the tower saw all images in.
-        full: placeholders of all images.
+        tiles, full: parts the tower saw all images in, and placeholders of all images.
         blocks: [B, L] the block of tokens that all see each other, -1 for none; None in causal models.
         blocks_pass_windows: they do so across the windows of layers too.
-        carries_mask: `attention_mask` [B, keys] is the caller's, whose own way the stock code has made a mask of.
-        attention_mask: see there.
+        carries_mask, attention_mask: the latter [B, keys] is the caller's, of whose own the stock code has made a mask.
         positions: what a reducer says of positions: "contiguous" or "original".
-        sizes: [B, L] patches that each token stands for, which weigh it as a key; None: nobody weighs.
-        calibration: of distances, see `model.key_bias`.
+        sizes, calibration: [B, L] patches that each token stands for, and c: see `model.key_bias`; or None.
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
         layout: the final one, told by the decoder.

@@ -88,7 +88,7 @@ class TiledHost(Host):
         if pixel_values.dim() == 5:
             pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
         tiles = self.encode_tiles(pixel_values, layer)
-        places = self.image_places(tiles.features.shape[1], image_sizes, counts)
+        places = self.image_places(tiles.grid[0] * tiles.grid[1], image_sizes, counts)
         if len(places.units) > 1:
             return self.reduce_shrunk(tiles, pixel_values, places, image_sizes, counts)
         return self.reduce([tiles], places, self.project, lambda _: pixel_values, self.lines(places))

@@ -8,7 +8,7 @@ Towers that are more than a list of blocks run whole, and what their blocks were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_prumerge.methods.base import Earlier
+from llava_prumerge.methods.base import Earlier, VisionReducer
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import Tiles
+from llava_prumerge.model.tower_cut import cut_blocks, cutter_of, let_cut
 
 Asked = str | Earlier
 """A block: "own", "next" or one before."""
@@ -134,9 +135,10 @@ def inner_tower(tower: nn.Module) -> nn.Module:
     return getattr(tower, "vision_model", tower)
 
 
-def keep_earlier(tower: nn.Module, earlier: Sequence[Earlier]) -> None:
-    """Let a tower's passes keep the inputs of these blocks, so that `projections` can be asked about them."""
-    tower.kept_blocks = tuple(earlier)
+def prepare(tower: nn.Module, reducer: VisionReducer | None) -> None:
+    """Let a tower's passes keep the inputs of blocks that `projections` will be asked about, and be cut by a reducer."""
+    tower.kept_blocks = () if reducer is None else tuple(reducer.earlier)
+    let_cut(tower, reducer)
 
 
 def kept_blocks(tower: nn.Module, depth: int) -> dict[Earlier, int]:
@@ -169,7 +171,13 @@ def encode(
     grid = patch_grid(tower, pixel_values)
     trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trains):
-        if spec.plain and not last:
+        left = None
+        if spec.plain and not last and (cutter := cutter_of(tower)) is not None and depth:
+            blocks = blocks_of(tower)[:depth]
+            begun, _ = _run_blocks(tower, pixel_values, 0)
+            hidden, before, left = cut_blocks(blocks, begun, getattr(tower.config, spec.heads), cutter, spec.attention)
+            states: States = {"own": before, "next": hidden}
+        elif spec.plain and not last:
             hidden, states = _run_blocks(tower, pixel_values, depth)
         else:
             hidden, states = _run_whole(tower, pixel_values, depth, last, more)
@@ -179,7 +187,7 @@ def encode(
         patches, grid = patches[:, units].flatten(2), (grid[0] // fold, grid[1] // fold)
     ask = make_projections(tower, states, depth, trains, units=units)
     ahead = hidden[:, :prefix] if prefix else None
-    return Tiles(patches, grid, ask, getattr(tower.config, spec.heads), ahead, spec.class_token)
+    return Tiles(patches, grid, ask, getattr(tower.config, spec.heads), ahead, spec.class_token, left)
 
 
 def patch_grid(tower: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
@@ -223,7 +231,7 @@ def _run_whole(
 def caught_inputs(tower: nn.Module, depth: int) -> Iterator[dict[Asked, tuple[Tensor, dict[str, Any]]]]:
     """States and keyword arguments given to the block below ("own") and above ("next") a hidden state during a pass.
 
-    Those of earlier blocks, which `keep_earlier` asked for, too.
+    Those of earlier blocks, which `prepare` asked for, too.
     """
     caught: dict[Asked, tuple[Tensor, dict[str, Any]]] = {}
     blocks, handles = blocks_of(tower), []
@@ -286,7 +294,7 @@ def make_projections(
         which: Asked = "own" if own or depth == len(blocks) else "next"
         if isinstance(own, Earlier):
             if own not in states:
-                raise ModelError(f"the tower kept no inputs of the block at {own.part} of its way: see keep_earlier")
+                raise ModelError(f"the tower kept no inputs of the block at {own.part} of its way: see `prepare`")
             which = own
         if which not in asked:
             asked[which] = ask(which)

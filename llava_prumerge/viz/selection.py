@@ -15,7 +15,7 @@ from llava_prumerge.inference.asking import ImageTokens
 from llava_prumerge.inference.merging import merge_weights
 from llava_prumerge.inference.watching import Tile
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
-from llava_prumerge.model.vision_tower import encode, image_ids, keep_earlier, resize
+from llava_prumerge.model.vision_tower import encode, image_ids, prepare, resize
 from llava_prumerge.viz.overlay import SIDE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Viewer:
         pixels = self.preprocessor(images).to(self.tower.device)
         height, width = pixels.shape[-2:]
         patch = self.tower.config.patch_size
-        keep_earlier(self.tower, reducer.earlier)
+        prepare(self.tower, reducer)
         output = encode(self.tower, resize(pixels, reducer.input_size(height, width, patch)), self.feature_layer)
         tokens = VisionTokens(
             output.features,
@@ -57,6 +57,7 @@ class Viewer:
             output.heads,
             ids=image_ids(pixels),
             class_token=output.class_token,
+            left=output.left,
         )
         attention = reducer.attention(tokens).view(-1, *output.grid).float().cpu()
         weights, (_, valid, origin) = merge_weights(reducer, tokens)

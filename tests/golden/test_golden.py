@@ -62,6 +62,7 @@ OFFICIAL = [
 ]
 FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("vispruner_16_1.0_142", "fastervlm", {"budget": 16}),
+    ("flowcut_16of64_231", "flowcut", {"budget": 16}),
     ("hired_single_0.2_171", "fastervlm", {"budget": 12}),
     ("scope_16_111", "scope", {"budget": 16}),
     ("vispruner_24_0.5_141", "vispruner", {"budget": 24}),

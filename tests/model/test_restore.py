@@ -166,7 +166,8 @@ def test_rows_that_a_pruner_asks_for_are_the_layers_own() -> None:
     "settings, words",
     [
         ({"name": "fastervlm", "anchors": "1/2"}, "anchors=1/2 share a budget .* give budget"),
-        ({"name": "downsample", "budget": 4, "anchors": "1/2"}, "a resized image has no rest"),
+        ({"name": "downsample", "budget": 4, "anchors": "1/2"}, "nothing of what went is there"),
+        ({"name": "flowcut", "budget": 4, "anchors": "1/2"}, "nothing of what went is there"),
         ({"name": "fastervlm", "budget": 4, "proportional": True}, "proportional needs anchors"),
         ({"name": "fastervlm", "budget": 4, "anchors": 1}, r"anchors 1 is not a number in \[0, 1\)"),
         ({"name": "fastervlm", "calibration": 1.0}, "calibration 1.0 is not a number above 1"),

@@ -1,7 +1,7 @@
 """VScan's second step: in the middle of the decoder the visual tokens that the last prompt token attends to most stay.
 
 VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models (arXiv 2505.22654, TMLR 2026; code
-Tencent/SelfEvolvingAgent a82450e). Its first step, in the vision tower, is a reducer of its own; `configs/method/vscan.yaml`
+Tencent/SelfEvolvingAgent a82450e). Its first step, in the vision tower, is a reducer of its own; `configs/method/vscan_64.yaml`
 is both. As in the authors' code the layer about to run ranks by its own norm, projections and rotary embedding, averaged over
 heads, and positions are consecutive from there on, in decoding too. The code takes a number of tokens, 32 of 96 in the
 published runs: a third of what the first step left, which is our default, to the nearest token. "After layer 16" of

@@ -69,7 +69,7 @@ class LlavaHost(Host):
         tiles = tiles if image_index is None else tiles.select(image_index)
         rest = _beside_patches(self.vision_tower, tiles, vision_feature_select_strategy or self._strategy)
         rows, columns = patch_grid(self.vision_tower, pixel_values)
-        places = Places.whole(len(tiles.features), rows * columns, tiles.features.shape[1], ahead=rest.shape[1])
+        places = Places.whole(len(tiles.features), rows * columns, math.prod(tiles.grid), ahead=rest.shape[1])
         special = self.project(rest).flatten(0, 1) if rest.shape[1] else None
         pixels = lambda _: pixel_values if image_index is None else pixel_values[image_index]  # noqa: E731
         return self.reduce([tiles], places, self.project, pixels, special)
