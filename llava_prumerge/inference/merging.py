@@ -61,6 +61,7 @@ def merge_weights(reduce: Callable[[VisionTokens], Reduced], tokens: VisionToken
             unprojected=_own_copy(tokens.unprojected),
             projected=_own_copy(tokens.projected),
             overview=_own_copy(tokens.overview),
+            boxes=_own_copy(tokens.boxes),
             _blocks={},
         )
         made, valid, origin = reduce(given)

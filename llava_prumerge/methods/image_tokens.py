@@ -74,6 +74,8 @@ class VisionTokens:
             is that one; None: every tile is a whole image.
         left: [N, P] raster index of each patch, where a reducer has cut inside the tower, so that P is no longer rows times
             columns; None: every patch is there.
+        boxes: [N, 4] float32 what part of its overview a tile shows: top, left, bottom and right in parts of its height and
+            width; None where the family does not say.
         sizes: [N, K] float32, what a reducer that is asked to adds to its answer: patches that each token stands for.
     """
 
@@ -89,6 +91,7 @@ class VisionTokens:
     projected: Tensor | None = None
     overview: Tensor | None = None
     left: Tensor | None = None
+    boxes: Tensor | None = None
     sizes: Tensor | None = None
     _blocks: dict[bool | Earlier, BlockProjections] = field(default_factory=dict, repr=False)
 

@@ -286,6 +286,7 @@ class Host(AskedText, Views, InitialisesMethods):
                 unprojected=bare[number] if early else None,
                 left=group.left,
                 projected=features[number] if self.reducer.reads_projected and not early else None,
+                boxes=group.boxes,
                 clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )

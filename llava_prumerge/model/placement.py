@@ -25,12 +25,12 @@ class Tiles:
     Attributes:
         features: [N, U, C] of the units.
         grid: (rows, columns) of the units.
-        projections: gives queries [N, R, C'] and keys [N, S, C'] of the next block, or with own=True of the block that
-            made the features, with an `Earlier` of one before it (see `methods.base.VisionTokens`).
+        projections: gives queries [N, R, C'] and keys [N, S, C'] of a block, see `methods.base.VisionTokens`.
         heads: attention heads of these blocks.
         prefix: [N, R, C] features of tokens before the patches (class token, registers), or None.
         looks: the first of these is a class token.
         left: [N, U] raster index of each unit, where not all of rows times columns are left; or None.
+        boxes: [N, 4] as of `VisionTokens`, or None.
     """
 
     features: Tensor
@@ -40,6 +40,7 @@ class Tiles:
     prefix: Tensor | None = None
     looks: bool = False
     left: Tensor | None = None
+    boxes: Tensor | None = None
 
     @property
     def class_token(self) -> Tensor | None:
@@ -54,9 +55,8 @@ class Tiles:
             queries, keys = self.projections(own)
             return queries[index], keys[index]
 
-        taken = {
-            name: part[index] for name in ("features", "prefix", "left") if (part := getattr(self, name)) is not None
-        }
+        parts = {name: getattr(self, name) for name in ("features", "prefix", "left", "boxes")}
+        taken = {name: part[index] for name, part in parts.items() if part is not None}
         return replace(self, projections=projections, **taken)
 
 

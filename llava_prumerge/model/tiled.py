@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
 
 from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
@@ -58,6 +61,21 @@ class TiledHost(Host):
         """[N, 3, h, w] -> the tiles"""
         return encode(self.vision_tower, pixels, self.config.vision_feature_layer if layer is None else layer)
 
+    def boxes(self, image_sizes: Tensor, counts: list[int]) -> Tensor:
+        """What each tile shows of its image, see `VisionTokens`; the map of tiles is padded to its shape. [N, 4]"""
+        side, found = self.config.vision_config.image_size, []
+        for size, count in zip(image_sizes.tolist(), counts, strict=True):
+            found.append(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+            if count == 1:
+                continue
+            shape = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, side)
+            scale = min(parts * side / length for parts, length in zip(shape, size, strict=True))
+            shown = [length * scale / side for length in size]  # sides of the image, in tiles
+            begin = torch.tensor([(parts - inner) / 2 for parts, inner in zip(shape, shown, strict=True)])
+            corners = torch.cartesian_prod(*(torch.arange(parts) for parts in shape)) - begin  # [tiles, 2]
+            found.append(torch.cat([corners, corners + 1], dim=1) / torch.tensor([*shown, *shown]))
+        return torch.cat(found).clamp(0, 1)
+
     def cut_counts(self, image_sizes: Tensor, batch_num_images: Tensor | None = None) -> list[int]:
         """Tiles of each image of a batch, which samples may bring so many of."""
         return self.tile_counts(image_sizes)
@@ -88,6 +106,7 @@ class TiledHost(Host):
         if pixel_values.dim() == 5:
             pixel_values = torch.cat([one[:count] for one, count in zip(pixel_values, counts, strict=True)])
         tiles = self.encode_tiles(pixel_values, layer)
+        tiles = replace(tiles, boxes=self.boxes(image_sizes, counts).to(tiles.features.device))
         places = self.image_places(tiles.grid[0] * tiles.grid[1], image_sizes, counts)
         if len(places.units) > 1:
             return self.reduce_shrunk(tiles, pixel_values, places, image_sizes, counts)

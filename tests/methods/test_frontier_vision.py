@@ -101,6 +101,21 @@ def test_hired_shares_among_tiles(last: bool) -> None:
         begin += number
 
 
+def test_hired_can_count_in_the_parts_that_tiles_show() -> None:
+    """Four quarters of the view: all its marks lie in the last one, so that tile gets all that is shared out."""
+    image = tiles([5])
+    half = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.5, 0.0], [0.5, 0.5]])
+    image.boxes = torch.cat([torch.tensor([[0.0, 0, 1, 1]]), torch.cat([half, half + 0.5], dim=1)])
+    logits = 9.0 * ((torch.arange(36) // 6 >= 3) & (torch.arange(36) % 6 >= 3)).float()
+    early = make_tokens(5, (6, 6), logits=logits.expand(5, -1)).projections()
+    late = image.projections(own=True)
+    image.projections = lambda own=False: early if isinstance(own, Earlier) else late
+    settings = {"keep_ratio": "1/4", "alpha": "3/4"}  # nine marks, eleven tokens beside the view's 33
+    parts = reduce(image, "hired", pieces="parts", **settings)[1].sum(dim=1).tolist()
+    bands = reduce(image, "hired", **settings)[1].sum(dim=1).tolist()
+    assert parts == [33, 1, 1, 1, 12] and bands[0] == 33 and bands[3] > 1
+
+
 def test_a_budget_of_tiles_is_met_by_the_image() -> None:
     image = tiles([5, 1, 3])
     counts = reduce(image, "hired", budget=7)[1].sum(dim=1).tolist()

@@ -87,3 +87,16 @@ def test_overviews() -> None:
     assert overviews(owners, "first", features).tolist() == [0, 0, 0, 3, 4, 4]
     assert overviews(owners, "last", features).tolist() == [2, 2, 2, 3, 5, 5]
     assert overviews(torch.arange(4), "first", features) is None and overviews(owners, None, features) is None
+
+
+@torch.no_grad()
+def test_tiles_show_parts_of_the_view() -> None:
+    """A map of tiles is padded to its shape: all of the image is in the tiles, and nothing twice."""
+    model = attach(stock_model("llava_next"), {"vision": {"name": "hired", "budget": 3}})
+    host, side = model.model, model.config.vision_config.image_size
+    for size in ([2 * side, 2 * side], [side, 2 * side], [3 * side, side]):
+        sizes = torch.tensor([size])
+        boxes = host.boxes(sizes, host.tile_counts(sizes))
+        assert boxes[0].tolist() == [0, 0, 1, 1] and len(boxes) == host.tile_counts(sizes)[0]
+        areas = (boxes[1:, 2] - boxes[1:, 0]) * (boxes[1:, 3] - boxes[1:, 1])
+        assert areas.sum() == pytest.approx(1.0, abs=1e-5)

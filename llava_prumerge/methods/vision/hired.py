@@ -5,7 +5,7 @@ AAAI 2025 (arXiv 2408.10945). The rule is the authors' code (hasanar1f/HiRED 502
 patches of highest class attention of the block that made the features. Of a view of the whole and n - 1 tiles the
 view gets `alpha` of all tokens; its `1 - alpha` patches of highest class attention of the tower's first block are
 marked, the marks are cut into n - 1 consecutive pieces, and a tile gets the share of the rest that its piece has of
-the marks. Those pieces are bands of the view, not the parts of it that the tiles show. Departures: every tile keeps
+the marks. Those pieces are bands of the view, not the parts of it that the tiles show; `pieces: parts` takes these. Departures: every tile keeps
 one token at least; what rounding down would lose is given to the tiles with the largest rests where a `budget` is
 asked for.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,12 @@ class HiREDSettings(BlockSettings):
         "part of an image's tokens that the view of the whole gets, where there are tiles",
         fraction(),
         source="released code",
+    )
+    pieces: Literal["bands", "parts"] = setting(
+        "bands",
+        "what a tile's share is counted in: bands of the view as released, or the parts of it that the tiles show, where "
+        "the family says which these are",
+        source="released code; parts is ours",
     )
 
 
@@ -81,8 +88,12 @@ class HiRED(BlockReducer):
         begin = torch.full_like(number, tiles).scatter_reduce(0, overview, number, "amin")[overview]
         place = number - begin - (overview < number).long()  # among these tiles
         marks = top_mask(image.attention(per_head=True, own=FIRST), int(patches * (1 - self.settings.alpha)))
-        pieces = torch.arange(patches, device=overview.device) * parts[:, None] // patches  # [N, P]
-        marked = (marks[overview] & (pieces == place[:, None])).sum(dim=1)
+        if self.settings.pieces == "parts" and image.boxes is not None:
+            inside = shown(image.boxes, image.grid)
+        else:
+            bands = torch.arange(patches, device=overview.device) * parts[:, None] // patches  # [N, P]
+            inside = bands == place[:, None]
+        marked = (marks[overview] & inside).sum(dim=1)
         every = marks.sum(dim=1)[overview].clamp(min=1)
         quota, rest = marked * sub[overview] // every, marked * sub[overview] % every
         is_view = overview == number
@@ -101,3 +112,11 @@ class HiRED(BlockReducer):
             full = min(int(total * self.settings.alpha), patches) if number > 1 else min(total, patches)
             found.append((full, max(0, min(total - full, (number - 1) * patches))))
         return found
+
+
+def shown(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which patches of the view of the whole lie in each tile's part of it, by their middles. [N, 4] -> [N, P] bool"""
+    down, across = ((torch.arange(side, device=boxes.device) + 0.5) / side for side in grid)
+    top, left, bottom, right = boxes[..., None].unbind(dim=1)  # [N, 1] each
+    rows, columns = (top <= down) & (down < bottom), (left <= across) & (across < right)
+    return (rows[..., None] & columns[:, None]).flatten(1)
