@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers test-tools lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers test-tools test-browser lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -53,6 +53,10 @@ test-trainers: $(READY)  ## trainers of transformers, accelerate and TRL on our 
 test-tools: $(READY)  ## lmms-eval, VLMEvalKit and transformers' server with our models, each in an environment of its own
 	bash scripts/tools_env.sh $(PY) .venv-tools-lmms-eval lmms-eval
 	.venv-tools-lmms-eval/bin/python -m pytest -m tools tests/harness/test_lmms_eval.py
+
+test-browser: $(READY)  ## the local page and the Gradio app in a headless Chromium; Gradio and Playwright go into .venv-demo
+	bash scripts/demo_env.sh $(PY) .venv-demo
+	.venv-demo/bin/python -m pytest -m browser tests/browser
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

@@ -46,6 +46,10 @@ viz x.png model=MODEL | MODEL has no method of its own; give --method
 demo MODEL port=-1 device=cpu | --port -1 is not within 0 to 65,535
 demo MODEL port=65536 device=cpu | --port 65536
 demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served
+demo MODEL examples=NOWHERE port=0 device=cpu | NOWHERE: no such folder of examples
+demo MODEL examples=data port=0 device=cpu | data: 0 images
+demo MODEL gradio=true allow_host=x device=cpu | --allow-host is for the page
+demo MODEL gradio=maybe | --gradio is on or off
 demo MODEL device=banana | device=banana: torch cannot use it here; take cpu, cuda or cuda:NUMBER
 demo MODEL dtype=float99 | dtype 'float99' is not known; did you mean 'float32'
 {EVALUATE}MODEL device=banana | device=banana
@@ -76,6 +80,8 @@ convert MODEL there shard_size=0 | --shard-size
 convert NOWHERE there | NOWHERE
 convert TEXT there | TEXT
 release NOWHERE me/mine | NOWHERE: no such folder
+release MODEL me/mine dry_run=true license=mit space=data | --space data holds pope
+release MODEL me/mine dry_run=true license=mit out=there space=there | is the release's own folder
 release LIST me/mine dry_run=true license=mit | LIST/config.json: reduction must be
 profile MODEL absent.png | absent.png: no such file
 profile MODEL x.png new_tokens=1 | --new-tokens 1 is not 2 or more

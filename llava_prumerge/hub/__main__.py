@@ -21,6 +21,7 @@ from llava_prumerge.hub.evaluations import RESULTS, find_evaluations
 from llava_prumerge.hub.export import check_out, export, stored_dtype
 from llava_prumerge.hub.scan import check_clean
 from llava_prumerge.hub.source import BASE_KEYS, ReleaseError, Source, find_source
+from llava_prumerge.hub.space import check_space, write_space
 from llava_prumerge.hub.upload import check_login, upload
 from llava_prumerge.methods.plugins import add_plugin_option
 
@@ -59,6 +60,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"the release folder (default {RELEASES}/NAMESPACE/NAME)"
+    )
+    parser.add_argument(
+        "--space", type=Path, metavar="DIR", help="also write a Space there: app.py, requirements.txt, README.md"
     )
     parser.add_argument("--private", action="store_true", help="a new repository is seen by its owners alone")
     parser.add_argument("--image", type=Path, help="asked about in the check (default: a drawn one)")
@@ -113,6 +117,10 @@ def release(given: argparse.Namespace) -> str:
     source = find_source(given.run, given.merge, parse_bases(given.base))
     out = given.out or RELEASES / repository
     check_out(out)
+    if given.space is not None:
+        check_space(given.space, out)
+        if given.plugin:
+            raise ReleaseError("--space: the app of a method that --plugin brings has to be written by hand")
     if given.image is not None and not given.image.is_file():
         raise ReleaseError(f"--image {given.image}: no such file")
     if not given.dry_run:
@@ -127,6 +135,10 @@ def release(given: argparse.Namespace) -> str:
         f"loaded back as {seen['class']} ({seen['dtype']}); {seen['kept']:g} of {seen['visual_tokens']} visual tokens, "
         f"{seen['kept_over_layers']:g} over the layers\n{seen['question']} -> {seen['answer']!r}"
     )
+    if given.space is not None:
+        command = write_space(given.space, out, repository, card.licence, source.form)
+        check_clean(given.space)
+        print(f"the Space is in {given.space}; after the release, upload it by: {command}")
     if given.dry_run:
         return f"dry run: {repository} was not uploaded; the release is in {out}"
     return f"uploaded: {upload(out, repository, given.private)}"

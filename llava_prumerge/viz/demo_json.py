@@ -41,7 +41,7 @@ def answer_json(answer: Answer, block: dict[str, Any]) -> dict[str, Any]:
 
 def grids(seen: ImageTokens) -> list[tuple[int, int]]:
     """(rows, columns) of each tile."""
-    return [tile.grid for tile in seen.tiles] or [seen.grid]
+    return [tile.grid for tile in seen.tiles]
 
 
 def stages(seen: ImageTokens) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.inference.asking import GREEDY, ImageTokens, ask, inspect_image, method_of
 from llava_prumerge.inference.streaming import streamed
+from llava_prumerge.inference.watching import Tile
 from llava_prumerge.model.chat import check_processor, fixed_places
 from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.viz.overlay import SIDE
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import LlavaProcessor
 
+    from llava_prumerge.viz.demo_line import Question
+
+    Side = tuple[str, dict[str, Any]]
 
 MOST = 16384
 """The largest budget where each image has its own number of visual tokens."""
@@ -99,14 +103,38 @@ class DemoModel:
                 )
                 methods = [m for m in (host.reducer, host.decoder.pruner) if m is not None and m not in own]
                 untrained = [method.name for method in methods if any(True for _ in method.parameters())]
+        seen = given.images[0]
         return Answer(
             text=given.text,
-            seen=given.images[0],
+            seen=seen if seen.tiles else replace(seen, tiles=(Tile(seen.grid),)),
             seconds=given.total_seconds,
             first=given.total_seconds - given.seconds["decode"],
             new_tokens=given.new_tokens,
             untrained=untrained,
         )
+
+    def answers(
+        self, image: Image, question: str, sides: Sequence[Side], new_tokens: int, heard: Question
+    ) -> Iterator[tuple[int, dict[str, Any], Answer]]:
+        """Ask one question with several methods, one after the other, and say what comes of it on the way.
+
+        Args:
+            image, question, new_tokens: as for `answer`.
+            sides: (name, block) of each method.
+            heard: is told "begin" and "text", and ends it when nobody wants an answer any more.
+
+        Yields:
+            The number of the side, its block, and its answer.
+        """
+        for side, (name, block) in enumerate(sides):
+            heard.say("begin", side=side, method=name, reduction=block)
+
+            def hear(text: str, side: int = side) -> None:
+                heard.say("text", side=side, text=text)
+
+            yield side, block, self.answer(image, question, block, new_tokens, hear, heard.is_wanted)
+            if not heard.is_wanted():
+                return
 
     def look(self, image: Image, question: str, block: dict[str, Any], show: str) -> list[Panel]:
         """Pictures of what a method does with an image, in a pass of its own.

@@ -206,17 +206,9 @@ class DemoHandler(Responder):
     def answer(self, asked: Asked, question: Question) -> None:
         """Say the answers, in the model's turn."""
         model, image = self.server.model, decode_image(io.BytesIO(asked.image), IMAGE)
-        for side, (name, block) in enumerate(asked.sides):
-            question.say("begin", side=side, method=name, reduction=block)
-
-            def hear(text: str, side: int = side) -> None:
-                question.say("text", side=side, text=text)
-
-            found = model.answer(image, asked.question, block, asked.new_tokens, hear, question.is_wanted)
+        for side, block, found in model.answers(image, asked.question, asked.sides, asked.new_tokens, question):
             pictures = {} if side else {"pictures": picture_addresses(model.pictures(image, found.seen))}
             question.say("answer", side=side, **answer_json(found, block), **pictures)
-            if not question.is_wanted():
-                return
 
     def take_turn(self, work: Callable[[Asked, Question], None], asked: Asked) -> None:
         """Put what was asked into the line, and tell the client what comes of it: all at once, or as it comes."""

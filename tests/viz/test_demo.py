@@ -388,3 +388,11 @@ def test_a_wrong_command_is_one_line(
     assert main([*filled, "--port", "0"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
+
+
+def test_the_app_without_gradio_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert main(["no-model", "--gradio"]) == 2
+    assert capsys.readouterr().err == "error: --gradio needs gradio: pip install 'llava-prumerge[demo]'\n"

@@ -215,7 +215,7 @@ const show = (side, result, pictures) => {
 
 const showLook = look => {
   at("looked").replaceChildren(...look.pictures.map(({ caption, source }) => {
-    const figure = make("figure", "", "large"), picture = make("img");
+    const figure = make("figure"), picture = make("img");
     picture.src = source; picture.alt = caption;
     figure.append(picture, make("figcaption", caption));
     return figure;
