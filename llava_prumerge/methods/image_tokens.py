@@ -76,6 +76,7 @@ class VisionTokens:
             columns; None: every patch is there.
         boxes: [N, 4] float32 what part of its overview a tile shows: top, left, bottom and right in parts of its height and
             width; None where the family does not say.
+        padding: gives [N, P] bool, patches that show nothing but the padding which makes an image square.
         sizes: [N, K] float32, what a reducer that is asked to adds to its answer: patches that each token stands for.
     """
 
@@ -92,6 +93,7 @@ class VisionTokens:
     overview: Tensor | None = None
     left: Tensor | None = None
     boxes: Tensor | None = None
+    padding: Callable[[], Tensor] | None = None
     sizes: Tensor | None = None
     _blocks: dict[bool | Earlier, BlockProjections] = field(default_factory=dict, repr=False)
 

@@ -21,6 +21,7 @@ from llava_prumerge.model.asked_text import AskedText
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, ReducedFeatures, handed_over, takes_features
+from llava_prumerge.model.padding import padded_patches
 from llava_prumerge.model.placement import ForwardPass, Places, Tiles, VisualTokens, place
 from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
 from llava_prumerge.model.projecting import overviews, together
@@ -287,6 +288,7 @@ class Host(AskedText, Views, InitialisesMethods):
                 left=group.left,
                 projected=features[number] if self.reducer.reads_projected and not early else None,
                 boxes=group.boxes,
+                padding=lambda number=number: padded_patches(pixels(number), tiles[number].grid),
                 clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )

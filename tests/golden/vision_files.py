@@ -56,6 +56,7 @@ def tokens_of(arrays: Arrays, projected: bool = False) -> VisionTokens:
         clip=clip,
         ids=torch.arange(images),
         class_token=token,
+        padding=(lambda: _excluded(arrays, images, count)) if "excluded" in arrays else None,
         unprojected=arrays.get("features", patches) if projected else None,
         projected=arrays.get("projected", patches),
         overview=torch.zeros(images, dtype=torch.long) if "kept_view" in arrays else None,
@@ -78,6 +79,11 @@ def _completed(arrays: Arrays) -> Arrays:
         keys = torch.zeros(images, patches + 1, 1).scatter_(1, arrays["kept"][..., None] + 1, 9.0)
         return {**arrays, "keys": keys, "queries_cls": torch.ones(images, 1, 1)}
     return arrays
+
+
+def _excluded(arrays: Arrays, images: int, patches: int) -> Tensor:
+    """Patches of the padding. [N, P] bool"""
+    return torch.zeros(images, patches, dtype=torch.bool).index_fill_(1, arrays["excluded"].flatten().long(), True)
 
 
 def _projections(arrays: Arrays, own: bool | Earlier) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,15 @@ The rule is the authors' code (Ironieser/MMTok d1522cd): one row for each prompt
 softmax over all patches of cosines over a temperature (prompt embeddings with projected patches, patches with patches
 before the projector); the patch that raises the best cover of the rows most comes next. Kept patches leave in raster
 order. Departures: the rows of the prompt are all its tokens, without those that `before` and `after` leave out, where
-the release tokenizes the question's words alone and drops stop words; patches of LLaVA's padding can be chosen, which
-the release forbids; scores are float32 for each image of a batch.
+the release tokenizes the question's words alone and drops stop words; patches of LLaVA's padding are told by their
+colour, which the release computes from the image's size, and are chosen where no other is left, where the release
+chooses its first patch again and again; scores are float32 for each image of a batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +39,11 @@ class MMTokSettings(ShareSettings, TemplateSettings):
         0.02, "of prompt and patches; the release's Qwen port has 0.01", above(0), source="released code"
     )
     image_temperature: float = setting(0.2, "of patches and patches", above(0), source="released code")
+    padding: Literal["leave", "take"] = setting(
+        "leave",
+        "leave takes patches that show LLaVA's padding alone only where no other is left, take treats them as any",
+        source="released code",
+    )
 
 
 @register("mmtok")
@@ -66,5 +73,6 @@ class MMTok(ShareReducer):
         with torch.no_grad():
             covers = self.covers(image)
             size = self.width(image, self.counts(image), covers)
-            order = coverage_first(covers, size)
+            padding = image.padding if self.settings.padding == "leave" else None
+            order = coverage_first(covers, size, last=None if padding is None else padding())
         return pick(image.features, marked(order, image.features.shape[1]), size)
