@@ -96,6 +96,12 @@ FAMILIES = {
         T.LlavaConfig(vision_config=CLIP, text_config=LLAMA, image_token_index=IMG, image_seq_length=16),
         dict(pixel_values=noise(1, 3, 32, 32)),
     ),
+    "vipllava": lambda: (
+        T.VipLlavaConfig(
+            vision_config=CLIP, text_config=LLAMA, image_token_index=IMG, image_seq_length=16, vision_feature_layer=[-2, 1, -3]
+        ),
+        dict(pixel_values=noise(1, 3, 32, 32)),
+    ),
     "llava_next": lambda: tiled("llava_next", CLIP, vision_feature_layer=-2),
     "llava_next_video": lambda: tiled("llava_next_video", CLIP, vision_feature_layer=-2, video_token_index=VID),
     "llava_onevision": lambda: tiled(
@@ -165,6 +171,7 @@ CUT = dict(patch_size=8, vision_feature_select_strategy="default", num_additiona
 QWEN_SIZE = dict(patch_size=4, merge_size=2, min_pixels=64, max_pixels=2048)
 PROCESSORS = {
     "llava": (T.LlavaProcessor, T.CLIPImageProcessorPil, CLIP_SIZE, CUT),
+    "vipllava": (T.LlavaProcessor, T.CLIPImageProcessorPil, CLIP_SIZE, CUT),
     "llava_next": (T.LlavaNextProcessor, T.LlavaNextImageProcessorPil, CLIP_SIZE | PINPOINTS, CUT),
     "llava_next_video": (T.LlavaNextVideoProcessor, T.LlavaNextImageProcessorPil, CLIP_SIZE | PINPOINTS, CUT),
     "llava_onevision": (

@@ -27,12 +27,10 @@ from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
 from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
+from llava_prumerge.model.touching import MODALITIES, calls_of_all_ranks, left_out, touch
 from llava_prumerge.model.views import Views
 from llava_prumerge.model.vision_tower import image_ids, prepare
 from llava_prumerge.ops.layout import scatter_back
-
-MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""What `get_<modality>_features` reads; a placeholder is `config.<modality>_token_id`."""
 
 
 class Host(AskedText, Views, InitialisesMethods):
@@ -133,10 +131,7 @@ class Host(AskedText, Views, InitialisesMethods):
         told = forward_pass or ForwardPass(labels=kwargs.pop("labels", None))
         input_ids = kwargs.get("input_ids")
         with self.asking(input_ids, kwargs.get("attention_mask"), told.labels):
-            features, read = self._encode(kwargs)
-            touch = self.training and input_ids is not None and self._touch(features)
-        if isinstance(touch, Tensor):
-            told.touch = touch
+            features, read, told.touch = self._encode(kwargs)
         if features:
             kwargs |= {ARGUMENT: features} if self.takes_features else read
         counts = features and not torch.compiler.is_compiling()  # what reads values on the host breaks a graph
@@ -162,8 +157,8 @@ class Host(AskedText, Views, InitialisesMethods):
             output.layout, output.visual = told.layout, told.visual
         return output
 
-    def _encode(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Features by modality, and what they are made of, which leaves the arguments."""
+    def _encode(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Tensor | None]:
+        """Features by modality; what they are made of, which leaves the arguments; and zero by way of what was left out."""
         features = dict(kwargs.pop(ARGUMENT, None) or {})
         features = {name: output for name, output in features.items() if output is not None}
         if features and not self.takes_features:
@@ -171,10 +166,16 @@ class Host(AskedText, Views, InitialisesMethods):
         if kwargs.get("input_ids") is None:
             if self.reduces and any(kwargs.get(name) is not None for name in MODALITIES.values()):
                 raise ModelError("pixel_values need input_ids: placeholders cannot be told from embeddings")
-            return features, {}
+            return features, {}, None
         shared: set[str] = set()
+        here = {name for name, pixels in MODALITIES.items() if kwargs.get(pixels) is not None and len(kwargs[pixels])}
+        touched = left_out(self, {*here, *features}) if self.training else set()
+        total: Tensor | None = None
         for modality, pixels in MODALITIES.items():
-            if kwargs.get(pixels) is None or len(kwargs[pixels]) == 0:
+            if modality in touched:
+                part = self._touch(modality)
+                total = part if total is None else total + part
+            if modality not in here:
                 continue
             get = getattr(self, f"get_{modality}_features")
             accepted = set(inspect.signature(get).parameters) & set(kwargs)
@@ -184,7 +185,10 @@ class Host(AskedText, Views, InitialisesMethods):
                 raise ModelError(f"give {pixels} or features of them, not both")
             features[modality] = get(return_dict=True, **{name: kwargs[name] for name in accepted})
             shared |= accepted & {pixels, *self.own_arguments}
-        return features, {name: kwargs.pop(name) for name in shared}
+        if self.training and "image" not in {*features, *touched} and hasattr(self, "image_newline"):
+            part = 0.0 * self.image_newline.sum()  # of videos alone: ranks with images give it a gradient
+            total = part if total is None else total + part
+        return features, {name: kwargs.pop(name) for name in shared}, total
 
     def _describe(self, told: ForwardPass, input_ids: Tensor | None, features: dict[str, Any]) -> None:
         """Say where the features stand in the sequences. Costs a host synchronisation for each modality."""
@@ -226,21 +230,10 @@ class Host(AskedText, Views, InitialisesMethods):
             told.visual = counts[:, None].expand(-1, self.config.get_text_config().num_hidden_layers)
         self.statistics.add(told.kept, told.layout.key_mask, told.visual, told.images, told.tiles, told.full)
 
-    def _touch(self, features: dict[str, Any]) -> Tensor | None:
-        """Zero, by way of vision modules that this batch leaves out: all ranks must take part in their reductions."""
-        blank = self.blank()
-        if features and len(blank) == 1:  # one tower serves both
-            return None
-        total = None
-        for modality, given in blank.items():
-            if modality in features:
-                continue
-            with self.asking(self._asked.input_ids, self._asked.attention_mask):
-                output = getattr(self, f"get_{modality}_features")(return_dict=True, **given)
-            deep = [part for level in getattr(output, "deepstack_features", None) or () for part in level]
-            for part in [*output.pooler_output, *deep]:
-                total = part.sum() if total is None else total + part.sum()
-        return None if total is None else 0.0 * total
+    def _touch(self, modality: str) -> Tensor:
+        """See `touch`; what is asked of a blank image is the text of the batch, answers included."""
+        with self.asking(self._asked.input_ids, self._asked.attention_mask):
+            return touch(self, modality)
 
     # ------------------------------------------------------------------ what families call
 
@@ -275,6 +268,8 @@ class Host(AskedText, Views, InitialisesMethods):
             with torch.no_grad():
                 features = together(project, bare)
         owners, reduced, sizes = places.owners(), [], []
+        learns = any(True for _ in self.reducer.parameters())
+        calls = calls_of_all_ranks(self.reducer, len(tiles))
         for number, group in enumerate(tiles):
             image = VisionTokens(
                 group.features,
@@ -292,13 +287,15 @@ class Host(AskedText, Views, InitialisesMethods):
                 clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )
-            learns = any(True for _ in self.reducer.parameters())
             reduced.append(self.reducer(image) if learns else self.reducer.directly(image))
             sizes.append(image.sizes)
+        further = [0.0 * self.reducer(image)[0].sum() for _ in range(calls - len(tiles))]
         if not early:
             features = together(project, [part for part, _, _ in reduced])
             reduced = [(part, *rest) for part, (_, *rest) in zip(features, reduced, strict=True)]
         features, visual_tokens = place(reduced, places, special, sizes)
+        for zero in further:
+            features = features + zero
         pooled = list(features.split(places.lengths)) if stacked is None else features.unflatten(0, (-1, stacked))
         return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens)
 

@@ -89,6 +89,7 @@ def image_shape(config: Any, height: int, width: int, pixels: Mapping[str, Any])
     inside = {id(parameter) for parameter in projector.parameters()}
     first = next(part for part in tower.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
     layer = getattr(config, "vision_feature_layer", None)
+    layers = [layer] if isinstance(layer, int) else list(layer or ())
     whole = getattr(tower.config, "fullatt_block_indexes", None)
     tiles, patches, fold, tokens, special = host.cut(height, width, pixels)
     return ImageShape(
@@ -98,7 +99,7 @@ def image_shape(config: Any, height: int, width: int, pixels: Mapping[str, Any])
         tokens,
         special,
         blocks=len(blocks_of(tower)),
-        run=depth_of(tower, layer) if isinstance(layer, int) else len(blocks_of(tower)),
+        run=max((depth_of(tower, one) for one in layers), default=len(blocks_of(tower))),
         width=size,
         intermediate=sum(part.weight.numel() for part in mlp) // (size * max(1, len(mlp))),
         heads=getattr(tower.config, spec.heads),

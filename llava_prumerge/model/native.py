@@ -54,12 +54,13 @@ class NativeHost(Host):
         return 1, rows * columns, side * side, rows * columns // side**2, 0
 
     def blank(self) -> dict[str, dict[str, Any]]:
-        """One unit."""
+        """One unit; of a video too."""
         vision, side = self.config.vision_config, self.visual.spatial_merge_size
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.zeros(side * side, width, dtype=self.dtype, device=self.device)
         grid = torch.tensor([[1, side, side]], device=self.device)
-        return {"image": {"pixel_values": pixels, "image_grid_thw": grid}}
+        video = {"pixel_values_videos": pixels, "video_grid_thw": grid}
+        return {"image": {"pixel_values": pixels, "image_grid_thw": grid}, "video": video}
 
     def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor | None = None, **kwargs: Any) -> Any:
         """Stock features, or what the reducer leaves of them."""

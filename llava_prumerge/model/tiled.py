@@ -51,11 +51,12 @@ class TiledHost(Host):
         return count, units, 1, sum(places.lengths), len(places.special)
 
     def blank(self) -> dict[str, dict[str, Any]]:
-        """An image of one tile's size."""
+        """An image of one tile's size, and one frame."""
         pixels = super().blank()["image"]["pixel_values"]
         sizes = torch.tensor([pixels.shape[-2:]], device=pixels.device)
         (count,) = self.tile_counts(sizes)
-        return {"image": {"pixel_values": pixels.expand(count, -1, -1, -1)[None], "image_sizes": sizes}}
+        image = {"pixel_values": pixels.expand(count, -1, -1, -1)[None], "image_sizes": sizes}
+        return {"image": image, "video": {"pixel_values_videos": pixels[None]}}
 
     def encode_tiles(self, pixels: Tensor, layer: int | None) -> Tiles:
         """[N, 3, h, w] -> the tiles"""

@@ -26,6 +26,7 @@ TRAINED = [
     "idefics3",
     "smolvlm",
     "paligemma",
+    "vipllava",
 ] + ["mistral3"] * is_torchvision_available()
 MARKS = {
     "internvl": "<IMG_CONTEXT>\\n",

@@ -25,6 +25,7 @@ from llava_prumerge.data.videos import VideoFolder
 from llava_prumerge.model.assembling import processor_of
 from llava_prumerge.model.families import family_of
 from llava_prumerge.model.loading import load_model
+from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.reading import reader_of
 from llava_prumerge.text.chat_templates import OWN
 from llava_prumerge.train.run import main
@@ -115,6 +116,22 @@ def test_the_loss_is_the_stock_models_and_a_method_acts(films: Path, name: str) 
     reduced, _ = load_model(films / name, reduction={"vision": {"name": "uniform", "budget": 2}}, device="cpu")
     assert math.isfinite(float(reduced(**batch).loss))
     assert 0 < reduced.reduction_stats()["kept_mean"] < plain.reduction_stats()["kept_mean"]
+
+
+@every
+def test_a_video_alone_reaches_all_that_an_image_does(films: Path, name: str) -> None:
+    """Ranks reduce the gradients of the same parameters, whatever their batches show."""
+    dataset = dataset_of(films, name)
+    model, _ = load_model(films / name, reduction={"vision": {"name": "uniform", "budget": 2}}, device="cpu")
+    role, reached = part_names(model).role, []
+    for index in (0, 1, 3):
+        model.zero_grad()
+        batch = Collator(dataset.tokenizer.pad_token_id)([dataset[index]])
+        batch.pop("ids")
+        model.train()(**batch).loss.backward()
+        given = {key for key, value in model.named_parameters() if value.grad is not None}
+        reached.append({key for key in given if role(key) == "projector"})
+    assert reached[0] == reached[1] == reached[2] and reached[0]
 
 
 @pytest.mark.parametrize("name", ["video_llava", "internvl", "qwen3_vl"])

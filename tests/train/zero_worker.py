@@ -17,6 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -92,6 +93,10 @@ def fault(plan: dict, compute) -> None:
 
 if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from tiny_families import have_num2words
+
+    have_num2words(pytest.MonkeyPatch())
     if plan.get("gather"):
         write_gathered(LlavaTrainer.save_model)
     if plan.get("nan_picture"):
