@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers test-tools test-browser lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods small test test-wheel test-zero test-compat test-trainers test-videos test-tools test-browser lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -57,6 +57,10 @@ test-tools: $(READY)  ## lmms-eval, VLMEvalKit and transformers' server with our
 test-browser: $(READY)  ## the local page and the Gradio app in a headless Chromium; Gradio and Playwright go into .venv-demo
 	bash scripts/demo_env.sh $(PY) .venv-demo
 	.venv-demo/bin/python -m pytest -m browser tests/browser
+
+test-videos: $(READY)  ## with torchvision, PyAV and num2words: video files, stock processors of videos, Mistral 3, SmolVLM
+	bash scripts/tools_env.sh $(PY) .venv-tools-videos videos
+	.venv-tools-videos/bin/python -m pytest tests/data/test_videos.py tests/train/test_family_videos.py tests/train/test_family_training.py tests/model/test_family_processors.py
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# An environment that sees another one's packages and adds a tool with what it needs: bash scripts/tools_env.sh PYTHON FOLDER lmms-eval|vlmevalkit|serve
-# For the tests of docs/lmms_eval.md, docs/vlmevalkit.md and docs/serving.md; a fresh environment is made as those pages say.
+# An environment that sees another one's packages and adds a tool with what it needs: bash scripts/tools_env.sh PYTHON FOLDER lmms-eval|vlmevalkit|serve|videos
+# For the tests of docs/lmms_eval.md, docs/vlmevalkit.md, docs/serving.md, and of video files; a fresh environment is made as those pages say.
 set -euo pipefail
 python=$1 folder=$2 tool=$3
 case $tool in
@@ -9,7 +9,8 @@ case $tool in
         portalocker==4.4.2 propcache==0.5.4 pytablewriter==1.2.1 pytz==2026.6 sacrebleu==2.6.0 tabledata==1.3.5 tabulate==0.10.0
         tcolorpy==0.1.7 tenacity==9.2.1 typepy==2.0.0 yarl==1.25.1) ;;
     serve) packages=(openai==3.57.0 fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 jiter==0.19.0 distro==1.9.0 sniffio==1.3.1) ;;
-    *) echo "error: tool $tool is not known; there are lmms-eval, vlmevalkit, serve" >&2; exit 2 ;;
+    videos) packages=(torchvision==0.28.0 av==18.1.0 num2words==0.5.14 docopt==0.6.2) ;;
+    *) echo "error: tool $tool is not known; there are lmms-eval, vlmevalkit, serve, videos" >&2; exit 2 ;;
 esac
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 packages_of() { "$1" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; }
