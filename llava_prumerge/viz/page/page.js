@@ -196,7 +196,10 @@ const show = (side, result, pictures) => {
     const all = units.every((tile, at) => tile.size === result.grids[at][0] * result.grids[at][1]);
     draw(side.querySelector(".pictures"), caption, !number, pictures, result.grids, (pen, tile, unit, box) => {
       if (all) return;  // a line around every patch would tell nothing
-      if (units[tile].has(unit)) { pen.strokeStyle = "#d62728"; pen.strokeRect(box[0] + .5, box[1] + .5, box[2] - 1, box[3] - 1); }
+      if (units[tile].has(unit)) {
+        const line = pen.lineWidth = number ? 4 : 2;  // small pictures are scaled down, with their lines
+        pen.strokeStyle = "#d62728"; pen.strokeRect(box[0] + line / 2, box[1] + line / 2, box[2] - line, box[3] - line);
+      }
       else { pen.fillStyle = "rgb(255 255 255 / .78)"; pen.fillRect(...box); }
     });
   });
