@@ -11,10 +11,14 @@ from torch.nn import functional as F
 
 
 def cosines(points: Tensor, others: Tensor | None = None) -> Tensor:
-    """Cosine of each point with each other in float32. [N, P, C], [N, R, C] or none -> [N, P, R] or [N, P, P]"""
+    """Cosine of each point with each other. [N, P, C], [N, R, C] or none -> [N, P, R] or [N, P, P] float32
+
+    Under autocast too: a greedy rule passes an error on to every choice that follows.
+    """
     unit = F.normalize(points.float(), dim=-1)
     against = unit if others is None else F.normalize(others.float(), dim=-1)
-    return unit @ against.transpose(1, 2)
+    with torch.autocast(points.device.type, enabled=False):
+        return unit @ against.transpose(1, 2)
 
 
 def marked(order: Tensor, patches: int) -> Tensor:
