@@ -44,5 +44,5 @@ def load_model(
         parse_dtype(dtype, device),
         check_attention(attn),
     )
-    model.model.words = processor.tokenizer  # for methods that read the question's words
+    model.model.words = getattr(processor, "tokenizer", None)  # for methods that read the question's words
     return model.to(device).eval(), processor

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from temporal_clip_reference import Slow
 from tiny_families import CLIP, IMG, LLAMA, VID, noise
-from transformers import AutoConfig, AutoModelForImageTextToText, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPVisionModel,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+)
 
 import llava_prumerge
 from llava_prumerge.ground.errors import InputError
@@ -102,6 +108,17 @@ def test_images_have_a_plain_tower_and_nothing_more_is_saved(model: Any, folder:
 
 
 @torch.no_grad()
+def test_images_need_no_other_clip_in_the_process(folder: Path) -> None:
+    """transformers keeps by class what can be recorded, and writes it down when one of it is built."""
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    _CAN_RECORD_REGISTRY.pop(str(CLIPVisionModel), None)
+    model, _ = load_model(folder)
+    side = model.config.vision_config.image_size
+    output = model.get_image_features(pixel_values=torch.zeros(1, 3, side, side))
+    assert output.pooler_output[0].shape[0] == 16
+
+
 def test_it_is_saved_and_loaded_as_it_is(model: Any, folder: Path) -> None:
     given = dict(input_ids=IDS, pixel_values_videos=noise(1, T, 3, 32, 32))
     loaded, _ = load_model(folder, device="cpu")

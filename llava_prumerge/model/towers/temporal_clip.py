@@ -108,6 +108,10 @@ def plain_tower(tower: nn.Module) -> None:
             delattr(block, name)
         block.__class__ = CLIPEncoderLayer
     tower.__class__ = CLIPVisionModel
+    with torch.device("meta"):  # transformers notes what a class can record when one of it is first built
+        CLIPVisionModel(
+            CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        )
 
 
 def _ahead(block: nn.Module, states: Tensor) -> Tensor:
