@@ -55,6 +55,13 @@ def test_images_work_and_a_saved_processor_is_the_same(
         assert torch.equal(value, made[key])
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_model_without_a_processor_loads(name: str, tmp_path: Path) -> None:
+    stock_model(name).save_pretrained(tmp_path)
+    model, processor = load_model(tmp_path, reduction={"vision": {"name": "prumerge_plus"}})
+    assert processor is None and model.model.reducer.name == "prumerge_plus"
+
+
 @pytest.mark.parametrize(("name", "package"), [("smolvlm", "num2words"), ("mistral3", "torchvision")])
 def test_a_processor_that_needs_another_package_says_so_in_one_line(
     name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
