@@ -56,6 +56,7 @@ def merge_weights(reduce: Callable[[VisionTokens], Reduced], tokens: VisionToken
             projections=_copying(tokens.projections),
             prompt=_copying(tokens.prompt),
             clip=_copying(tokens.clip),
+            question=_copying(tokens.question),
             padding=_copying(tokens.padding),
             ids=_own_copy(tokens.ids),
             class_token=_own_copy(tokens.class_token),

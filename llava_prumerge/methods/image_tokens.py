@@ -64,6 +64,8 @@ class VisionTokens:
             With own=True those of the block that made the features, with an `Earlier` those of a block below it.
         heads: attention heads of these blocks.
         prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
+        question: gives the embeddings [N, T, D] of the question's words that say what it is about, and their mask [N, T];
+            None where nobody knows the words.
         clip: gives patches [N, P, E], prompt [N, T, E] and its mask [N, T] in the space of a tower with a text side.
         ids: [N] int64, a number that stays with an image whatever batch it comes in.
         class_token: [N, 1, C] the class token's feature beside those of the patches; None where the tower has none, and
@@ -94,6 +96,7 @@ class VisionTokens:
     left: Tensor | None = None
     boxes: Tensor | None = None
     padding: Callable[[], Tensor] | None = None
+    question: Callable[[], tuple[Tensor, Tensor]] | None = None
     sizes: Tensor | None = None
     _blocks: dict[bool | Earlier, BlockProjections] = field(default_factory=dict, repr=False)
 

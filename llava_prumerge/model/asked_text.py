@@ -13,6 +13,7 @@ from torch import Tensor
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.text_side import TextSide, words_of
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
+from llava_prumerge.text.content_words import content_words
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,34 @@ class AskedText:
         layout, moved = layout.compact(text, self.get_input_embeddings()(ids.masked_fill(spots, 0)))
         owner = self._rows(ids, images, lengths, modality)
         return moved[owner], layout.key_mask[owner]
+
+    def question(
+        self, images: Tensor, lengths: Sequence[int], modality: str
+    ) -> Callable[[], tuple[Tensor, Tensor]] | None:
+        """For `VisionTokens.question`: embeddings of the words that tiles of images [N] are asked about.
+
+        The question is what follows a sequence's last image, or all of its text. None where the tokenizer is not known.
+        Costs a host synchronisation.
+        """
+        if self.words is None or not self.reducer.reads_prompt:
+            return None
+
+        def asked() -> tuple[Tensor, Tensor]:
+            ids, text, _ = self._read()
+            spots, after = self.placeholders(ids), getattr(self.reducer.settings, "after", 0)
+            later = text & (spots.flip(1).cumsum(dim=1).flip(1) == 0)
+            rows = []
+            for row, behind, anywhere in zip(ids, later, text, strict=True):
+                there = row[behind if bool(behind.any()) else anywhere].tolist()
+                said = self.words.decode(there[: len(there) - after] or there, skip_special_tokens=True)
+                made = self.words(" ".join(content_words(said)), add_special_tokens=False)["input_ids"]
+                rows.append(torch.tensor(made or there, device=ids.device))
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
+            embeddings = self.get_input_embeddings()(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            owner = self._rows(ids, images, lengths, modality)
+            return embeddings[owner], mask[owner]
+
+        return asked
 
     def clip_side(
         self, features: Tensor, images: Tensor, lengths: Sequence[int], modality: str

@@ -284,6 +284,7 @@ class Host(AskedText, Views, InitialisesMethods):
                 projected=features[number] if self.reducer.reads_projected and not early else None,
                 boxes=group.boxes,
                 padding=lambda number=number: padded_patches(pixels(number), tiles[number].grid),
+                question=self.question(owners[number], places.lengths, modality),
                 clip=self.clip_side(bare[number], owners[number], places.lengths, modality),
                 overview=overviews(owners[number], self.overview if modality == "image" else None, group.features),
             )

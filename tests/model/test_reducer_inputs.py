@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_families import FAMILIES, IMG, stock_model
-from tiny_llava import pixels, rows_of, sample_rows, tiny_model
+from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
 
 from llava_prumerge.methods.base import Earlier, VisionTokens
 from llava_prumerge.model.attach import attach, detach
@@ -100,3 +100,45 @@ def test_tiles_show_parts_of_the_view() -> None:
         assert boxes[0].tolist() == [0, 0, 1, 1] and len(boxes) == host.tile_counts(sizes)[0]
         areas = (boxes[1:, 2] - boxes[1:, 0]) * (boxes[1:, 3] - boxes[1:, 1])
         assert areas.sum() == pytest.approx(1.0, abs=1e-5)
+
+
+class Words:
+    """A tokenizer of a word for each id."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join({20: "the", 30: "red", 40: "dog", 60: "ASSISTANT:"}.get(one, f"w{one}") for one in ids)
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [{"red": 30, "dog": 40}.get(word) or int(word[1:]) for word in text.split()]}
+
+
+@torch.no_grad()
+def test_the_words_of_the_question_are_those_behind_the_image() -> None:
+    model = tiny_model({"vision": {"name": "mmtok", "budget": 5}})
+    batch = rows_of([5, 17, *[IMAGE] * PATCHES, 20, 30, 40, 60], [5, *[IMAGE] * PATCHES, 20, 40])
+    run = lambda: model(**batch, pixel_values=pixels(2))  # noqa: E731
+    (plain,) = seen(model, run)
+    assert plain.question is None
+    model.model.words = Words()
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    forward = model.model.reducer.forward
+    model.model.reducer.forward = lambda image: held.append(image.question()) or forward(image)
+    run()
+    ((embeddings, mask),) = held
+    table = model.get_input_embeddings().weight
+    assert mask.tolist() == [[True, True], [True, False]]
+    assert torch.equal(embeddings[0], table[[30, 40]]) and torch.equal(embeddings[1, 0], table[40])
+
+
+@torch.no_grad()
+def test_words_are_asked_for_or_taken_where_they_are_known() -> None:
+    batch = rows_of([5, *[IMAGE] * PATCHES, 20, 30, 40, 60]) | {"pixel_values": pixels(1)}
+    model = tiny_model({"vision": {"name": "mmtok", "budget": 5, "text": "words"}})
+    with pytest.raises(ValueError, match="mmtok: text 'words' needs the model's tokenizer; take text all"):
+        model(**batch)
+    model.model.words = Words()
+    chosen = [model.model(**batch).layout.origin]
+    for text in ("auto", "all"):
+        attach(model, {"vision": {"name": "mmtok", "budget": 5, "text": text}})
+        chosen.append(model.model(**batch).layout.origin)
+    assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])

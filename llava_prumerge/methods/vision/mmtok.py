@@ -4,10 +4,11 @@ MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs, Dong et
 The rule is the authors' code (Ironieser/MMTok d1522cd): one row for each prompt token and one for each patch, a
 softmax over all patches of cosines over a temperature (prompt embeddings with projected patches, patches with patches
 before the projector); the patch that raises the best cover of the rows most comes next. Kept patches leave in raster
-order. Departures: the rows of the prompt are all its tokens, without those that `before` and `after` leave out, where
-the release tokenizes the question's words alone and drops stop words; patches of LLaVA's padding are told by their
-colour, which the release computes from the image's size, and are chosen where no other is left, where the release
-chooses its first patch again and again; scores are float32 for each image of a batch.
+order. Departures: the words are those behind the image without stop words and role names, as far as the model's
+tokenizer is known (`load_model` tells it), else all prompt tokens but those that `before` and `after` leave out; the
+release reads the user's turn itself; patches of LLaVA's padding are told by their colour, which the release computes
+from the image's size, and are chosen where no other is left, where the release chooses its first patch again and
+again; scores are float32 for each image of a batch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llava_prumerge.methods.cost import CallLimit
 from llava_prumerge.methods.reducers import ShareReducer, ShareSettings, TemplateSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import above, at_least, setting
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.greedy import cosines, coverage_first, marked
 from llava_prumerge.ops.retrieval import queries_of
 from llava_prumerge.ops.select import pick
@@ -39,6 +41,12 @@ class MMTokSettings(ShareSettings, TemplateSettings):
         0.02, "of prompt and patches; the release's Qwen port has 0.01", above(0), source="released code"
     )
     image_temperature: float = setting(0.2, "of patches and patches", above(0), source="released code")
+    text: Literal["auto", "words", "all"] = setting(
+        "auto",
+        "words takes the words behind the image that say what is asked, all every prompt token, auto words where the "
+        "model's tokenizer is known",
+        source="released code; all is ours",
+    )
     padding: Literal["leave", "take"] = setting(
         "leave",
         "leave takes patches that show LLaVA's padding alone only where no other is left, take treats them as any",
@@ -62,7 +70,12 @@ class MMTok(ShareReducer):
     def covers(self, image: VisionTokens) -> Tensor:
         """How well each patch covers each row. [N, T + P, P]"""
         projected, text, mask = image.matched("llm")
-        queries = queries_of(mask, self.settings.before, self.settings.after)
+        if self.settings.text == "words" or (self.settings.text == "auto" and image.question is not None):
+            if image.question is None:
+                raise ReductionError(f"{self.name}: text 'words' needs the model's tokenizer; take text all")
+            text, queries = image.question()
+        else:
+            queries = queries_of(mask, self.settings.before, self.settings.after)
         asked = (cosines(text, projected) / self.settings.text_temperature).softmax(dim=2)
         asked = (asked / queries.sum(dim=1).clamp(min=1)[:, None, None]).masked_fill(~queries[..., None], 0.0)
         own = (cosines(image.before_projector) / self.settings.image_temperature).softmax(dim=2)
