@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from tiny_families import tiny_tokenizer
 from torch.nn import functional as F
+from transformers import LlamaConfig
 
 from llava_prumerge.ground.errors import InputError
 from llava_prumerge.model.checkpoints.layout import recognise_source
+from llava_prumerge.model.checkpoints.layouts.internvl_chat import ENDS, answer_ends
 from llava_prumerge.model.loading import load_model
 
 C, BLOCKS, TOWER_HEADS, PATCH, SIDE = 16, 2, 2, 4, 16
@@ -215,6 +219,63 @@ def test_a_decoder_of_transformers_keeps_its_names(tmp_path: Path, convert: Call
     torch.testing.assert_close(logits, decoder(inputs_embeds=x).logits, atol=2e-4, rtol=1e-4)
 
 
+def phi3_state() -> dict[str, torch.Tensor]:
+    new = draw(2)
+    made = {"model.embed_tokens.weight": new(ROWS, D), "model.norm.weight": 1 + new(D), "lm_head.weight": new(ROWS, D)}
+    for at in range(LAYERS):
+        shapes = {"self_attn.qkv_proj": ((HEADS + 2 * GROUPS) * WIDTH, D), "self_attn.o_proj": (D, D)}
+        shapes |= {"mlp.gate_up_proj": (2 * WIDE, D), "mlp.down_proj": (D, WIDE)}
+        made |= {f"model.layers.{at}.{name}.weight": new(*shape) for name, shape in shapes.items()}
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            made[f"model.layers.{at}.{name}.weight"] = 1 + new(D)
+    return {f"language_model.{key}": value for key, value in made.items()}
+
+
+def speak_phi3(state: dict[str, torch.Tensor], x: torch.Tensor, factors: list[float], scale: float) -> torch.Tensor:
+    """Phi-3 on one sequence: angles divided channel by channel, cosines and sines scaled ("su"). [L, D] -> [L, V]"""
+    s = {key.removeprefix("language_model."): value for key, value in state.items()}
+    seen, half = torch.ones(len(x), len(x)).tril().bool(), WIDTH // 2
+    angle = torch.arange(len(x))[:, None] / (torch.tensor(factors) * 1e4 ** (torch.arange(half) / half))
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    turned = lambda v: torch.cat([v[:, :half] * cos - v[:, half:] * sin, v[:, half:] * cos + v[:, :half] * sin], -1)  # noqa: E731
+    for at in range(LAYERS):
+        w = {k.removeprefix(f"model.layers.{at}."): v for k, v in s.items() if k.startswith(f"model.layers.{at}.")}
+        mixed = (rms(x, w["input_layernorm.weight"]) @ w["self_attn.qkv_proj.weight"].T).split(WIDTH, dim=-1)
+        heads = []
+        for head in range(HEADS):
+            group = HEADS + head // (HEADS // GROUPS)
+            scores = turned(mixed[head]) @ turned(mixed[group]).T * WIDTH**-0.5
+            heads.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ mixed[group + GROUPS])
+        x = x + torch.cat(heads, -1) @ w["self_attn.o_proj.weight"].T
+        gate, up = (rms(x, w["post_attention_layernorm.weight"]) @ w["mlp.gate_up_proj.weight"].T).split(WIDE, dim=-1)
+        x = x + (F.silu(gate) * up) @ w["mlp.down_proj.weight"].T
+    return rms(x, s["model.norm.weight"]) @ s["lm_head.weight"].T
+
+
+@pytest.mark.parametrize(("original", "which"), [(8, "long"), (64, "short")])
+@torch.no_grad()
+def test_phi3_turns_by_lists_of_factors(original: int, which: str, tmp_path: Path, convert: Callable) -> None:
+    """As in InternVL2-4B, on sequences that are longer than what the language model was first trained on, and shorter."""
+    lists = {"short": [1.0, 1.1, 1.3, 1.7], "long": [1.5, 2.0, 4.0, 9.0]}
+    scaling = {"type": "su", **{f"{name}_factor": values for name, values in lists.items()}}
+    llm = {"model_type": "phi3", "rope_scaling": scaling, "original_max_position_embeddings": original}
+    state = vision_state() | phi3_state()
+    source = write(tmp_path / "own", state, llm)
+    convert(source, tmp_path / "hf")
+    model, processor = load_model(tmp_path / "hf")
+    pixels = draw(5)(1, 3, SIDE, SIDE)
+    ids = torch.tensor([[1, 5, 112, *[120] * 4, 113, 7, 8, 9]])
+    x = state["language_model.model.embed_tokens.weight"][ids[0]].clone()
+    x[ids[0] == 120] = see(state, pixels).flatten(0, 1)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0]
+    scale = (1 + math.log(256 / original) / math.log(original)) ** 0.5
+    torch.testing.assert_close(logits, speak_phi3(state, x, lists[which], scale), atol=2e-4, rtol=1e-4)
+    asked = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w5"}]}], add_generation_prompt=True
+    )
+    assert asked == "<|user|>\n<IMG_CONTEXT>\nw5<|end|><|assistant|>\n"
+
+
 @pytest.mark.parametrize(
     ("llm", "changes", "said"),
     [
@@ -240,3 +301,14 @@ def test_a_strange_key_is_named(tmp_path: Path, convert: Callable) -> None:
     source = write(tmp_path / "own", state, {"model_type": "internlm2"})
     with pytest.raises(InputError, match="vision_model.head.weight is no parameter of this model"):
         convert(source, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("chat", list(ENDS))
+def test_generation_stops_where_an_answer_ends(chat: str) -> None:
+    """The language model's configuration names the end of a text alone."""
+    text = LlamaConfig(eos_token_id=2)
+    tokenizer = SimpleNamespace(chat_template=chat, get_vocab=lambda: {ENDS[chat]: 7, "w": 9})
+    assert answer_ends(text, tokenizer) == [2, 7]
+    assert (
+        answer_ends(text, SimpleNamespace(chat_template=chat, get_vocab=lambda: {})) == [2] == answer_ends(text, None)
+    )

@@ -35,11 +35,22 @@ MARKS = {
     "video_token": "<video>",  # of no published tokenizer; it is told apart from the first in what the processor counts
 }
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CHAT = (  # ChatML, as all releases but those on Phi-3 are asked
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+_CONTENT = (
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endfor %}{% endif %}"
 )
+CHAT = (  # ChatML, as all releases but those on Phi-3 are asked
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + _CONTENT + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PHI3, PHI3_CHAT = (
+    "phi3",
+    "{% for m in messages %}<|{{ m['role'] }}|>\n" + _CONTENT + "<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+)
+ENDS = {CHAT: "<|im_end|>", PHI3_CHAT: "<|end|>"}
+"""What ends an answer; language models' own configurations name the end of a text alone."""
 _ACCEPTED: dict[str, tuple[Any, ...]] = {  # switches, and the values that transformers' model is equal to
     "ps_version": ("v2",),
     "use_backbone_lora": (0, None, False),
@@ -89,10 +100,17 @@ def _text_config(llm: Mapping[str, Any], file: Path) -> PreTrainedConfig:
         raise LoadingError(f"{file}: llm_config is a {kind!r}; converted are {', '.join([INTERNLM2, *accepted])}")
     turning = values.pop("rope_scaling", None) or {}
     how = turning.get("rope_type", turning.get("type", "default"))
-    if how not in ("default", "dynamic", "linear"):
-        raise LoadingError(f"{file}: rope_scaling of llm_config is {how!r}; converted are none, 'dynamic' and 'linear'")
-    rope = {"rope_type": how, "rope_theta": values.pop("rope_theta", 10000.0)}
-    values["rope_parameters"] = rope | ({"factor": turning["factor"]} if how != "default" else {})
+    lists = kind == PHI3 and how in ("su", "longrope")  # of factors, by the sequence's length
+    if how not in ("default", "dynamic", "linear") and not lists:
+        more = "" if kind == PHI3 else ", and of phi3 'su'"
+        raise LoadingError(
+            f"{file}: rope_scaling of llm_config is {how!r}; converted are none, 'dynamic' and 'linear'{more}"
+        )
+    rope = {"rope_type": "longrope" if lists else how, "rope_theta": values.pop("rope_theta", 10000.0)}
+    if lists:
+        rope |= {name: turning[name] for name in ("short_factor", "long_factor")}
+        rope["original_max_position_embeddings"] = values.get("original_max_position_embeddings", 4096)
+    values["rope_parameters"] = rope | ({"factor": turning["factor"]} if how in ("dynamic", "linear") else {})
     made = CONFIG_MAPPING["llama" if kind == INTERNLM2 else kind]
     if kind == INTERNLM2:
         values["attention_bias"] = bool(values.pop("bias", False))
@@ -229,7 +247,8 @@ class InternVLChat(Layout):
         """Every tensor with its place, checked against what transformers' model has."""
         source = request.source
         file, values = source / "config.json", read_object(source / "config.json")
-        tokenizer = _tokenizer(source)
+        chat = PHI3_CHAT if (values.get("llm_config") or {}).get("model_type") == PHI3 else CHAT
+        tokenizer = _tokenizer(source, chat)
         config = hf_config(values, _image_token(source, tokenizer), file)
         internlm2 = values["llm_config"].get("model_type") == INTERNLM2
         found = {entry.key: entry for item in list_model(source) for entry in _entries(item, config, internlm2)}
@@ -270,7 +289,9 @@ class InternVLChat(Layout):
         side = config.vision_config.image_size[0]
         text = config.text_config
         GenerationConfig(
-            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+            bos_token_id=text.bos_token_id,
+            eos_token_id=answer_ends(text, made.tokenizer),
+            pad_token_id=text.pad_token_id,
         ).save_pretrained(folder)
         pixels = {"size": {"height": side, "width": side}, "crop_to_patches": True, **made.pixels}
         pixels |= {"image_mean": list(MEAN), "image_std": list(SPREAD), "image_processor_type": "GotOcr2ImageProcessor"}
@@ -287,15 +308,25 @@ class InternVLChat(Layout):
             (folder / "chat_template.jinja").write_text(made.tokenizer.chat_template, encoding="utf-8")
 
 
-def _tokenizer(source: Path) -> Any:
+def _tokenizer(source: Path, chat: str) -> Any:
     """The tokenizer; None where only remote code could read it."""
     try:
         tokenizer = load_tokenizer(source)
     except TokenizerError as error:
         LOGGER.warning("%s: converted without a tokenizer: %s", source, error)
         return None
-    tokenizer.chat_template = CHAT
+    tokenizer.chat_template = chat
     return tokenizer
+
+
+def answer_ends(text: PreTrainedConfig, tokenizer: Any) -> list[int]:
+    """Where generation stops: at the ends that the language model names, and at that of an answer."""
+    known = text.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if tokenizer is not None:
+        vocabulary = tokenizer.get_vocab()
+        ends += [vocabulary[ENDS[tokenizer.chat_template]]] if ENDS[tokenizer.chat_template] in vocabulary else []
+    return list(dict.fromkeys(ends))
 
 
 def _image_token(source: Path, tokenizer: Any) -> int:
