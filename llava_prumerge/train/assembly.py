@@ -63,6 +63,9 @@ def build_dataset(
         )
     except ValueError as error:
         raise RecipeError(f"data={arguments.data}: {error}") from error
+    wanted = getattr(getattr(config, "vision_config", None), "num_frames", None)
+    if wanted not in (None, arguments.frames) and any(dataset.rows["videos"]):
+        raise RecipeError(f"frames={arguments.frames}: the model's tower takes {wanted} frames of each video")
     return QuarantiningDataset(dataset, arguments.seed)
 
 

@@ -28,6 +28,8 @@ from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.reading import reader_of
 from llava_prumerge.text.chat_templates import OWN
+from llava_prumerge.train.arguments import RecipeError, load_arguments
+from llava_prumerge.train.assembly import build_dataset
 from llava_prumerge.train.run import main
 
 FRAMES = 4
@@ -178,6 +180,21 @@ def test_the_check_of_a_family_without_videos(
     assert "4 records, 3 bad" in out and f"fault: 3 x video\n    film-0 (record 0): {NO_VIDEOS}" in out
     assert prepare.main(["check", *recipe, "frames=0"]) == 2
     assert "frames=0: must be at least 1 and at most 1,024" in capsys.readouterr().err
+
+
+def test_a_tower_that_takes_so_many_frames_says_so(world, films: Path, tmp_path: Path) -> None:
+    """As one with attention over time does."""
+    more = {"data": str(films / "films.json"), "frames": FRAMES}
+    arguments = load_arguments(world.recipe("lora", tmp_path / "run", **given(films, "video_llava") | more))
+    config = AutoConfig.from_pretrained(films / "video_llava")
+    processor = processor_of(films / "video_llava", config)
+    config.vision_config.num_frames = FRAMES
+    assert len(build_dataset(arguments, config, processor)) == 4
+    config.vision_config.num_frames = 8
+    with pytest.raises(RecipeError, match="frames=4: the model's tower takes 8 frames of each video"):
+        build_dataset(arguments, config, processor)
+    arguments.data = str(films / "records.json")
+    assert len(build_dataset(arguments, config, processor)) == 4, "without videos it is no matter"
 
 
 @pytest.mark.parametrize("name", ["llava_next", "gemma3"])
