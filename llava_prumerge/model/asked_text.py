@@ -13,7 +13,7 @@ from torch import Tensor
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.text_side import TextSide, words_of
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
-from llava_prumerge.text.content_words import content_words
+from llava_prumerge.text.content_words import content_words, question_of
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,33 @@ class AskedText:
         owner = self._rows(ids, images, lengths, modality)
         return moved[owner], layout.key_mask[owner]
 
+    def _said(self) -> tuple[Tensor, list[str]]:
+        """Ids [B, L], and the question of each sequence in words: what follows its last image, or all of its text."""
+        ids, text, _ = self._read()
+        before, after = (getattr(self.reducer.settings, name, 0) for name in ("before", "after"))
+        later = text & (self.placeholders(ids).flip(1).cumsum(dim=1).flip(1) == 0)
+        said = []
+        for row, behind, anywhere in zip(ids, later, text, strict=True):
+            rows = row[behind].tolist(), row[anywhere].tolist()[before:]
+            texts = [self.words.decode(one[: len(one) - after], skip_special_tokens=True) for one in rows]
+            said.append(question_of(texts[0]) or question_of(texts[1]))
+        return ids, said
+
     def question(
         self, images: Tensor, lengths: Sequence[int], modality: str
     ) -> Callable[[], tuple[Tensor, Tensor]] | None:
         """For `VisionTokens.question`: embeddings of the words that tiles of images [N] are asked about.
 
-        The question is what follows a sequence's last image, or all of its text. None where the tokenizer is not known.
-        Costs a host synchronisation.
+        None where the tokenizer is not known. Costs a host synchronisation.
         """
         if self.words is None or not self.reducer.reads_prompt:
             return None
 
         def asked() -> tuple[Tensor, Tensor]:
-            ids, text, _ = self._read()
-            spots, after = self.placeholders(ids), getattr(self.reducer.settings, "after", 0)
-            later = text & (spots.flip(1).cumsum(dim=1).flip(1) == 0)
-            rows = []
-            for row, behind, anywhere in zip(ids, later, text, strict=True):
-                there = row[behind if bool(behind.any()) else anywhere].tolist()
-                said = self.words.decode(there[: len(there) - after] or there, skip_special_tokens=True)
-                made = self.words(" ".join(content_words(said)), add_special_tokens=False)["input_ids"]
-                rows.append(torch.tensor(made or there, device=ids.device))
+            ids, said = self._said()
+            words = [" ".join(content_words(text) or ["?"]) for text in said]
+            made = [self.words(text, add_special_tokens=False)["input_ids"] for text in words]
+            rows = [torch.tensor(row, device=ids.device) for row in made]
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
             embeddings = self.get_input_embeddings()(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
             owner = self._rows(ids, images, lengths, modality)
@@ -123,7 +129,7 @@ class AskedText:
     def clip_side(
         self, features: Tensor, images: Tensor, lengths: Sequence[int], modality: str
     ) -> Callable[[], tuple[Tensor, Tensor, Tensor]] | None:
-        """For `VisionTokens.clip`: tower features [N, P, C] and their prompts' words in CLIP's space; None without it.
+        """For `VisionTokens.clip`: tower features [N, P, C] and their questions in CLIP's space; None without it.
 
         Costs a host synchronisation: words are made of ids on the host.
         """
@@ -137,10 +143,7 @@ class AskedText:
                 self._text_side = TextSide(folder)
             if self.words is None:
                 self.words = words_of(self.config)
-            ids, text, _ = self._read()
-            asked = [row[there].tolist() for row, there in zip(ids, text, strict=True)]
-            inner = [row[settings.before : len(row) - settings.after] or row for row in asked]
-            said = [self.words.decode(row, skip_special_tokens=True).strip() for row in inner]
+            ids, said = self._said()
             embeddings, real = self._text_side.texts(said, features.device)
             owner = self._rows(ids, images, lengths, modality).to(features.device)
             return self._text_side.patches(features), embeddings[owner], real[owner]

@@ -1,4 +1,4 @@
-"""The words of a question that say what it is about, as MMTok takes them."""
+"""A question without what its template puts around it, and those of its words that say what it is about."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ STOP_WORDS = frozenset(
         "and or but so if then question answer to for with by from at into onto upon",
     )
 )
-ROLES = frozenset({"user", "human", "assistant"})
-"""Names of a template's sides, which no question is about."""
+ROLES = r"(?:user|human|assistant)"
+"""Names of a template's sides."""
+
+
+def question_of(text: str) -> str:
+    """A turn without the names of sides at its ends; empty where it has no words."""
+    text = re.sub(rf"^\W*{ROLES}\b\W*|\s{ROLES}\b\W*$", " ", text, flags=re.IGNORECASE).strip()
+    return text if re.search(r"\w", text) else ""
 
 
 def content_words(text: str) -> list[str]:
@@ -29,6 +35,5 @@ def content_words(text: str) -> list[str]:
     """
     for sentence in FORMATS:
         text = text.replace(sentence, " ")
-    words = re.findall(r"\w+", text)
-    words = [word for word in words if word.lower() not in ROLES] or words
+    words = re.findall(r"\w+", question_of(text))
     return [word for word in words if word.lower() not in STOP_WORDS] or words

@@ -69,7 +69,7 @@ def test_patches_and_question_are_where_clip_puts_them(folder: str) -> None:
     _, image = asked(folder, 20, 30, 40)
     patches, text, mask = image.clip()
     whole = CLIPModel.from_pretrained(folder).eval()
-    ids = torch.tensor([[1, 5, 20, 30, 40, 2]])
+    ids = torch.tensor([[1, 20, 30, 40, 2]])
     found = whole.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids))
     expected = getattr(found, "pooler_output", found)  # of older releases a tensor
     torch.testing.assert_close(text[:, 0], expected, atol=1e-5, rtol=1e-4)
@@ -98,10 +98,10 @@ def test_every_method_with_a_space_takes_it(folder: str, method: str) -> None:
 
 @torch.no_grad()
 def test_long_questions_are_cut_into_segments(folder: str) -> None:
-    _, image = asked(folder, *range(20, 35))
+    _, image = asked(folder, *range(20, 36))
     _, text, mask = image.clip()
     assert text.shape[:2] == mask.shape == (1, 3) and mask.all()  # 16 words, six in each
-    _, shorter = asked(folder, *range(20, 35), before=10)
+    _, shorter = asked(folder, *range(20, 36), after=10)
     assert shorter.clip()[1].shape[1] == 1
 
 
