@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from llava_prumerge.methods.contract import Merged, check_pruned, check_reduced
 from llava_prumerge.methods.cost import UNKNOWN, Benchmark, CallLimit, Course, Expected, TokensLeft
+from llava_prumerge.methods.decoder_tokens import DecoderShape as DecoderShape
+from llava_prumerge.methods.decoder_tokens import DecoderTokens as DecoderTokens
 from llava_prumerge.methods.image_tokens import Earlier as Earlier
-from llava_prumerge.methods.image_tokens import TowerBlock
+from llava_prumerge.methods.image_tokens import LanguageShape, TowerBlock
 from llava_prumerge.methods.image_tokens import VisionTokens as VisionTokens
 from llava_prumerge.methods.restoring import Reduced as Reduced
 from llava_prumerge.methods.restoring import with_anchors
@@ -155,6 +157,18 @@ class VisionReducer(Method):
         """After a block of the tower: patches that stay [N, P'] bool (None: all), and what to hand to the next call."""
         raise NotImplementedError
 
+    def grow(self, shape: LanguageShape) -> None:
+        """Make the parameters whose sizes the model decides, where there are some."""
+
+    @property
+    def rewrites(self) -> bool:
+        """It rewrites embeddings before the language model, by `rewrite`."""
+        return False
+
+    def rewrite(self, hidden: Tensor, layout: TokenLayout, whole: Tensor, there: Tensor) -> Tensor:
+        """Embeddings [B, L, D] of images' tokens and text, given all projected patches [B, G, D] of which some are there."""
+        raise NotImplementedError
+
     def placed(self, reduced: Reduced, patches: int) -> Reduced:
         """What goes on to the language model, where the release gives more tokens than an image has places."""
         return reduced
@@ -225,60 +239,6 @@ class VisionReducer(Method):
         if not all(math.isfinite(end) for end in ends):
             raise ReductionError(f"{self.name}: the image features or their attention hold NaN or infinity")
         return int(largest)
-
-
-class AttentionRows(Protocol):
-    """Gives attention rows of a decoder layer, whatever attention backend runs."""
-
-    def __call__(self, layer: int, rows: Tensor) -> Tensor:
-        """Softmax attention of query rows [B, R] of `layer` (this one or the one before). -> [B, H, R, L]"""
-
-
-def _not_given(*_: object) -> Tensor:
-    raise ReductionError("this method needs projections of decoder layers, and the model gave none")
-
-
-@dataclass
-class DecoderTokens:
-    """What a decoder pruner sees just before a layer; what it asks for is computed from a layer's own projections.
-
-    Attributes:
-        hidden: [B, L, D] the layer's input.
-        layout: what each place holds.
-        attention: attention rows of this layer or of the one before, gates of earlier layers included.
-        queries, keys: layer (this one or the one before) -> its rotated projections [B, H, L, D/H]; the keys' heads as
-            often as needed.
-        mean_query: layer, weights [B, L] -> the weighted mean of its queries [B, H, 1, D/H], much cheaper than the
-            queries themselves.
-        normed: gives the layer's input after the model's final norm, [B, L, D].
-        nearness: layer, rows [B, R] -> [B, R, L], the mean cosine of the rotary angles between a row's place and all.
-    """
-
-    hidden: Tensor
-    layout: TokenLayout
-    attention: AttentionRows
-    queries: Callable[[int], Tensor] = _not_given
-    keys: Callable[[int], Tensor] = _not_given
-    mean_query: Callable[[int, Tensor], Tensor] = _not_given
-    normed: Callable[[], Tensor] = _not_given
-    nearness: Callable[[int, Tensor], Tensor] = _not_given
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """The numbers of a language model that a pruner may need.
-
-    Attributes:
-        layers, hidden, heads: of the decoder: their number, D, H.
-        patches: P, visual tokens of one image where no reducer takes any.
-        reduced: a reducer stands before the decoder, so that images may come with fewer than P tokens.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    patches: int
-    reduced: bool = False
 
 
 class DecoderPruner(Method):

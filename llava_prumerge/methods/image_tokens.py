@@ -29,6 +29,25 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class LanguageShape:
+    """The sizes that a reducer with parameters may need; those of the language model are 0 where none is there.
+
+    Attributes:
+        width: C, of the tower's features.
+        hidden, inner, heads, kv_heads, theta, eps: of the language model: D, its MLP, its attention, the base of its rotary
+            embedding, and of its norms.
+    """
+
+    width: int
+    hidden: int = 0
+    inner: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    theta: float = 10000.0
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
 class TowerBlock:
     """What a reducer that cuts inside the tower sees after a block has run on the class token and P' patches.
 

@@ -28,6 +28,7 @@ from llava_prumerge.model.configuration import (
 from llava_prumerge.model.decoder import SERVED, PrunesLayers, decoder_shape
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
+from llava_prumerge.model.prefusion import language_shape
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.vision_tower import TOWERS
 from llava_prumerge.model.whole import WithReduction
@@ -163,6 +164,8 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
         pruner = build_pruner(blocks.get("decoder"), decoder_shape(model.config))
         if reducer is not None and type(reducer).input_size is not VisionReducer.input_size:
             _check_size(reducer, family.host, inner)
+        if reducer is not None:
+            reducer.grow(language_shape(model.config))
         if reducer is not None and reducer.cuts:
             _check_cut(reducer, family.host, inner)
     except ValueError:

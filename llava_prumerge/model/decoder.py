@@ -109,6 +109,8 @@ class PrunesLayers(InitialisesMethods):
             stretch.drop(forward_pass.source >= 0, start)
             if cache is not None:
                 cache.reduced = True
+        if forward_pass.rewrite is not None:
+            stretch.hidden = forward_pass.rewrite(stretch.hidden, stretch.layout)
         acts, renumbers = self._acting_layers(stretch), getattr(self.pruner, "positions", "original") == "renumbered"
         previous, visual = None, []
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):

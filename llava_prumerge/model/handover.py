@@ -28,6 +28,7 @@ class ReducedFeatures(BaseModelOutputWithPooling):
 
     deepstack_features: list[list[Tensor]] | None = None
     visual_tokens: VisualTokens | None = None
+    whole: list[Tensor] | None = None
 
 
 def takes_features(kind: type, host: type) -> bool:

@@ -23,6 +23,7 @@ from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.handover import ARGUMENT, ReducedFeatures, handed_over, takes_features
 from llava_prumerge.model.padding import padded_patches
 from llava_prumerge.model.placement import ForwardPass, Places, Tiles, VisualTokens, place
+from llava_prumerge.model.prefusion import by_image, rewriting
 from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
 from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
@@ -199,10 +200,14 @@ class Host(AskedText, Views, InitialisesMethods):
             told.positions, told.calibration = self.reducer.positions, self.reducer.calibration
             if hasattr(self.decoder.rotary_emb, "mrope_section"):
                 told.positions = "original"  # positions in three parts are places in the image
+        told_of = []
         for modality, output in features.items():
             visual = self._visual(output)
             spots = input_ids == getattr(self.config, f"{modality}_token_id")
+            told_of.append((output, spots))
             told.see(visual, spots, modality, lambda first: self.group(input_ids, first))
+        if self.reducer is not None and self.reducer.rewrites:
+            told.rewrite = rewriting(self.reducer, told_of, len(input_ids))
 
     def _visual(self, output: Any) -> VisualTokens:
         visual = getattr(output, "visual_tokens", None)
@@ -270,6 +275,7 @@ class Host(AskedText, Views, InitialisesMethods):
         owners, reduced, sizes = places.owners(), [], []
         learns = any(True for _ in self.reducer.parameters())
         calls = calls_of_all_ranks(self.reducer, len(tiles))
+        whole = by_image(together(project, bare), owners, len(places.lengths)) if self.reducer.rewrites else None
         for number, group in enumerate(tiles):
             image = VisionTokens(
                 group.features,
@@ -298,7 +304,7 @@ class Host(AskedText, Views, InitialisesMethods):
         for zero in further:
             features = features + zero
         pooled = list(features.split(places.lengths)) if stacked is None else features.unflatten(0, (-1, stacked))
-        return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens)
+        return ReducedFeatures(pooler_output=pooled, visual_tokens=visual_tokens, whole=whole)
 
 
 def _many(kwargs: dict[str, Any]) -> bool:

@@ -248,8 +248,7 @@ class ForwardPass:
         source: [B, L] the column whose position a token takes, -1 where a reducer left a placeholder empty; None where no
             reducer acted.
         origin: [B, L] raster index of the unit a visual token stands for, within its tile; -1 for none.
-        images: [B] images of each sequence.
-        kept: [N] tokens that each image leaves the reducer with.
+        images, kept: [B] images of each sequence, and [N] tokens that each image leaves the reducer with.
         tiles, full: parts the tower saw all images in, and placeholders of all images.
         blocks: [B, L] the block of tokens that all see each other, -1 for none; None in causal models.
         blocks_pass_windows: they do so across the windows of layers too.
@@ -258,8 +257,8 @@ class ForwardPass:
         sizes, calibration: [B, L] patches that each token stands for, and c: see `model.key_bias`; or None.
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
-        layout: the final one, told by the decoder.
-        visual: [B, layers] visual tokens that each decoder layer saw, told by the decoder.
+        rewrite: embeddings [B, L, D] and their layout -> what takes their place before the first layer; or None.
+        layout, visual: the final one, and [B, layers] visual tokens that each layer saw; both told by the decoder.
     """
 
     labels: Tensor | None = None
@@ -279,6 +278,7 @@ class ForwardPass:
     calibration: float | None = None
     reduces: bool = True
     touch: Tensor | None = None
+    rewrite: Callable[[Tensor, TokenLayout], Tensor] | None = None
     layout: TokenLayout | None = None
     visual: Tensor | None = None
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava_prumerge.model.prefusion import touched
+
 MODALITIES = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What `get_<modality>_features` reads, in the order in which they are called; a placeholder is `config.<modality>_token_id`."""
 
@@ -34,7 +36,10 @@ def touch(host: Any, modality: str) -> Tensor:
     """Zero, by way of the modules that the modality's blank input reaches."""
     output = getattr(host, f"get_{modality}_features")(return_dict=True, **host.blank()[modality])
     deep = [part for level in getattr(output, "deepstack_features", None) or () for part in level]
-    return 0.0 * torch.stack([part.sum() for part in [*output.pooler_output, *deep]]).sum()
+    reached = [part.sum() for part in [*output.pooler_output, *deep]]
+    if host.reducer is not None and host.reducer.rewrites:
+        reached.append(touched(host.reducer, output))
+    return 0.0 * torch.stack(reached).sum()
 
 
 def calls_of_all_ranks(module: nn.Module, calls: int) -> int:

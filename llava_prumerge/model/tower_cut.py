@@ -18,17 +18,6 @@ from llava_prumerge.methods.image_tokens import TowerBlock
 from llava_prumerge.ops.select import pack, raster_priority, select
 
 
-def let_cut(tower: nn.Module, reducer: VisionReducer | None) -> None:
-    """Let a tower's passes ask a reducer, if it cuts; it does not become a part of the tower."""
-    cutters: Any = () if reducer is None or not reducer.cuts else (reducer,)
-    tower.cutters = cutters
-
-
-def cutter_of(tower: nn.Module) -> VisionReducer | None:
-    """The reducer that cuts in a tower."""
-    return next(iter(getattr(tower, "cutters", ())), None)
-
-
 @contextmanager
 def watched(attention: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The outputs of an attention's three projections while it runs: "q", "k" and "v", [N, S, C]."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from llava_prumerge.methods.base import Earlier, VisionReducer
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import Tiles
-from llava_prumerge.model.tower_cut import cut_blocks, cutter_of, let_cut
+from llava_prumerge.model.tower_cut import cut_blocks
 
 Asked = str | Earlier
 """A block: "own", "next" or one before."""
@@ -138,7 +138,10 @@ def inner_tower(tower: nn.Module) -> nn.Module:
 def prepare(tower: nn.Module, reducer: VisionReducer | None) -> None:
     """Let a tower's passes keep the inputs of blocks that `projections` will be asked about, and be cut by a reducer."""
     tower.kept_blocks = () if reducer is None else tuple(reducer.earlier)
-    let_cut(tower, reducer)
+    cutters: Any = (
+        () if reducer is None or not reducer.cuts else (reducer,)
+    )  # bare, it would become a part of the tower
+    tower.cutters = cutters
 
 
 def kept_blocks(tower: nn.Module, depth: int) -> dict[Earlier, int]:
@@ -172,10 +175,12 @@ def encode(
     trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(trains):
         left = None
-        if spec.plain and not last and (cutter := cutter_of(tower)) is not None and depth:
+        if spec.plain and not last and (cutters := getattr(tower, "cutters", ())) and depth:
             blocks = blocks_of(tower)[:depth]
             begun, _ = _run_blocks(tower, pixel_values, 0)
-            hidden, before, left = cut_blocks(blocks, begun, getattr(tower.config, spec.heads), cutter, spec.attention)
+            hidden, before, left = cut_blocks(
+                blocks, begun, getattr(tower.config, spec.heads), *cutters, spec.attention
+            )
             states: States = {"own": before, "next": hidden}
         elif spec.plain and not last:
             hidden, states = _run_blocks(tower, pixel_values, depth)

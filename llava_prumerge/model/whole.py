@@ -168,13 +168,18 @@ class WithReduction(StrictLoading, InitialisesMethods):
         numbers = super()._expand_multimodal_outputs(input_ids, numbers, *args, **kwargs)
         output = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
         for name, tokens in told.items():
-            output[name].visual_tokens = tokens.select([int(part[0]) for part in numbers[name].pooler_output])
+            taken = [int(part[0]) for part in numbers[name].pooler_output]
+            output[name].visual_tokens = tokens.select(taken)
+            if getattr(mm_encoder_output[name], "whole", None) is not None:
+                output[name].whole = [mm_encoder_output[name].whole[at] for at in taken]
         return output
 
     def reads_prompt(self) -> bool:
         """Whether a method chooses by the prompt: then no part of it may be run, and left in a cache, beforehand."""
         reducer = self.model.reducer
-        return self.model.decoder.pruner is not None or (reducer is not None and reducer.reads_prompt)
+        return self.model.decoder.pruner is not None or (
+            reducer is not None and (reducer.reads_prompt or reducer.rewrites)
+        )
 
     def method_loss(self) -> Tensor | None:
         """The pruner's own term for the training loss, of the last forward."""

@@ -38,6 +38,7 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
     from torch.utils.flop_counter import FlopCounterMode
 
     from llava_prumerge.methods.base import VisionTokens
+    from llava_prumerge.methods.image_tokens import LanguageShape
     from llava_prumerge.methods.registry import build_reducer
 
     reducer, vision = build_reducer(block), shape.vision
@@ -68,6 +69,8 @@ def reducer_flops(shape: ModelShape, block: Mapping[str, Any], tokens: int, text
         unprojected=hidden[:, 1:],
         projected=draw(1, grid[0] * grid[1], shape.language.hidden),
     )
+    reducer.grow(LanguageShape(wide))
+    reducer.requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
         reducer(image)

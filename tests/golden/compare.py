@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import decoder_files  # noqa: E402
+import mini_files  # noqa: E402
 import tower_files  # noqa: E402
 import vision_files  # noqa: E402
 import yaml  # noqa: E402
@@ -38,6 +39,8 @@ def compare(path: Path, method: str, **settings: Any) -> Comparison:
     arrays = read(path)
     if decoder_files.applies(arrays):
         return decoder_files.compare(path, arrays, method, settings)
+    if mini_files.applies(arrays):
+        return mini_files.compare(arrays, method, settings)
     if tower_files.applies(arrays):
         return tower_files.compare(arrays, method, settings)
     if vision_files.applies(arrays):

@@ -63,6 +63,10 @@ OFFICIAL = [
 FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("vispruner_16_1.0_142", "fastervlm", {"budget": 16}),
     ("flowcut_16of64_231", "flowcut", {"budget": 16}),
+    ("llavamini_compressor_1x1_212", "llava_mini", {}),
+    ("llavamini_compressor_2x2_211", "llava_mini", {}),
+    ("llavamini_1x1_221", "llava_mini", {}),
+    ("llavamini_2x2_labels_222", "llava_mini", {}),
     ("hired_single_0.2_171", "fastervlm", {"budget": 12}),
     ("scope_16_111", "scope", {"budget": 16}),
     ("vispruner_24_0.5_141", "vispruner", {"budget": 24}),
