@@ -23,6 +23,7 @@ BASIC = [
     ("prumerge_plus_adaptive_b", "prumerge_plus", {}),
     ("prumerge_fixed_ratio_batch2", "prumerge", {"ratio": "1/8"}),
 ]
+STAGES: dict[str, Any] = {"layers": [1, 2, 3], "counts": [40, 20, 8]}
 OFFICIAL = [
     ("prumerge_ratio_1_4_n64", "prumerge", {"ratio": "1/4"}),
     ("prumerge_adaptive_n64", "prumerge", {}),
@@ -50,9 +51,9 @@ OFFICIAL = [
     ("vtw_k2", "vtw", {"layer": 2}),
     ("pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.5}),
     ("dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25}),
-    ("sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {"layers": [1, 2, 3], "counts": [40, 20, 8]}),
+    ("sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", STAGES),
     ("sparsevlm_v2_150_L0_L1_L2_70_35_12_301", "sparsevlm", {"layers": [1, 2, 3], "counts": [70, 35, 12]}),
-    ("sparsevlm_v1_L0_L1_L2_40_20_8", "sparsevlm", {"version": "1.0", "layers": [1, 2, 3], "counts": [40, 20, 8]}),
+    ("sparsevlm_v1_L0_L1_L2_40_20_8", "sparsevlm", {**STAGES, "version": "1.0"}),
     (
         "sparsevlm_v1_150_L0_L1_L2_70_35_12_320",
         "sparsevlm",
@@ -134,6 +135,11 @@ def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: d
         ("official/dart_K2_16", "dart", {"layer": 2, "keep_ratio": 0.25, "count": "exact"}),
         ("official/pyramiddrop_1_2_3", "pyramiddrop", {"layers": [1, 2, 3], "keep_ratio": 0.4}),
         ("official/fastv_K2_32of64", "fastv", {"layer": 1, "keep_ratio": 0.5}),
+        ("official/sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {**STAGES, "heads": 2}),
+        ("official/sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {**STAGES, "version": "1.0"}),
+        ("official/sparsevlm_v1_L0_L1_L2_40_20_8", "sparsevlm", STAGES),
+        ("official/vscan_decoder_L2_21", "fastv", {"layer": 2, "keep_ratio": 21 / 64}),
+        ("frontier/flowcut_16of64_231", "flowcut", {"budget": 15}),
         ("frontier/scope_16_111", "scope", {"budget": 16, "alpha": 0}),
         ("frontier/scope_16_111", "scope", {"budget": 16, "combine": "add"}),
         ("frontier/vispruner_24_0.5_141", "vispruner", {"budget": 24, "removed": 7}),
