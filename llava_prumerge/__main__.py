@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command(
             "methods", "methods.__main__", "the methods of token reduction, their settings, and the files that ship"
         ),
+        Command("chat", "inference.chat", "ask in the terminal: several turns and images, answers word by word"),
         Command("viz", "viz.__main__", "draw what a method keeps of images"),
         Command("demo", "viz.demo", "a page on this machine: ask about an image, see what is kept"),
     ),

@@ -43,6 +43,12 @@ viz x.png method=broken.yaml model=MODEL | broken.yaml
 viz x.png method=grid method=fastv model=MODEL budget=3 | settings (budget) need one method
 viz x.png method=fastv tower={BACKBONES}/clip | give --model, not --tower
 viz x.png model=MODEL | MODEL has no method of its own; give --method
+chat NOWHERE device=cpu | NOWHERE
+chat MODEL absent.png device=cpu | absent.png
+chat MODEL load=3bit device=cpu | load '3bit' is not known
+chat MODEL new_tokens=0 device=cpu | '0' is not a whole number of at least 1
+chat MODEL reduction=fastv layer=99 device=cpu | layers [99] must lie within 0 to 5
+chat MODEL reduction=nobodys | 'nobodys' is not known
 demo MODEL port=-1 device=cpu | --port -1 is not within 0 to 65,535
 demo MODEL port=65536 device=cpu | --port 65536
 demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served

@@ -18,6 +18,7 @@ from llava_prumerge.__main__ import COMMANDS, main
 ROOT = Path(__file__).resolve().parents[1]
 RUN_BY_THEIR_TESTS = {  # page: the test that runs its commands
     "adding_a_method.md": "tests/methods/test_guide.py",
+    "asking.md": "tests/inference/test_asking_documents.py",
     "checkpoints.md": "tests/model/test_checkpoint_document.py",
     "data.md": "tests/data/test_data_document.py",
     "gpus_and_clusters.md": "tests/train/test_cluster_document.py",
@@ -26,6 +27,7 @@ RUN_BY_THEIR_TESTS = {  # page: the test that runs its commands
     "release.md": "tests/hub/test_release_document.py",
     "reliability.md": "tests/train/test_training_documents.py",
     "training.md": "tests/train/test_training_documents.py",
+    "visualising.md": "tests/inference/test_asking_documents.py",
 }
 EXCUSED = {  # first word: why it is not tried
     "git": "reaches the network",

@@ -29,11 +29,28 @@ Places = int | Mapping[str, Sequence[str]]
 
 def prompt(template: str | Template | ChatTemplate, user_text: str, images: int = 1) -> str:
     """The text after which the model answers `user_text`, its images in front of it."""
+    return dialogue(template, [(user_text, images, None)])
+
+
+def dialogue(template: str | Template | ChatTemplate, turns: Sequence[tuple[str, int, str | None]]) -> str:
+    """The text after which the model answers the last of several questions.
+
+    Args:
+        template: a name, or one of them.
+        turns: each question, how many images stand in front of it, and its answer, which the last one has not.
+
+    Raises:
+        InputError: a question or an answer holds an image's marker itself.
+    """
     template = template if isinstance(template, ChatTemplate) else get_template(template)
-    if IMAGE_MARKER in user_text:
-        raise InputError(f"the question holds {IMAGE_MARKER!r} itself, remove it and say images=N: {user_text!r}")
-    question = IMAGE_MARKER * images if template.captions else f"{IMAGE_MARKER}\n" * images + user_text
-    return template.render([(question, None)])
+    rounds = []
+    for text, images, answer in turns:
+        if IMAGE_MARKER in text:
+            raise InputError(f"the question holds {IMAGE_MARKER!r} itself, remove it and say images=N: {text!r}")
+        if answer is not None and IMAGE_MARKER in answer:
+            raise InputError(f"an answer holds {IMAGE_MARKER!r} itself, so that nothing can follow it: {answer!r}")
+        rounds.append((IMAGE_MARKER * images if template.captions else f"{IMAGE_MARKER}\n" * images + text, answer))
+    return template.render(rounds)
 
 
 def encode(

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llava_prumerge.data.conversation import encode, prompt
+from llava_prumerge.data.conversation import dialogue, encode
 from llava_prumerge.data.images import ImagePreprocessor, as_rgb, read_image
 from llava_prumerge.inference.watching import STAGES, Tile, Token, Watched, watching
 from llava_prumerge.model.attach import attach, plain
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
 from llava_prumerge.model.configuration import check_reduction
 from llava_prumerge.model.whole import WithReduction
-from llava_prumerge.text.chat_templates import asked_with
+from llava_prumerge.text.chat_templates import asked_with, messages_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     Picture = Image | str | os.PathLike[str]
+    Turn = tuple[str, Sequence[Picture], str]
 
 TEMPLATE = "vicuna_v1"
 NEW_TOKENS = 64
-GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 """Arguments of `generate` for the most probable token each time."""
 QUESTION = "What is in this picture?"
 """What images are inspected with where nobody asks."""
@@ -128,6 +129,7 @@ def ask(
     question: str,
     images: Picture | Sequence[Picture] = (),
     *,
+    earlier: Sequence[Turn] = (),
     reduction: Any = None,
     max_new_tokens: int = NEW_TOKENS,
     template: str = TEMPLATE,
@@ -146,6 +148,7 @@ def ask(
         model, processor: of `load_model`, or a stock model of a served family with its processor.
         question: the user's turn, without image marks; the images come first, in their order.
         images: paths or PIL images.
+        earlier: turns before this question: each question with its images and its answer. All of them are run again.
         reduction: another method for this question alone, in any form that `load_model` takes; {} for none; None is the
             model's own.
         max_new_tokens: the longest answer.
@@ -159,7 +162,7 @@ def ask(
         InputError: an image cannot be read, or a word means nothing here.
         ReductionError: the method cannot do what its settings say.
     """
-    inputs, pixel_seconds = prepare(model, processor, question, images, template)
+    inputs, pixel_seconds = prepare(model, processor, question, images, template, earlier)
     with method_of(model, reduction), watching(plain(model), attention, pictures, merges) as watched:
         sequence = model.generate(**inputs, max_new_tokens=max_new_tokens, **(generation or GREEDY))[0]
     length = inputs["input_ids"].shape[1]
@@ -196,28 +199,35 @@ def inspect_image(
 
 
 def prepare(
-    model: Any, processor: Any, question: str, images: Picture | Sequence[Picture], template: str = TEMPLATE
+    model: Any,
+    processor: Any,
+    question: str,
+    images: Picture | Sequence[Picture],
+    template: str = TEMPLATE,
+    earlier: Sequence[Turn] = (),
 ) -> tuple[dict[str, Any], float]:
     """A question as the model takes it, on its device. -> input_ids [1, L], attention_mask, pixels; seconds for the pixels
 
     A LLaVA-1.5 gets the ids and pixels of training and evaluation; models of other families what their processor makes of
     the question with their own chat template.
     """
-    if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
-        images = [images]
     config, begun = plain(model).config, time.perf_counter()
-    pictures = [read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image) for image in images]
+    before = [(asked, _opened(shown), answer) for asked, shown, answer in earlier]
+    rounds: list[tuple[str, list[Image], str | None]] = [*before, (question, _opened(images), None)]
+    whole = [picture for _, shown, _ in rounds for picture in shown]
     check_processor(processor, config)
     places = fixed_places(config)
     if places is not None:
-        pixels = ImagePreprocessor(processor.image_processor)(pictures) if pictures else None
+        pixels = ImagePreprocessor(processor.image_processor)(whole) if whole else None
         seconds = time.perf_counter() - begun
-        text = prompt(asked_with(template, processor), question, images=len(pictures))
+        text = dialogue(asked_with(template, processor), [(asked, len(shown), said) for asked, shown, said in rounds])
         ids = torch.tensor([encode(processor.tokenizer, text, config.image_token_id, places)])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs |= {} if pixels is None else {"pixel_values": pixels}
     else:
-        inputs = ChatProcessor(processor, config, template)([(question, pictures)])
+        asking = ChatProcessor(processor, config, template)
+        turns = messages_of((("image",) * len(shown), asked, said) for asked, shown, said in rounds)
+        inputs = asking.batch([asking.text_of(turns)], [whole])
         seconds = time.perf_counter() - begun
     dtype = model.dtype
     moved = {
@@ -225,6 +235,13 @@ def prepare(
         for name, value in inputs.items()
     }
     return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in moved.items()}, seconds
+
+
+def _opened(images: Picture | Sequence[Picture]) -> list[Image]:
+    """Pictures in RGB, of one or several."""
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
+        images = [images]
+    return [read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image) for image in images]
 
 
 @contextmanager

@@ -207,15 +207,26 @@ def read_base(folder: str | Path) -> Base:
 
 
 def load_on_cpu(
-    path: str | Path, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
+    path: str | Path,
+    reduction: dict[str, Any] | None,
+    dtype: torch.dtype,
+    attn: str | None,
+    quantized: tuple[str, str] | None = None,
 ) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
-    """A whole model, or one of trained parts and their base, in evaluation mode. Arguments and errors as `loading.load_model`."""
+    """A whole model, or one of trained parts and their base, in evaluation mode. Arguments and errors as `loading.load_model`.
+
+    `quantized` weights are on their device at once, see `assembling.load_whole`.
+    """
     path = str(path)
     if is_missing(path):
         raise LoadingError(f"{path}: {why_missing(path)}")
     if (Path(path) / BASE_FILE).exists():
+        if quantized is not None:
+            raise LoadingError(
+                f"{path} holds trained parts without their base; load={quantized[0]} takes a merged model"
+            )
         return load_adapter(path, reduction, dtype, attn)
-    model, processor = load_whole(path, reduction, dtype, attn)
+    model, processor = load_whole(path, reduction, dtype, attn, quantized)
     return model.eval(), processor
 
 

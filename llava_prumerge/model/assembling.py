@@ -30,6 +30,7 @@ from llava_prumerge.model.modeling import PruMergeLlavaForConditionalGeneration
 from llava_prumerge.model.part_names import part_names
 from llava_prumerge.model.parts import assembled_config, input_side, load_image_processor, load_tower
 from llava_prumerge.model.processors import make_processor, read_tokenizer
+from llava_prumerge.model.quantized import settings_of
 from llava_prumerge.model.strict_loading import in_one_line, load_strictly, read_config
 from llava_prumerge.model.weight_files import LoadingError, check_fit, read_weights, shapes_of
 
@@ -73,11 +74,16 @@ def check_attention(attn: str | None) -> str | None:
 
 
 def load_whole(
-    path: str | Path, reduction: dict[str, Any] | None, dtype: torch.dtype, attn: str | None
+    path: str | Path,
+    reduction: dict[str, Any] | None,
+    dtype: torch.dtype,
+    attn: str | None,
+    quantized: tuple[str, str] | None = None,
 ) -> tuple[PruMergeLlavaForConditionalGeneration, LlavaProcessor]:
     """A model whose folder, or repository on the Hub, holds all of it. Arguments and errors as `loading.load_model`.
 
-    The processor is None where the folder has none of its files.
+    `quantized`: in how many bits, see `quantized.LOADS`, and the device that holds them. The processor is None where the
+    folder has none of its files.
     """
     config = read_config(path)
     kind = stock_type(config.model_type)
@@ -86,9 +92,10 @@ def load_whole(
         raise LoadingError(f"{path} is a {config.model_type!r} checkpoint; types that can be loaded: {known}")
     stock, current = not is_own_type(config.model_type), getattr(config, "reduction", None)
     config = with_reduction(config, current if reduction is None else reduction)
+    bits = {} if quantized is None else settings_of(quantized[0], kind, dtype, quantized[1])
     with in_one_line(path):
         model = own_class(stock_class_of(config)).from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attn
+            path, config=config, dtype=dtype, attn_implementation=attn, **bits
         )
     remark = family_of(kind).remark(model) if stock else None
     if remark is not None:

@@ -136,13 +136,18 @@ class ChatProcessor:
             given |= {"video_metadata": [clip.metadata for clip in every], "do_sample_frames": False}
         elif every:
             given = {"images": [list(row) for row in shown]}
-        made = self.processor(
-            text=list(texts),
-            **given,
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=self._adds_bos(texts[0]),
-        )
+        try:
+            made = self.processor(
+                text=list(texts),
+                **given,
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=self._adds_bos(texts[0]),
+            )
+        except ValueError as error:
+            if every:
+                raise
+            raise InputError(f"this model's processor takes no question without an image: {error}") from error
         return dict(made)
 
     def _check_mark(self, text: str, mark: str) -> None:

@@ -104,7 +104,7 @@ class ChatTemplate:
         said = system is not None
         texts = [text for pair in zip(questions, answers, strict=True) for text in pair if text is not None]
         texts = [system, *texts] if system is not None else texts
-        whole = self._text(_messages(zip(media, questions, answers, strict=True), system), answers[-1] is None)
+        whole = self._text(messages_of(zip(media, questions, answers, strict=True), system), answers[-1] is None)
         written = _cut(whole, self._around(shape, said), texts)
         if written is None:  # some templates write the day's date
             self._known.clear()
@@ -159,7 +159,7 @@ class ChatTemplate:
         """
         if _PLACE not in self._known:
             mark = f"{_OPEN}s{_CLOSE}"
-            told, answered = (_messages([((), "question", None)], mark) for _ in range(2))
+            told, answered = (messages_of([((), "question", None)], mark) for _ in range(2))
             answered[0]["role"] = "assistant"
             self._known[_PLACE] = self._refusals(told, answered, mark)
         for reason in self._known[_PLACE]:
@@ -184,7 +184,7 @@ class ChatTemplate:
             marks = iter(f"{_OPEN}{number}{_CLOSE}" for number in range(2 * len(shape) + 1))
             told = [next(marks)] if system else []
             rounds = [(kinds, next(marks), next(marks) if answered else None) for kinds, answered in shape]
-            text = self._text(_messages(rounds, *told), not shape[-1][1])
+            text = self._text(messages_of(rounds, *told), not shape[-1][1])
             pieces, position = [], 0
             for mark in told + [mark for _, *pair in rounds for mark in pair if mark]:
                 if text.count(mark) != 1:
@@ -218,7 +218,8 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _messages(rounds: Any, system: str | None = None) -> list[dict[str, Any]]:
+def messages_of(rounds: Any, system: str | None = None) -> list[dict[str, Any]]:
+    """Turns as a template takes them. `rounds`: kinds of media ahead of a question, the question, its answer or None."""
     messages: list[dict[str, Any]] = []
     if system is not None:
         messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
