@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llava_prumerge.data.conversation import dialogue, encode
 from llava_prumerge.data.images import ImagePreprocessor, as_rgb, read_image
+from llava_prumerge.ground.errors import InputError
 from llava_prumerge.inference.watching import STAGES, Tile, Token, Watched, watching
 from llava_prumerge.model.attach import attach, plain
 from llava_prumerge.model.chat import ChatProcessor, check_processor, fixed_places
@@ -25,7 +26,9 @@ from llava_prumerge.text.chat_templates import asked_with, messages_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = Image | str | os.PathLike[str]
+    from llava_prumerge.model.chat import Clip
+
+    Picture = Image | Clip | str | os.PathLike[str]
     Turn = tuple[str, Sequence[Picture], str]
 
 TEMPLATE = "vicuna_v1"
@@ -147,7 +150,7 @@ def ask(
     Args:
         model, processor: of `load_model`, or a stock model of a served family with its processor.
         question: the user's turn, without image marks; the images come first, in their order.
-        images: paths or PIL images.
+        images: paths, PIL images, or videos (`data.videos.read_video`), not both in one conversation.
         earlier: turns before this question: each question with its images and its answer. All of them are run again.
         reduction: another method for this question alone, in any form that `load_model` takes; {} for none; None is the
             model's own.
@@ -213,10 +216,12 @@ def prepare(
     """
     config, begun = plain(model).config, time.perf_counter()
     before = [(asked, _opened(shown), answer) for asked, shown, answer in earlier]
-    rounds: list[tuple[str, list[Image], str | None]] = [*before, (question, _opened(images), None)]
+    rounds: list[tuple[str, list[Any], str | None]] = [*before, (question, _opened(images), None)]
     whole = [picture for _, shown, _ in rounds for picture in shown]
     check_processor(processor, config)
-    places = fixed_places(config)
+    places, clips = fixed_places(config), [_is_clip(picture) for picture in whole]
+    if any(clips) and (places is not None or not all(clips)):
+        raise InputError("this model takes images alone" if places is not None else "images and videos cannot be mixed")
     if places is not None:
         pixels = ImagePreprocessor(processor.image_processor)(whole) if whole else None
         seconds = time.perf_counter() - begun
@@ -226,7 +231,8 @@ def prepare(
         inputs |= {} if pixels is None else {"pixel_values": pixels}
     else:
         asking = ChatProcessor(processor, config, template)
-        turns = messages_of((("image",) * len(shown), asked, said) for asked, shown, said in rounds)
+        kind = "video" if any(clips) else "image"
+        turns = messages_of(((kind,) * len(shown), asked, said) for asked, shown, said in rounds)
         inputs = asking.batch([asking.text_of(turns)], [whole])
         seconds = time.perf_counter() - begun
     dtype = model.dtype
@@ -237,11 +243,17 @@ def prepare(
     return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in moved.items()}, seconds
 
 
-def _opened(images: Picture | Sequence[Picture]) -> list[Image]:
-    """Pictures in RGB, of one or several."""
-    if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence):
-        images = [images]
-    return [read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image) for image in images]
+def _opened(images: Picture | Sequence[Picture]) -> list[Any]:
+    """Pictures in RGB, of one or several; videos as they are."""
+    given: list[Any] = (
+        [images] if isinstance(images, str | os.PathLike) or not isinstance(images, Sequence) else [*images]
+    )
+    opened = [read_image(image) if isinstance(image, str | os.PathLike) else image for image in given]
+    return [image if _is_clip(image) else as_rgb(image) for image in opened]
+
+
+def _is_clip(image: Any) -> bool:
+    return hasattr(image, "frames")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Watches one run of a model: how long each part of it takes, and what its methods keep of each image.
 
-For the time of the run `get_image_features` and the `forward` of reducer, projector, pruner and head are wrapped; then the
+For the time of the run `get_image_features`, `get_video_features` and the `forward` of reducer, projector, pruner and head are wrapped; then the
 model is as it was.
 """
 
@@ -20,6 +20,7 @@ from llava_prumerge.inference.merging import merge_weights
 from llava_prumerge.methods.base import DecoderTokens, VisionTokens
 from llava_prumerge.methods.contract import left_of
 from llava_prumerge.methods.registry import build_reducer
+from llava_prumerge.model.host import MODALITIES
 
 STAGES = ("tower", "reducer", "projector", "prefill", "decode")
 _PROJECTORS = ("multi_modal_projector", "projector", "connector")
@@ -128,7 +129,9 @@ class _Watch:
         if self.lent:  # what keeps everything shows what there is
             host.reducer = build_reducer({"name": "none"})
             stack.callback(setattr, host, "reducer", None)
-        self._wrap(host, "get_image_features", self._encode)
+        for modality in MODALITIES:
+            if hasattr(host, f"get_{modality}_features"):
+                self._wrap(host, f"get_{modality}_features", self._encode)
         self._wrap(host, "reduce", self._cut)
         self._wrap(host, "forward", self._begin)
         self._wrap(model.get_output_embeddings(), "forward", self._speak)

@@ -97,7 +97,8 @@ class ChatProcessor:
         """The same of a whole conversation.
 
         Args:
-            turns: messages as chat templates take them, their content lists of {"type": "image"} and {"type": "text"}.
+            turns: messages as chat templates take them, their content lists of {"type": "image"} (or "video") and
+                {"type": "text"}.
 
         Raises:
             InputError: a text holds an image's mark itself, the template refuses the turns, or the processor has none, and
@@ -105,9 +106,10 @@ class ChatProcessor:
         """
         parts = [part for turn in turns for part in turn["content"]]
         texts = [part["text"] for part in parts if part["type"] == "text"]
-        images = [part for part in parts if part["type"] == "image"]
-        if len(turns) == 1 and parts[: len(images)] == images:
-            return self.text("".join(texts), len(images))
+        shown = [part for part in parts if part["type"] != "text"]
+        kinds = {part["type"] for part in shown} or {"image"}
+        if len(turns) == 1 and len(kinds) == 1 and parts[: len(shown)] == shown:
+            return self.text("".join(texts), len(shown), *kinds)
         if getattr(self.processor, "chat_template", None) is None:
             raise InputError("this model has no chat template: it takes one question, its images in front of the text")
         for text in texts:

@@ -40,7 +40,7 @@ def settings_of(load: str, kind: str, dtype: torch.dtype, device: str) -> dict[s
     """
     from transformers import BitsAndBytesConfig
 
-    host = family_of(kind).host
+    host: Any = family_of(kind).host
     parts = (*host.tower_names, *host.projector_names, "reducer", f"{host.decoder_name}.pruner")
     kept = [*(f"model.{part}" for part in parts), "lm_head"]
     made: dict[str, Any] = {"load_in_8bit": True}

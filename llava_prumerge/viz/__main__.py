@@ -7,7 +7,8 @@ Draws each image with each method: the image as the tower sees it (padded to a s
 patches, the attention that patches receive, which patches went into which token where a method merges, and what is left
 from each decoder layer on that drops tokens. METHOD is a name, file or block, and may be given several times; key=value
 are the settings of a single one (budget=40). A checkpoint's own is drawn where --method is not given. --out names a
-folder, which gets a PNG for each image and method, or one page.html with all of them side by side.
+folder, which gets a PNG for each image and method, or one page.html with all of them side by side. An IMAGE may be a
+video, a file or a folder with an image for each frame, for models that take videos (with --model).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_prumerge.ground.command import Parser, command
+from llava_prumerge.ground.command import Parser, at_least, command
 from llava_prumerge.methods.labels import method_name
 from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.resolve import Block, read_settings, resolve, stored_reduction
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from llava_prumerge.viz.panels import Drawn
 
 PAGES = (".html", ".htm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpeg", ".mpg", ".flv")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -42,6 +44,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     source.add_argument("--model", help="a checkpoint of any served family")
     source.add_argument("--tower", help="a CLIP or SigLIP folder in transformers' layout")
     parser.add_argument("--question", "--prompt", help="for methods that read it, and pruners (with --model)")
+    parser.add_argument("--frames", type=at_least(1), default=8, help="taken of a video (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/viz"), help="folder of the PNGs, or a page.html")
     given = parser.parse_args(words)
     given.settings = read_settings(given.settings)
@@ -65,6 +68,7 @@ def blocks_of(given: argparse.Namespace) -> list[Block | None]:
 def drawings(given: argparse.Namespace) -> Iterator[tuple[Path, str, Drawn]]:
     """Each image with each method: its path, the method's name, and what is to be drawn."""
     from llava_prumerge.data.images import read_image  # with torch, which the help does not need
+    from llava_prumerge.data.videos import read_video
     from llava_prumerge.viz.drawers import looking_by_model, looking_by_tower
 
     blocks = blocks_of(given)
@@ -74,8 +78,14 @@ def drawings(given: argparse.Namespace) -> Iterator[tuple[Path, str, Drawn]]:
         look = looking_by_tower(given.tower, [block or {} for block in blocks])
     for path in map(Path, given.images):
         own = stored_reduction(given.model)
-        for block, drawn in zip(blocks, look(path.name, read_image(path)), strict=True):
+        shown = read_video(path, given.frames) if is_video(path) else read_image(path)
+        for block, drawn in zip(blocks, look(path.name, shown), strict=True):
             yield path, method_name(own if block is None else block), drawn
+
+
+def is_video(path: Path) -> bool:
+    """Whether an argument is read as a video: a folder of frames, or a file by its ending."""
+    return path.is_dir() or path.suffix.lower() in VIDEOS
 
 
 def draw(given: argparse.Namespace) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_prumerge.data.images import ImagePreprocessor, padded_picture
 from llava_prumerge.ground.errors import InputError
@@ -18,12 +18,9 @@ from llava_prumerge.viz.panels import Drawn
 from llava_prumerge.viz.selection import viewer_of_tower
 from llava_prumerge.viz.tiles import pictures_of
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Block = dict[str, Any]
-Looking = Callable[[str, "Image"], Iterator[Drawn]]
-"""Of an image and its name, a drawing for each method."""
+Looking = Callable[[str, Any], Iterator[Drawn]]
+"""Of an image or a video and its name, a drawing for each method."""
 
 
 def looking_by_tower(path: str, blocks: Sequence[Block]) -> Looking:
@@ -40,7 +37,9 @@ def looking_by_tower(path: str, blocks: Sequence[Block]) -> Looking:
     reducers = [(method_label(block) or NONE, build_reducer(block["vision"])) for block in blocks]
     viewer = viewer_of_tower(path)
 
-    def look(name: str, image: Image) -> Iterator[Drawn]:
+    def look(name: str, image: Any) -> Iterator[Drawn]:
+        if hasattr(image, "frames"):
+            raise InputError(f"{name} is a video: give --model instead of --tower")
         for label, reducer in reducers:
             ((seen, picture),) = viewer.look([image], reducer)
             yield Drawn(name, public_name(path) or path, label, "", seen, [picture])
@@ -60,14 +59,15 @@ def looking_by_model(path: str, blocks: Sequence[Block | None], question: str | 
         raise InputError(f"{path} has no method of its own; give --method")
     check_processor(processor, model.config)
     asked = QUESTION if question is None else question
-    whole = fixed_places(model.config) is not None  # images are padded as LLaVA does, and drawn in their own resolution
-    preprocessor = ImagePreprocessor(processor.image_processor) if whole else None
+    padding = fixed_places(model.config) is not None  # as LLaVA does; drawings then have the image's own resolution
+    preprocessor = ImagePreprocessor(processor.image_processor) if padding else None
 
-    def look(name: str, image: Image) -> Iterator[Drawn]:
+    def look(name: str, image: Any) -> Iterator[Drawn]:
         for block in blocks:
             seen = inspect_image(model, processor, image, asked, reduction=block, merges=True)
             if preprocessor is None:
-                pictures = pictures_of(seen, image, processor.image_processor)
+                whole = image.frames[0] if hasattr(image, "frames") else image
+                pictures = pictures_of(seen, whole, processor.image_processor)
             else:
                 padded = preprocessor.aspect == "pad"
                 pictures = [padded_picture(image, SIDE, preprocessor.padding_colour) if padded else image]

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import write_family
+from tiny_families import VID, stock_model, write_family
 
-from llava_prumerge.inference.asking import inspect_image, prepare
+from llava_prumerge.inference.asking import ImageTokens, inspect_image, prepare
+from llava_prumerge.inference.watching import watching
+from llava_prumerge.model.attach import attach
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.viz.__main__ import draw, parse
 from llava_prumerge.viz.demo_json import grids, picture_addresses, stages
 from llava_prumerge.viz.demo_model import DemoModel
-from llava_prumerge.viz.tiles import colours
+from llava_prumerge.viz.overlay import OUTLINE
+from llava_prumerge.viz.panels import Drawn, panels_of
+from llava_prumerge.viz.tiles import colours, pictures_of
 
 NAMES = ["llava_next", "internvl", "qwen2_5_vl"]
 
@@ -88,3 +92,26 @@ def test_the_command_and_the_demo_draw_them(
         )
     (panel,) = demo.look(image, "w5 w6", block, "attention")
     assert panel.kind == "attention" and len(set(panel.picture.getdata())) > 2
+
+
+def test_frames_of_a_video_are_tiles() -> None:
+    model = attach(stock_model("llava_next_video"), {
+        "vision": {"name": "uniform", "budget": 2}, "decoder": {"name": "fastv", "layer": 1, "keep_ratio": 0.5}
+    })  # fmt: skip
+    video = torch.randn(1, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[5, *[VID] * 12, 6, 7]])  # three frames of 2 x 2 pooled units
+    with torch.no_grad(), watching(model, attention=True, pictures=True, merges=True) as watched:
+        model(input_ids=ids, pixel_values_videos=video)
+    (full,), (kept,), (tiles,) = watched.full, watched.kept, watched.tiles
+    assert full == 12 and [tile for tile, _ in kept] == [0, 0, 1, 1, 2, 2]
+    assert len(watched.pruned[1][0]) == 3 and set(watched.pruned[1][0]) < set(kept)
+    for number, tile in enumerate(tiles):
+        assert torch.equal(tile.pixels, video[0, number]) and tile.grid == tile.attention.shape == (2, 2)
+        assert tile.made == tuple(unit for owner, unit in kept if owner == number)
+    seen = ImageTokens(full, 6, (6, 3, 3, 3), tuple(kept), {1: tuple(watched.pruned[1][0])}, tuple(tiles))
+    drawn = Drawn("clip", "tiny", "uniform", "", seen, pictures_of(seen, Image.new("RGB", (32, 32)), None))
+    panels = {panel.kind: panel for panel in panels_of(drawn)}
+    assert len(drawn.pictures) == 3 and panels["kept"].tokens == tuple(kept) and panels["layer"].tokens == seen.left[1]
+    pixels = np.array(panels["kept"].picture)
+    frames = [pixels[:, left : left + 192] for left in (0, 198, 396)]
+    assert all((part == OUTLINE).all(axis=-1).any() for part in frames), "each frame has outlined units"
