@@ -49,12 +49,14 @@ class Sampled:
         tokens: of a sample, all placeholders included, on average.
         images: of a sample, on average.
         lines: the same for people.
+        visual: placeholders of a sample, on average; None where no sample was read.
     """
 
     total: int | None
     tokens: float
     images: float
     lines: list[str]
+    visual: float | None = None
 
 
 def describe_run(arguments: TrainArguments, world_size: int) -> str:
@@ -133,14 +135,18 @@ def sample_records(arguments: TrainArguments, dataset: QuarantiningDataset) -> S
     tokens = sum(len(item["input_ids"]) for item in picked) / count
     answers = sum(int((item["labels"] != -100).sum()) for item in picked) / count * arguments.global_batch
     images = sum(dataset.dataset.rows[index * len(dataset) // count]["images"] for index in range(count)) / count
+    marks = [token for token in (dataset.dataset.image_token_id, dataset.dataset.video_token_id) if token is not None]
+    visual = sum(int((item["input_ids"] == token).sum()) for item in picked for token in marks) / count
+    what = "images or videos" if any(dataset.dataset.rows["videos"]) else "images"
     return Sampled(
         len(dataset),
         tokens,
         images,
         [
-            f"records {len(dataset)} in {arguments.data}: {with_images} with images, {len(dataset) - with_images} text only",
+            f"records {len(dataset)} in {arguments.data}: {with_images} with {what}, {len(dataset) - with_images} text only",
             f"tokens of {count} of them: {tokens:,.0f} on average; {format_count(answers)} per step carry loss",
         ],
+        visual,
     )
 
 
@@ -161,7 +167,8 @@ def describe_tokens(arguments: TrainArguments, sampled: Sampled, kept: TokenCoun
     """Tokens of a step before and after reduction, and of an image."""
     patches, equivalent = shape.vision.patches, kept.equivalent
     before = sampled.tokens * arguments.global_batch
-    after = before - sampled.images * (patches - equivalent) * arguments.global_batch
+    visual = sampled.images * patches if sampled.visual is None else sampled.visual
+    after = before - visual * (1 - equivalent / patches) * arguments.global_batch
     return [
         f"tokens per step about {format_count(before)} before reduction, {format_count(after)} after it; "
         f"per image {patches} and {equivalent:g} ({kept.source})"
