@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
 from transformers import AutoModelForImageTextToText
+from vision_tokens import make_tokens, tower_grid
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names
@@ -22,6 +23,7 @@ LEFT = 4  # of 16: what every reducer, a resized image too, can leave exactly
 BUDGET = 12  # a mean over four layers that every pruner can meet exactly
 GREEDY = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, suppress_tokens=[IMAGE])
 ROWS = range(4)
+OWN_WAYS = ("input_size", "cuts", "tells_sizes", "rewrites", "rewrite", "placed")
 
 
 def reducer(name: str) -> dict[str, Any]:
@@ -44,13 +46,32 @@ def other_positions() -> dict[str, dict[str, Any]]:
     return found
 
 
+def shapes_of_answers() -> dict[tuple[Any, ...], str]:
+    """What a pruner can tell apart of what a reducer leaves, and one reducer that leaves it so.
+
+    Tokens in the order of their patches or in another, tokens that stand for no patch, a site, and a class's own ways with
+    the image or the tower.
+    """
+    found: dict[tuple[Any, ...], str] = {}
+    for name in REDUCERS:
+        made = build_reducer({"name": name, "budget": LEFT})
+        own = tuple(key for key in OWN_WAYS if getattr(type(made), key) is not getattr(VisionReducer, key))
+        left: tuple[Any, ...] = ()
+        if not made.cuts:  # else the tower has chosen
+            origin = made(make_tokens(images=2, grid=tower_grid(made, (12, 12))))[2]
+            left = bool((origin.diff(dim=1) > 0).all()), bool((origin < 0).any())
+        found.setdefault((made.site, made.reads_prompt, *left, *own), name)
+    return found
+
+
 ALONE = {name: {"vision": reducer(name)} for name in REDUCERS} | {name: {"decoder": pruner(name)} for name in PRUNERS}
 ALONE |= other_positions()
-# Behind a reducer every pruner by its defaults; before one, FastV, whose budget then counts what the reducer left.
+# Behind a reducer every pruner by its defaults; before one of each kind of answer, FastV, whose
+# budget then counts what the reducer left.
 PAIRS = {f"prumerge_plus+{name}": {"vision": reducer("prumerge_plus"), "decoder": {"name": name}} for name in PRUNERS}
 PAIRS |= {
     f"{name}+fastv": {"vision": {"name": name, "budget": 8}, "decoder": {"name": "fastv", "layer": 1, "budget": LEFT}}
-    for name in REDUCERS
+    for name in shapes_of_answers().values()
 }
 every = pytest.mark.parametrize("name", ALONE)
 every_or_pair = pytest.mark.parametrize("name", [*ALONE, *PAIRS])
