@@ -54,7 +54,6 @@ demo MODEL port=65536 device=cpu | --port 65536
 demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served
 demo MODEL examples=NOWHERE port=0 device=cpu | NOWHERE: no such folder of examples
 demo MODEL examples=data port=0 device=cpu | data: 0 images
-demo MODEL gradio=true allow_host=x device=cpu | --allow-host is for the page
 demo MODEL gradio=maybe | --gradio is on or off
 demo MODEL device=banana | device=banana: torch cannot use it here; take cpu, cuda or cuda:NUMBER
 demo MODEL dtype=float99 | dtype 'float99' is not known; did you mean 'float32'

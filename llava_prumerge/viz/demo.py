@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llava_prumerge.ground.command import command
 from llava_prumerge.viz.demo_offer import MODULE, load, parse
+from llava_prumerge.viz.doors import Doors
 
 if TYPE_CHECKING:
     from llava_prumerge.viz.demo_server import DemoServer
@@ -35,6 +36,12 @@ def serve(words: list[str]) -> DemoServer:
     )
 
 
+def warn(doors: Doors, address: str) -> None:
+    """Say so where others than this machine can ask."""
+    if doors.is_open:
+        logger.warning("whoever reaches %s can ask this model; nothing asks for a password", address)
+
+
 @command()
 def main(words: list[str]) -> None:
     """Run the page until it is interrupted."""
@@ -43,10 +50,11 @@ def main(words: list[str]) -> None:
     if given.gradio:
         from llava_prumerge.viz.gradio_app import run
 
-        return run(load(given), given.host, given.port)
+        offer = load(given)
+        warn(Doors(given.host), given.host)
+        return run(offer, given.host, given.port, given.allow_host)
     server = serve(words)
-    if server.doors.is_open:
-        logger.warning("whoever reaches %s can ask this model; nothing asks for a password", server.address)
+    warn(server.doors, server.address)
     sys.stdout.write(f"open {server.address} (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:

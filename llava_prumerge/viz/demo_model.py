@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import LlavaProcessor
 
-    from llava_prumerge.viz.demo_line import Question
+    from llava_prumerge.viz.demo_queue import Question
 
     Side = tuple[str, dict[str, Any]]
 

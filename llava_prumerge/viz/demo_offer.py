@@ -66,8 +66,6 @@ def parse(words: list[str], description: str | None = None) -> argparse.Namespac
     given = parser.parse_args(words)
     if not 0 <= given.port <= LAST_PORT:
         parser.error(f"--port {given.port} is not within 0 to {LAST_PORT:,}")
-    if given.gradio and given.allow_host:
-        parser.error("--allow-host is for the page; Gradio has rules of its own for who may ask")
     if given.gradio and importlib.util.find_spec("gradio") is None:
         raise InputError(f"--gradio needs gradio: {INSTALL}")
     return given

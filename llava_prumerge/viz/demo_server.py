@@ -1,4 +1,4 @@
-"""The demo's server: a page, questions in a line, answers word by word; who asks is checked, every error is a status and a line."""
+"""The demo's server: a page, a queue of questions, answers word by word; who asks is checked, every error is a status and a line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from llava_prumerge.methods.base import ReductionError
 from llava_prumerge.viz import demo_requests as requests
 from llava_prumerge.viz.demo_examples import Example, drawn_examples
 from llava_prumerge.viz.demo_json import answer_json, looked_json, picture_addresses
-from llava_prumerge.viz.demo_line import Busy, Line, Question
 from llava_prumerge.viz.demo_model import VIEWS, DemoModel
+from llava_prumerge.viz.demo_queue import Busy, Question, Queue
 from llava_prumerge.viz.demo_requests import Asked, RequestError
 from llava_prumerge.viz.demo_responses import Responder
 from llava_prumerge.viz.doors import LOOPBACK, Doors, GuardedServer
@@ -64,7 +64,7 @@ class DemoServer(GuardedServer):
     ) -> None:
         self.model, self.methods, self.chosen, self.doors = model, methods, chosen, Doors(host, allowed)
         self.name, self.examples = name, drawn_examples() if examples is None else list(examples)
-        self.line, self.decoding = Line(), threading.Lock()
+        self.queue, self.decoding = Queue(), threading.Lock()
         super().__init__((host, port), DemoHandler)
 
     @property
@@ -75,7 +75,7 @@ class DemoServer(GuardedServer):
 
     def server_close(self) -> None:
         """No answers after the end."""
-        self.line.close()
+        self.queue.close()
         super().server_close()
 
 
@@ -211,7 +211,7 @@ class DemoHandler(Responder):
             question.say("answer", side=side, **answer_json(found, block), **pictures)
 
     def take_turn(self, work: Callable[[Asked, Question], None], asked: Asked) -> None:
-        """Put what was asked into the line, and tell the client what comes of it: all at once, or as it comes."""
+        """Put what was asked into the queue, and tell the client what comes of it: all at once, or as it comes."""
         with self.server.decoding:  # what is no image need not wait; large ones are decoded one at a time
             decode_image(io.BytesIO(asked.image), IMAGE)
 
@@ -222,7 +222,7 @@ class DemoHandler(Responder):
                 content, status = self.told_error(error)
                 question.say("error", status=status.value, **content)
 
-        question = self.server.line.ask(told)
+        question = self.server.queue.ask(told)
         if "text/event-stream" in self.headers.get("Accept", ""):
             return self.follow(question, 0)
         said, after, over = [], 0, False
@@ -240,8 +240,8 @@ class DemoHandler(Responder):
         before, over = -1, False
         with question.followed():
             while not over:
-                place = self.server.line.before(question)
-                beat = event("line", {"id": question.id, "before": place}) if place != before else b": still here\n\n"
+                place = self.server.queue.before(question)
+                beat = event("queue", {"id": question.id, "before": place}) if place != before else b": still here\n\n"
                 self.send_slowly(beat)
                 before = place
                 news, over = question.read(after, HEARTBEAT_SECONDS)
@@ -264,7 +264,7 @@ class DemoHandler(Responder):
 
     def find_question(self, name: str) -> Question:
         """A question by the id that its client was told."""
-        question = self.server.line.find(name)
+        question = self.server.queue.find(name)
         if question is None:
             raise RequestError(HTTPStatus.NOT_FOUND, "this question is not there any more; ask it again")
         return question

@@ -1,4 +1,4 @@
-"""The demo as a Gradio app, for Spaces: the same model, methods, line of questions and pictures as the local page has.
+"""The demo as a Gradio app, for Spaces: the same model, methods, queue and pictures as the local page has.
 
     from llava_prumerge.viz.gradio_app import launch
 
@@ -9,10 +9,13 @@ It needs the extra `demo`.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
+import os
+import secrets
+import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,15 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from llava_prumerge.data.images import read_image
 from llava_prumerge.viz import demo_requests as requests
 from llava_prumerge.viz.demo_examples import drawn_examples
-from llava_prumerge.viz.demo_line import Busy, Line, Question, Said
+from llava_prumerge.viz.demo_json import QUALITY
 from llava_prumerge.viz.demo_model import Answer
 from llava_prumerge.viz.demo_offer import Offer, load, parse
+from llava_prumerge.viz.demo_queue import Busy, Question, Queue, Said
+from llava_prumerge.viz.doors import LOOPBACK, Doors
 from llava_prumerge.viz.method_list import NONE
-from llava_prumerge.viz.panels import Drawn, panels_of
+from llava_prumerge.viz.panels import Drawn, Panel, panels_of
 
 TITLE = "Ask about an image, and see which visual tokens answer"
 ALL, NOTHING = "all tokens", "nothing"
@@ -47,7 +55,7 @@ class App:
     """
 
     def __init__(self, offer: Offer) -> None:
-        self.offer, self.model, self.line = offer, offer.model, Line()
+        self.offer, self.model, self.queue = offer, offer.model, Queue()
 
     def ask(
         self, path: str | None, question: str, method: str, own: bool, budget: int, beside: str, length: int
@@ -73,8 +81,7 @@ class App:
                 elif kind == "answer":
                     side, found = part["side"], part["found"]
                     drawn = Drawn("", "", chosen[side][0], asked, found.seen, self.model.pictures(image, found.seen))
-                    pictures = [(panel.picture, panel.caption) for panel in panels_of(drawn)]
-                    sides[side] = [found.text or "(an empty answer)", facts(chosen[side][0], found), pictures]
+                    sides[side] = [found.text or "(an empty answer)", facts(found), saved(panels_of(drawn))]
             yield (line, *itertools.chain(*sides))
 
     def look(self, show: str, path: str | None, question: str, method: str, own: bool, budget: int) -> list[Any]:
@@ -89,7 +96,7 @@ class App:
         panels = found[0] if found else []
         if not panels:
             gr.Info("This method merges nothing: each token is one patch.")
-        return [(panel.picture, panel.caption) for panel in panels]
+        return saved(panels)
 
     def settings(self, method: str, own: bool, budget: int) -> str:
         """The settings that will be used, budget and all."""
@@ -104,7 +111,7 @@ class App:
         return requests.read_method(fields, self.offer.methods, self.offer.chosen, self.model.most)
 
     def follow(self, work: Callable[[Question], None]) -> Iterator[tuple[str, list[Said]]]:
-        """Put work into the line. -> what to say about it, and what was said, again and again until its end"""
+        """Put work into the queue. -> what to say about it, and what was said, again and again until its end"""
 
         def safely(heard: Question) -> None:
             try:
@@ -112,11 +119,11 @@ class App:
             except ValueError as error:
                 heard.say("error", status=400, error=str(error))
 
-        question, after, over = self.line.ask(safely), 0, False
+        question, after, over = self.queue.ask(safely), 0, False
         try:
             with question.followed():
                 while not over:
-                    before = self.line.before(question)
+                    before = self.queue.before(question)
                     news, over = question.read(after, 1.0)
                     after += len(news)
                     for kind, found in news:
@@ -134,7 +141,22 @@ def read(path: str | None) -> Any:
     return read_image(path)
 
 
-def facts(method: str, answer: Answer) -> str:
+def saved(panels: Sequence[Panel]) -> list[tuple[str, str]]:
+    """Pictures as files of Gradio's cache, with their captions.
+
+    Each has a place of its own: what Gradio names by its content it writes again while somebody else is reading it.
+    """
+    folder = Path(get_upload_folder()) / "pictures" / secrets.token_hex(8)
+    folder.mkdir(parents=True)
+    files = []
+    for number, panel in enumerate(panels):
+        path = folder / f"{number}_{panel.kind}.jpg"
+        panel.picture.convert("RGB").save(path, quality=QUALITY)
+        files.append((str(path), panel.caption))
+    return files
+
+
+def facts(answer: Answer) -> str:
     """Counts and times of an answer, in Markdown."""
     seen, layers, at = answer.seen, [], 0
     for count, same in itertools.groupby(seen.layers):
@@ -205,18 +227,18 @@ def build(offer: Offer) -> gr.Blocks:
                     sides = [_side(title) for title in ("the method", "compared with")]
                 with gr.Row():
                     views = {"attention": gr.Button("Attention map"), "merged": gr.Button("What was merged")}
-                looked = gr.Gallery(label="on demand", columns=2, format="jpeg", height="auto", interactive=False)
+                looked = gr.Gallery(label="on demand", columns=2, height="auto", interactive=False)
         _connect(app, (image, question, method, own, budget, beside, length), (status, sides, settings), button, stop)
         for show, view in views.items():
             view.click(told(app.look, show), [image, question, method, own, budget], looked, api_name=show)
-    return blocks.queue(max_size=64, default_concurrency_limit=32)  # the line lets one at a time to the model
+    return blocks.queue(max_size=64, default_concurrency_limit=32)  # ours lets one at a time to the model
 
 
 def _side(title: str) -> list[Any]:
     with gr.Column(min_width=260):
         answer = gr.Textbox(label=title, lines=2, interactive=False)
         counts = gr.Markdown()
-        gallery = gr.Gallery(label="kept tokens", columns=2, format="jpeg", height="auto", interactive=False)
+        gallery = gr.Gallery(label="kept tokens", columns=2, height="auto", interactive=False)
     return [answer, counts, gallery]
 
 
@@ -235,21 +257,49 @@ def _connect(app: App, given: Sequence[Any], outputs: Sequence[Any], button: Any
 
 def _example_files(offer: Offer) -> Iterator[tuple[Path, str]]:
     folder = Path(tempfile.mkdtemp(prefix="examples-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for example in drawn_examples() if offer.examples is None else offer.examples:
-        path = folder / f"{example.name}.png"
-        if isinstance(example.content, bytes):
-            path.write_bytes(example.content)
-        yield example.content if isinstance(example.content, Path) else path, example.question
+        suffix = example.content.suffix if isinstance(example.content, Path) else ".png"
+        path = folder / f"{example.name}{suffix}"
+        path.write_bytes(example.read())
+        yield path, example.question
 
 
-def run(offer: Offer, host: str | None = None, port: int | None = None) -> None:
-    """Serve until it is interrupted: this machine alone, unless the host or Gradio's own variables say otherwise."""
-    sys.stdout.write(f"the app begins; {f'port {port}' if port else 'a free port'}; Ctrl-C ends it\n")
+class Guard:
+    """Refuses requests that call the app by a name it does not have, as the local page does.
+
+    Args:
+        app: an ASGI application.
+        doors: decides.
+    """
+
+    def __init__(self, app: Any, doors: Doors) -> None:
+        self.app, self.doors = app, doors
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        if scope["type"] in ("http", "websocket"):
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            refused = self.doors.refusal(headers.get("host", ""), headers.get("origin"))
+            if refused is not None:
+                return await PlainTextResponse(refused, 403)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+def run(offer: Offer, host: str | None = None, port: int | None = None, allowed: Sequence[str] = ()) -> None:
+    """Serve until it is interrupted: this machine alone, unless the host or Gradio's own variables say otherwise.
+
+    Args:
+        offer: what there is.
+        host: the address to serve; on all but loopback ones only names in `allowed` are looked at, if there are any.
+        port: 0 takes a free one.
+        allowed: names of tunnels and proxies that lead here.
+    """
+    doors = Doors(host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK, tuple(allowed))
+    guards = [Middleware(Guard, doors=doors)] if allowed or not doors.is_open else []
     build(offer).launch(
         server_name=host, server_port=_free_port() if port == 0 else port, share=False, ssr_mode=False, show_error=True,
-        max_file_size=requests.MAX_BYTES, enable_monitoring=False,
-        run_history=False,  # a browser's list of what was asked
-       
+        max_file_size=requests.MAX_BYTES, enable_monitoring=False, run_history=False, app_kwargs={"middleware": guards},
     )  # fmt: skip
 
 
@@ -267,5 +317,5 @@ def launch(model: str, *words: str, name: str | None = None) -> None:
 
 def _free_port() -> int:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])

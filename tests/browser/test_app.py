@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,24 @@ def test_the_app_answers_with_two_methods(
     assert Image.open(tmp_path / "app.png").width == page.viewport_size["width"], "nothing sticks out"
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "rebound.example"}, 403),
+        ({"Origin": "https://other.example"}, 403),
+    ],
+)
+def test_the_app_answers_to_its_own_names_alone(headers: dict[str, str], status: int, address: str) -> None:
+    """As the page does: a site whose name leads here, or whose script asks, is refused."""
+    try:
+        found = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60).status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
+
+
 def choose(page: Any, label: str, name: str) -> None:
     page.get_by_label(label, exact=True).click()
     page.get_by_role("option", name=name, exact=True).click()
@@ -98,6 +117,18 @@ def test_budget_settings_and_refusals(address: str, opened: Callable, red: Path)
     page.locator("img[src*='red']").first.wait_for()
     page.get_by_label("Question (Enter asks)").press("Enter")
     page.get_by_text("17 of 144", exact=True).wait_for()
+
+
+def test_equal_pictures_of_two_people_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio itself writes what has the same content to the same file, also while somebody reads it."""
+    from llava_prumerge.viz.gradio_app import saved
+    from llava_prumerge.viz.panels import Panel
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    panels = [Panel("kept", "a", Image.new("RGB", (9, 9))), Panel("layer", "b", Image.new("RGB", (9, 9)))]
+    files = [path for _ in range(2) for path, _ in saved(panels)]
+    assert len(set(files)) == 4 and all(Path(path).is_relative_to(tmp_path) for path in files)
+    assert {Image.open(path).size for path in files} == {(9, 9)}
 
 
 def test_ten_at_once_get_their_own_answers(address: str, model: DemoModel, red: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from llava_prumerge.viz.demo import serve
-from llava_prumerge.viz.demo_line import Question
+from llava_prumerge.viz.demo_queue import Question
 from llava_prumerge.viz.demo_server import DemoHandler, DemoServer
 
 pytestmark = pytest.mark.browser

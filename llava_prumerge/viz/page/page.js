@@ -85,7 +85,7 @@ const follow = async (mine, address, request, hear) => {
     const data = JSON.parse(fields.data);
     if (fields.id) after = Number(fields.id);
     if (fields.event === "end") ended = true;
-    else if (fields.event === "line") mine.id = data.id;
+    else if (fields.event === "queue") mine.id = data.id;
     if (mine === run) hear(fields.event, data);
   };
   const read = async reply => {
@@ -129,7 +129,7 @@ const ask = async (path, fields, file, hear) => {
     const type = file.type.startsWith("image/") ? file.type : "image/unknown";
     const headers = { "Content-Type": type, "Accept": "text/event-stream" };
     await follow(mine, `${path}?${new URLSearchParams(fields)}`, { method: "POST", body: file, headers }, (kind, data) => {
-      if (kind === "line") say(data.before ? `${data.before} before you ...` : "the model is looking ...");
+      if (kind === "queue") say(data.before ? `${data.before} before you ...` : "the model is looking ...");
       else if (kind === "error") { refused = true; clear(); say(data.error, true); }
       else hear(kind, data);
     });

@@ -1,4 +1,4 @@
-"""The line of questions before the demo's one model: each is answered in its turn, and what is said of it is kept for a while.
+"""The queue of questions before the demo's one model: each is answered in its turn, and what is said of it is kept for a while.
 
 Answers are made by a thread of their own, which never waits for a client: a slow one takes nobody's time, and one whose
 connection broke can read on from where it was. What nobody follows any more is given up after a while.
@@ -92,7 +92,7 @@ class Question:
         return time.monotonic() - self._left
 
 
-class Line:
+class Queue:
     """Questions in the order they came, answered one at a time by one thread.
 
     Args:
@@ -111,7 +111,7 @@ class Line:
         self._thread: threading.Thread | None = None
 
     def ask(self, work: Callable[[Question], None]) -> Question:
-        """Put a question at the end of the line.
+        """Put a question at the end of the queue.
 
         Raises:
             Busy: there is no room.
@@ -165,7 +165,7 @@ class Line:
             try:
                 if question.is_wanted():
                     question.work(question)
-            except Exception:  # the next in the line must have its turn
+            except Exception:  # the next in the queue must have its turn
                 logger.exception("an answer failed")
                 question.say("error", status=500, error="this failed; the console shows why")
             question.end()
