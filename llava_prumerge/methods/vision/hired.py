@@ -5,9 +5,9 @@ AAAI 2025 (arXiv 2408.10945). The rule is the authors' code (hasanar1f/HiRED 502
 patches of highest class attention of the block that made the features. Of a view of the whole and n - 1 tiles the
 view gets `alpha` of all tokens; its `1 - alpha` patches of highest class attention of the tower's first block are
 marked, the marks are cut into n - 1 consecutive pieces, and a tile gets the share of the rest that its piece has of
-the marks. Those pieces are bands of the view, not the parts of it that the tiles show; `pieces: parts` takes these. Departures: every tile keeps
-one token at least; what rounding down would lose is given to the tiles with the largest rests where a `budget` is
-asked for.
+the marks. Those pieces are bands of the view, not the parts of it that the tiles show; `pieces: parts` takes these.
+Departures: every tile keeps one token at least; what rounding down would lose is given to the tiles with the largest
+rests where a `budget` is asked for.
 """
 
 from __future__ import annotations
