@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {"llava_prumerge", "playground", "eval"}
 NAMES = {
+    "lmms_eval": "lmms-eval",
+    "vlmeval": "ms-vlmeval",
     "yaml": "pyyaml",
     "PIL": "pillow",
     "flash_attn": "flash-attn",
