@@ -194,6 +194,11 @@ class VisionReducer(Method):
         """How what is kept is numbered, "contiguous" or "original"."""
         return self.restoring.positions
 
+    @property
+    def joint(self) -> bool:
+        """Whether the frames of a video are reduced together; methods can whose settings have `frames`."""
+        return getattr(self.settings, "frames", None) == "joint"
+
     def input_size(self, height: int, width: int, patch: int) -> tuple[int, int]:
         """Pixels the tower should see, (height, width); the place to act for methods that resize the image. `patch` in pixels."""
         return height, width

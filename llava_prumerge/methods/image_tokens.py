@@ -81,6 +81,7 @@ class VisionTokens:
         projections: gives the query projections [N, R, C] (R = 1: the class token; R = P where the tower has none) and
             the key projections [N, S, C] of the block that reads the features; S = 1 + P with a class token, else P.
             With own=True those of the block that made the features, with an `Earlier` those of a block below it.
+            Where the T frames of a video are reduced together they are of each frame, [N x T, ...], and P counts all frames.
         heads: attention heads of these blocks.
         prompt: gives the prompt's token embeddings [N, T, D] and their mask [N, T] for each image.
         question: gives the embeddings [N, T, D] of the question's words that say what it is about, and their mask [N, T];
@@ -125,7 +126,9 @@ class VisionTokens:
             raise ReductionError("this method needs attention of the vision tower, and the tower gave none")
         if own not in self._blocks:
             projections = self.projections(own=own) if own else self.projections()
-            self._blocks[own] = BlockProjections(*projections, self.heads, self.features.shape[1])
+            images, patches = self.features.shape[:2]
+            frames = len(projections[0]) // images
+            self._blocks[own] = BlockProjections(*projections, self.heads, patches, frames)
         return self._blocks[own]
 
     @property

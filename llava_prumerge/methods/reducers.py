@@ -36,6 +36,17 @@ class CountingReducer(VisionReducer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameSettings(ReducerSettings):
+    """Of reducers that know of no places in an image, so that the frames of a video can be one image to them."""
+
+    frames: Literal["each", "joint"] = setting(
+        "each",
+        "of a video: each frame by itself, or joint for all together, whose budget, outliers and neighbours are the video's",
+        source="ours",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutlierSettings(ReducerSettings):
     """Of reducers that keep as many tokens as an image has outliers."""
 

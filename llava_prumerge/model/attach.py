@@ -168,6 +168,8 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
             reducer.grow(language_shape(model.config))
         if reducer is not None and reducer.cuts:
             _check_cut(reducer, family.host, inner)
+        if reducer is not None and reducer.joint and not family.host.joins_frames:
+            _refuse_joint(reducer, inner)
     except ValueError:
         model.config.reduction = before
         raise
@@ -181,6 +183,11 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
     inner.use(_placed(reducer, inner))
     decoder.pruner = _placed(pruner, decoder)
     inner.statistics, inner.full_length, inner._asked = ReductionStatistics(), False, None
+
+
+def _refuse_joint(reducer: VisionReducer, inner: Any) -> None:
+    kind = stock_type(inner.config.model_type)
+    raise ModelError(f"{reducer.name} with frames=joint: no frames of {kind} models are reduced together; take each")
 
 
 def _check_size(reducer: VisionReducer, host: type, inner: Any) -> None:

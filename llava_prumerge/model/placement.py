@@ -1,8 +1,7 @@
 """Where visual tokens stand: among their image's placeholders, of which what is kept gets the last, then in a pass's sequences.
 
-A tower sees an image as one tile or several; a tile has units, the tokens that the language model gets of it (patches, or
-blocks of patches). A family's own packing code, run on the numbers of units in place of their features, says which unit each
-placeholder holds, and which placeholders hold none (line breaks, class tokens).
+A tower sees an image as one tile or several, and a tile has units: patches or blocks of them, each a visual token. A
+family's own packing code, run on their numbers, says which unit each placeholder holds (line breaks, class tokens: none).
 """
 
 from __future__ import annotations
@@ -69,12 +68,14 @@ class Places:
         units: for each group of tiles [N, U], the place of each unit, -1 where it was cut away.
         last: for each group [N], the place of a tile's last unit: where tokens go that stand for no unit.
         special: [M] places that hold no unit.
+        by_place: tokens are sorted by place also where a tile's units stand in a row.
     """
 
     lengths: list[int]
     units: list[Tensor]
     last: list[Tensor]
     special: Tensor
+    by_place: bool = False
 
     @classmethod
     def whole(cls, images: int, places: int, units: int, ahead: int = 0) -> Places:
@@ -160,10 +161,10 @@ class VisualTokens:
             of_images = part.split(self.lengths)
             return torch.cat([of_images[at] for at in index])
 
-        origin = take(self.origin)
         source, sizes = (None if part is None else take(part) for part in (self.source, self.sizes))
         tiles = round(self.tiles * len(index) / len(self.lengths))
-        return VisualTokens([self.lengths[at] for at in index], origin, source, self.kept[list(index)], tiles, sizes)
+        lengths, origin = [self.lengths[at] for at in index], take(self.origin)
+        return VisualTokens(lengths, origin, source, self.kept[list(index)], tiles, sizes)
 
 
 def place(
@@ -174,8 +175,7 @@ def place(
 ) -> tuple[Tensor, VisualTokens]:
     """Put what reducers left at the last placeholders of each image.
 
-    The tokens of a tile whose units stand in a row keep the reducer's order; tiles that are laced into each other are
-    sorted by place.
+    Tokens of a tile whose units stand in a row keep the reducer's order; tiles laced into each other are sorted by place.
 
     Args:
         reduced: for each group of tiles features [N, K, D], valid [N, K] and origin [N, K].
@@ -202,7 +202,7 @@ def place(
         units, last = units.to(device), last.to(device)
         stand = torch.where(origin < 0, last[:, None], units.gather(1, origin.clamp(0, count - 1)))  # [N, K]
         key, there = 2 * stand + (origin < 0), (units >= 0).sum(dim=1, keepdim=True)
-        if in_a_row:
+        if in_a_row and not places.by_place:
             key, there = 2 * (units[:, :1] + torch.arange(kept, device=device)).expand_as(stand), there + room - count
         standing = valid & (stand >= 0)  # of a tile that is cut no more than it has places
         entry = (key, stand, origin, ~standing | (standing.cumsum(dim=1) > there), size.float(), feature)

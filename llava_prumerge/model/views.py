@@ -10,7 +10,13 @@ from torch import Tensor
 
 
 class Views:
-    """Part of `model.host.Host`; a family overrides what is otherwise with it."""
+    """Part of `model.host.Host`; a family overrides what is otherwise with it.
+
+    Attributes:
+        joins_frames: the frames of a video can be reduced together.
+    """
+
+    joins_frames = False
 
     config: Any
     device: Any

@@ -71,6 +71,8 @@ class BlockProjections:
         keys: [N, S, C] of all tokens, the patches last.
         heads: attention heads of the block.
         patches: P.
+        frames: T of a video whose frames are reduced together: queries and keys are then of each frame, [N x T, ...], and its
+            P patches those of all frames. A frame's class token looks at that frame alone, so each frame receives as much.
         attention: what was computed so far, by number of heads.
     """
 
@@ -78,12 +80,18 @@ class BlockProjections:
     keys: Tensor
     heads: int
     patches: int
+    frames: int = 1
     attention: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def _of_patches(self, each: Tensor) -> Tensor:
+        """What there is of all tokens of each frame, of the patches alone. [N x T, S, ...] -> [N, P, ...]"""
+        each = each[:, -(self.patches // self.frames) :]
+        return each if self.frames == 1 else each.unflatten(0, (-1, self.frames)).flatten(1, 2)
 
     @property
     def patch_keys(self) -> Tensor:
         """[N, P, C]"""
-        return self.keys[:, -self.patches :]
+        return self._of_patches(self.keys)
 
     @property
     def mean_keys(self) -> Tensor:
@@ -98,7 +106,7 @@ class BlockProjections:
     def received(self, heads: int) -> Tensor:
         """Attention each patch receives, as if the block had that many heads. [N, P]"""
         if heads not in self.attention:
-            self.attention[heads] = received_attention(self.queries, self.keys, heads)[:, -self.patches :]
+            self.attention[heads] = self._of_patches(received_attention(self.queries, self.keys, heads))
         return self.attention[heads]
 
 

@@ -12,6 +12,7 @@ import published_layouts as layouts
 import published_video_llava as published
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from published_layouts import ROWS, WORDS, Published
 from published_video_llava import BLOCKS, IMAGE, PAD, PLACES, VIDEO, VISION, T
 from safetensors.torch import load_file
@@ -20,9 +21,11 @@ from torch.nn import functional as F
 from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.model.adapters import Base, plain_name, save_adapter
 from llava_prumerge.model.checkpoints.layout import recognise_source
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.model.modeling import ReducedCache
+from llava_prumerge.model.part_names import part_names
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,42 @@ def test_the_port_is_loaded_as_it_is_and_says_what_it_lacks(tmp_path: Path, capl
     caplog.clear()
     load_model(tmp_path / "ours", device="cpu")
     assert not [record for record in caplog.records if record.name.startswith("llava_prumerge")]
+
+
+def test_lora_learns_behind_the_tower_and_its_adapters_load_and_merge(
+    world: Path, convert: Callable, tmp_path: Path
+) -> None:
+    """With the frames of a video reduced together; the towers take no part."""
+    reduction = {"vision": {"name": "prumerge", "frames": "joint"}}
+    model, processor = load_model(world / "ours", reduction=reduction, device="cpu")
+    modules = r"model\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
+    wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules))
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 9, *[VIDEO] * (T * PLACES), 11, 12, 13, 14]])
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 3, -100)
+    given = dict(input_ids=ids, pixel_values_videos=torch.randn(1, T, 3, 28, 28))
+    trained = {name: value for name, value in wrapped.named_parameters() if value.requires_grad}
+    assert trained and not any("_tower" in name for name in trained)
+    optimiser, losses = torch.optim.AdamW(trained.values(), lr=1e-2), []
+    for _ in range(6):
+        output = wrapped(**given, labels=labels)
+        assert output.logits.shape[1] < ids.shape[1]
+        optimiser.zero_grad()
+        output.loss.backward()
+        optimiser.step()
+        losses.append(float(output.loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    parts = part_names(wrapped)
+    state = {
+        name: value.detach().clone()
+        for name, value in wrapped.named_parameters()
+        if name in trained or parts.role(plain_name(name)) == "projector"
+    }
+    save_adapter(wrapped, tmp_path / "lora", state, Base(model=str(world / "ours")), processor)
+    convert(tmp_path / "lora", tmp_path / "merged", "--merge")
+    with torch.no_grad():
+        logits = wrapped.eval()(**given).logits
+        for folder in ("lora", "merged"):
+            loaded, _ = load_model(tmp_path / folder, device="cpu")
+            assert loaded.config.reduction == reduction
+            torch.testing.assert_close(loaded(**given).logits, logits, atol=2e-2, rtol=1e-2)

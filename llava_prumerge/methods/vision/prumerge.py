@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.cost import Benchmark, CallLimit, Expected, TokensLeft
-from llava_prumerge.methods.reducers import OutlierReducer, OutlierSettings
+from llava_prumerge.methods.reducers import FrameSettings, OutlierReducer, OutlierSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.errors import ReductionError
@@ -39,7 +39,7 @@ from llava_prumerge.ops.select import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruMergeSettings(OutlierSettings):
+class PruMergeSettings(FrameSettings, OutlierSettings):
     """A budget includes the extra token."""
 
     ratio: float | None = setting(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.frames import PIXELS
+from llava_prumerge.model.joint_frames import reduced_jointly
+from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.tiled import TiledHost, frames_places, pooled, tower_refusal
 
 
@@ -15,6 +17,7 @@ class LlavaNextVideoHost(TiledHost):
     """Each frame is a tile."""
 
     old_stock_packs_videos = False
+    joins_frames = True
 
     def get_video_features(
         self,
@@ -36,7 +39,11 @@ class LlavaNextVideoHost(TiledHost):
         pixels = pixel_values_videos.flatten(0, 1)
         tiles = pooled(self.encode_tiles(pixels, vision_feature_layer), self.vision_resampler)
         places = frames_places(videos, frames, tiles.features.shape[1])
-        return self.reduce([tiles], places, self.project, lambda _: pixels, modality="video")
+
+        def reduce(tiles: Tiles, places: Places) -> Any:
+            return self.reduce([tiles], places, self.project, lambda _: pixels, modality="video")
+
+        return reduced_jointly(reduce, tiles, places, frames) if self.reducer.joint else reduce(tiles, places)
 
 
 FAMILY = Family(

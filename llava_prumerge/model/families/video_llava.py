@@ -12,7 +12,8 @@ from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.frames import PIXELS
 from llava_prumerge.model.host import Host, in_dtype_of
-from llava_prumerge.model.placement import Places
+from llava_prumerge.model.joint_frames import reduced_jointly
+from llava_prumerge.model.placement import Places, Tiles
 from llava_prumerge.model.tiled import tower_refusal
 from llava_prumerge.model.towers.temporal_clip import plain_tower
 from llava_prumerge.model.vision_tower import encode
@@ -22,6 +23,7 @@ class VideoLlavaHost(Host):
     """Frames are images to the stock code; ranks must touch both towers."""
 
     tower_names = ("image_tower", "video_tower")
+    joins_frames = True
 
     def blank(self) -> dict[str, dict[str, Any]]:
         """An image, and a video of so many frames as the tower wants."""
@@ -81,7 +83,14 @@ class VideoLlavaHost(Host):
         units = tiles.features.shape[1]
         places = _places(len(pixels), units, ahead, videos or len(pixels))
         special = self.project(tiles.prefix).flatten(0, 1) if ahead else None
-        return self.reduce([tiles], places, self.project, lambda _: pixels, special, modality, stacked=ahead + units)
+        counts = ahead + units
+
+        def reduce(tiles: Tiles, places: Places) -> Any:
+            return self.reduce([tiles], places, self.project, lambda _: pixels, special, modality, stacked=counts)
+
+        if videos and self.reducer.joint:
+            return reduced_jointly(reduce, tiles, places, len(pixels) // videos)
+        return reduce(tiles, places)
 
 
 def _places(frames: int, units: int, ahead: int, images: int) -> Places:
