@@ -50,6 +50,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     given.settings = read_settings(given.settings)
     if given.method is None and given.tower:
         parser.error("--tower needs --method")
+    if given.out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+        parser.error(f"--out {given.out} is to be a folder, or a page that ends in {PAGES[0]}")
     if given.settings and len(given.method or [None]) > 1:
         parser.error(f"settings ({', '.join(given.settings)}) need one method; write METHOD:key=value for several")
     return given

@@ -170,6 +170,7 @@ def test_command_line() -> None:
         ["a.png", "--tower", "x"],
         ["budget=3", "--tower", "x", "--method", "grid"],
         [*several, "budget=3"],
+        [*several[:-1], "out=kept.png"],
     ):
         with pytest.raises(InputError):
             parse(wrong)
