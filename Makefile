@@ -54,16 +54,10 @@ test-trainers: $(READY)  ## trainers of transformers, accelerate and TRL on our 
 	.venv-trl/bin/python -m pytest -m trainers tests/trainers
 
 test-tools: $(READY)  ## lmms-eval, VLMEvalKit and transformers' server with our models, each in an environment of its own
-	bash scripts/tools_env.sh $(PY) .venv-tools-lmms-eval lmms-eval
+	for tool in lmms-eval vlmevalkit serve; do bash scripts/tools_env.sh $(PY) .venv-tools-$$tool $$tool || exit; done
 	.venv-tools-lmms-eval/bin/python -m pytest -m tools tests/harness/test_lmms_eval.py
-
-test-browser: $(READY)  ## the local page and the Gradio app in a headless Chromium; Gradio and Playwright go into .venv-demo
-	bash scripts/demo_env.sh $(PY) .venv-demo
-	.venv-demo/bin/python -m pytest -m browser tests/browser
-
-test-videos: $(READY)  ## with torchvision, PyAV and num2words: video files, stock processors of videos, Mistral 3, SmolVLM
-	bash scripts/tools_env.sh $(PY) .venv-tools-videos videos
-	.venv-tools-videos/bin/python -m pytest tests/data/test_videos.py tests/train/test_family_videos.py tests/train/test_family_training.py tests/model/test_family_processors.py
+	.venv-tools-vlmevalkit/bin/python -m pytest -m tools tests/harness/test_vlmevalkit.py
+	.venv-tools-serve/bin/python -m pytest -m tools tests/serving
 
 lint: $(READY)  ## ruff: rules and format; mypy: types
 	$(PY) -m ruff check .

@@ -40,6 +40,9 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         Command("chat", "inference.chat", "ask in the terminal: several turns and images, answers word by word"),
         Command("viz", "viz.__main__", "draw what a method keeps of images"),
+        Command(
+            "serve", "serving.__main__", "an OpenAI-compatible server: transformers' own, with a model and its method"
+        ),
         Command("demo", "viz.demo", "a page on this machine: ask about an image, see what is kept"),
     ),
     "Train": (

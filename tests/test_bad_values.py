@@ -55,6 +55,10 @@ demo MODEL host=not~a~host port=0 device=cpu | not a host:0 cannot be served
 demo MODEL examples=NOWHERE port=0 device=cpu | NOWHERE: no such folder of examples
 demo MODEL examples=data port=0 device=cpu | data: 0 images
 demo MODEL gradio=maybe | --gradio is on or off
+serve MODEL port=-1 | --port -1 is not within 0 to 65,535
+serve nowhere/at/all | nowhere/at/all
+serve MODEL reduction=nobodys | 'nobodys' is not known
+serve MODEL colour=red | 'colour'
 demo MODEL device=banana | device=banana: torch cannot use it here; take cpu, cuda or cuda:NUMBER
 demo MODEL dtype=float99 | dtype 'float99' is not known; did you mean 'float32'
 {EVALUATE}MODEL device=banana | device=banana

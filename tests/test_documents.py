@@ -26,8 +26,10 @@ RUN_BY_THEIR_TESTS = {  # page: the test that runs its commands
     "own_data.md": "tests/test_own_data.py",
     "release.md": "tests/hub/test_release_document.py",
     "reliability.md": "tests/train/test_training_documents.py",
+    "serving.md": "tests/serving/test_serving.py",
     "training.md": "tests/train/test_training_documents.py",
     "visualising.md": "tests/inference/test_asking_documents.py",
+    "vlmevalkit.md": "tests/harness/test_vlmevalkit.py",
 }
 EXCUSED = {  # first word: why it is not tried
     "git": "reaches the network",

@@ -37,6 +37,7 @@ FLOORS: dict[str, set[str]] = {  # floor: floors it may import besides itself
     "viz": LOWEST | LIBRARIES | {"inference"},
     "search": LOWEST | LIBRARIES,
     "harness": LOWEST | LIBRARIES | {"inference", "evaluation"},  # loads a model as an evaluation does
+    "serving": LOWEST | LIBRARIES | {"inference", "harness", "viz"},  # viz for who may ask, as its page does
     "hub": LOWEST | LIBRARIES | {"evaluation"},  # reads result files with its library
 }
 TORCH_ALONE = {"ground", "ops", "methods.words", "methods.base", "methods"}

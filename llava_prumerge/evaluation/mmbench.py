@@ -131,7 +131,7 @@ class MmBench(Benchmark):
             )  # may name another row's
             extra = {"round_id": 0, "options": options, "option_char": list(LETTERS[: len(options)])}
             text = f"{without_markers(prompt, True, place)}\n{self.suffix}"
-            questions.append(Question(index, prompt, text, None, picture, extra, place))
+            questions.append(Question(index, prompt, text, embedded=picture, extra=extra, place=place))
         return questions
 
     def references(self, files: Files) -> dict[Key, Row]:

@@ -67,6 +67,7 @@ class Session:
 
     Attributes:
         model, processor: what was loaded.
+        name, label: how people call the model, and its method.
         batch_size: conversations per batch.
         kept, full: visual tokens that reached the decoder so far, and those without a method.
         images: how many images that was.
@@ -87,7 +88,9 @@ class Session:
         if "reduction" in values:
             values["method"] = values.pop("reduction")
         settings = parse_generation(values)
-        loaded = LoadedModel(Subject(path, settings), Ranks())
+        subject = Subject(path, settings)
+        loaded = LoadedModel(subject, Ranks())
+        self.name, self.label = subject.name, subject.label
         self.batch_size, self.device = settings.batch_size, loaded.device
         self.model, self.processor = loaded.model_and_processor
         self.conversations = Conversations(self.model, self.processor, settings.template, settings.aspect)

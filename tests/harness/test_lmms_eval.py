@@ -175,8 +175,8 @@ def test_the_pages_commands_give_the_answers_of_our_own_evaluation(trained: Path
     assert whole[:3] == ["python", "-m", "lmms_eval"] and two[:2] == ["accelerate", "launch"] and not others
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for words, out in ((whole, "one"), (two, "two")):
-        swap = {"python": [sys.executable], "accelerate": [sys.executable, "-m", "accelerate.commands.launch"]}
-        words = swap[words[0]] + words[1:]
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        words = [sys.executable, *words[1:]] if words[0] == "python" else launch + words[2:]
         at = words.index("--model_args") + 1
         words[at] = re.sub(r"pretrained=[^,]+", f"pretrained={trained}", words[at]) + ",device=cpu"
         words[words.index("--output_path") + 1] = out
