@@ -13,7 +13,7 @@ import yaml
 from llava_prumerge.efficiency.shapes import ModelShape, model_shape
 from llava_prumerge.efficiency.tokens import method_counts
 from llava_prumerge.methods.base import DecoderPruner, VisionReducer
-from llava_prumerge.methods.registry import discover, fields_of, method_names
+from llava_prumerge.methods.registry import build_reducer, discover, fields_of, method_names
 from llava_prumerge.ops.errors import ReductionError
 
 BUDGETS = (72, 36, 18, 9)
@@ -60,6 +60,8 @@ VISION: dict[str, dict[str, Any]] = {
     "TrimTokenator": {"name": "trimtokenator"},
     "VScan, encoder": {"name": "vscan"},
     "DPC-KNN": {"name": "dpc_knn"},
+    "FlowCut": {"name": "flowcut"},
+    "LLaVA-Mini": {"name": "llava_mini"},
 }
 DECODER: dict[str, dict[str, Any]] = {
     "FastV": {"name": "fastv"},
@@ -151,6 +153,11 @@ def shape() -> ModelShape:
     return model_shape(SHAPE)
 
 
+def _learns(reducer: VisionReducer) -> bool:
+    """Whether a method has weights of its own, which training-free rows would leave as they are drawn."""
+    return type(reducer).grow is not VisionReducer.grow or any(True for _ in reducer.parameters())
+
+
 def obstacle(block: Mapping[str, Any], budget: float) -> str:
     """Why a method cannot cost so many equivalent tokens; "" where it can."""
     settings = {key: value for key, value in block.items() if key not in ("name", "budget")}
@@ -158,6 +165,10 @@ def obstacle(block: Mapping[str, Any], budget: float) -> str:
         counts = method_counts(shape(), block["name"], budget, settings=settings)
     except ReductionError as error:
         return str(error)
+    if issubclass(discover()[block["name"]], VisionReducer) and _learns(
+        build_reducer({**block, "budget": round(budget)})
+    ):
+        return f"{block['name']}: its own weights have to be trained first"
     if abs(counts.equivalent - budget) > WITHIN:
         return f"{block['name']}: the nearest it can cost is {counts.equivalent:g}"
     return ""
