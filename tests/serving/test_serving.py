@@ -110,7 +110,10 @@ def test_the_openai_client_gets_the_models_own_answers(served: Any, client: Any,
         pieces = [
             chunk.choices[0].delta.content or "" for chunk in said(client, *content, stream=True) if chunk.choices
         ]
-        assert "".join(pieces).strip() == expected.text and len([piece for piece in pieces if piece]) > 1
+        assert "".join(pieces).strip() == expected.text
+        assert (
+            len([piece for piece in pieces if piece]) > 1 or " " not in expected.text
+        )  # some words are control tokens
         different.add(expected.text)
     counted = session.model.reduction_stats()
     assert counted["images"] == 6 and counted["kept_mean"] < counted["full_mean"], "the method acted"
@@ -119,9 +122,8 @@ def test_the_openai_client_gets_the_models_own_answers(served: Any, client: Any,
 
 def test_turns_and_limits(served: Any, client: Any, pictures: list[Path]) -> None:
     first = said(client, address(pictures[0]), text("w3")).choices[0].message.content
-    assert said(client, address(pictures[0]), text("w3"), max_tokens=2).choices[0].message.content == " ".join(
-        first.split()[:2]
-    )
+    short = said(client, address(pictures[0]), text("w3"), max_tokens=2)
+    assert short.usage.completion_tokens == 2 and first.startswith(short.choices[0].message.content)
     turns = [
         {"role": "user", "content": [address(pictures[0]), text("w3")]},
         {"role": "assistant", "content": first},
