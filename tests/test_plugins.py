@@ -55,6 +55,9 @@ class PluggedPruner(DecoderPruner):
 CASES: dict[str, tuple[str, str]] = {
     "methods": ("methods plugged", ""),
     "viz": ("viz x.png method=plugged tower=NOWHERE", "NOWHERE"),
+    "chat": ("chat NOWHERE --reduction plugged", "NOWHERE"),
+    "serve": ("serve NOWHERE --reduction plugged", "NOWHERE"),
+    "profile": ("profile NOWHERE x.png --method plugged", "x.png"),
     "demo": ("demo NOWHERE --method plugged", "NOWHERE"),
     "train": ("train pocket/finetune_lora method=plugged plugged_power=3 check=true", "this run needs"),
     "evaluate": ("evaluate task=pope model=HERE data=HERE plugged_power=3", "no such file"),
@@ -67,8 +70,8 @@ CASES: dict[str, tuple[str, str]] = {
 }
 """Each goes as far as it can without a model: the words, and what is wrong with them once the method is known."""
 WITHOUT_METHODS = {"prepare", "score", "compare", "tables", "footprint"}
-LATE = {"release"}
-"""It looks at its model first."""
+LATE = {"release", "serve"}
+"""They look at their model first."""
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@
 The model is asked without a method and with each METHOD in turns, which are warmed up once; the table has medians in
 milliseconds with their quartiles, and beside them the least that the part's operations can take on this machine
 (roofline). `decode` is for each token after the first. Below it a sentence says what the method can save here, and what
-it cannot. Without --method it is the checkpoint's own, or prumerge_plus where it has none. Tokens are the image's own,
+it cannot. Without --method it is the checkpoint's own; where it has none, one must be named. Tokens are the image's own,
 as its family cuts it. See `llava_prumerge.profiling.latency` for LLaVA-1.5 at any size without weights.
 """
 
@@ -30,7 +30,7 @@ from llava_prumerge.methods.plugins import add_plugin_option
 from llava_prumerge.methods.resolve import Block, resolve, stored_reduction
 
 PARTS = ("pixels", "tower", "reducer", "projector", "prefill", "decode")
-QUESTION, METHOD = "What is in this picture?", "prumerge_plus"
+QUESTION = "What is in this picture?"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,9 @@ def main(words: list[str]) -> None:
     """The command."""
     given = parse(words)
     own = stored_reduction(given.model)
-    written = given.method or [own or METHOD]
+    written = given.method or ([own] if own else [])
+    if not written:
+        raise InputError(f"{given.model} has no method of its own: name one with --method; `methods` lists them")
     blocks = [resolve(one) or {} for one in written]
     methods: dict[str, Block] = {NONE: {}} | {method_label(block): block for block in blocks}
     missing = next((image for image in given.images if not Path(image).is_file()), None)

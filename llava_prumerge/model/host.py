@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_prumerge.methods.base import VisionReducer, VisionTokens
 from llava_prumerge.model.asked_text import AskedText
@@ -24,8 +24,6 @@ from llava_prumerge.model.handover import ARGUMENT, ReducedFeatures, handed_over
 from llava_prumerge.model.padding import padded_patches
 from llava_prumerge.model.placement import ForwardPass, Places, Tiles, VisualTokens, place
 from llava_prumerge.model.prefusion import by_image, rewriting
-from llava_prumerge.model.projecting import in_dtype_of as in_dtype_of
-from llava_prumerge.model.projecting import overviews, together
 from llava_prumerge.model.statistics import ReductionStatistics
 from llava_prumerge.model.stretch import ReducedCache, holds_stock_keys
 from llava_prumerge.model.touching import MODALITIES, calls_of_all_ranks, left_out, touch
@@ -311,3 +309,37 @@ def _many(kwargs: dict[str, Any]) -> bool:
     """Whether more than a decoding step's single token is passed in."""
     given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     return given is not None and given.shape[1] > 1
+
+
+def together(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """One call of a function of rows for several tensors [N, K, C]: ranks must make the same calls, whatever images they have."""
+    if len(parts) == 1:
+        return [function(parts[0])]
+    sizes = [part.shape[:2] for part in parts]
+    whole = function(torch.cat([part.flatten(0, 1) for part in parts]))
+    split = whole.split([rows * columns for rows, columns in sizes])
+    return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
+
+
+def in_dtype_of(module: nn.Module, features: Tensor) -> Tensor:
+    """Features in the dtype of a module's weights; quantised weights, which are integers, take whatever they are given."""
+    weight = next(module.parameters())
+    return features.to(weight.dtype) if weight.is_floating_point() else features
+
+
+def overviews(owners: Tensor, where: str | None, features: Tensor) -> Tensor | None:
+    """For each tile of a group the one that shows its whole image, see `VisionTokens.overview`.
+
+    Args:
+        owners: [N] the image each tile belongs to, rising, on CPU.
+        where: the "first" tile of an image shows all of it, or the "last"; None: each is a frame of a video.
+        features: of the group.
+
+    Returns:
+        [N] int64 beside the features; None where every tile is an image.
+    """
+    if where is None:
+        return None
+    last = where == "last"
+    shows = torch.searchsorted(owners, owners, right=last) - int(last)
+    return None if bool((shows == torch.arange(len(owners))).all()) else shows.to(features.device)

@@ -19,9 +19,9 @@ from llava_prumerge.model.attach import attach
 PACKAGE = ROOT / "llava_prumerge"
 ASKED = {
     "the words of the question": {"data/conversation.py", "evaluation/prefix_cache.py"}
-    | {"text/templates.py", "text/chat_templates.py", "model/chat.py"},
+    | {"text/templates.py", "text/chat_templates.py", "model/chat.py", "model/asked_text.py"},
     "settings of the evaluation": {"evaluation/settings.py"},
-    "what watches": {"model/statistics.py", "methods/contract.py"},
+    "what watches": {"model/statistics.py", "methods/contract.py", "methods/base.py"},
     "what binds answers to their origin": {"data/image_digest.py", "model/fingerprint.py", "evaluation/fingerprint.py"}
     | {"model/template_files.py"},
     "which family it is": {"model/families/__init__.py"},
@@ -30,6 +30,7 @@ ASKED = {
     "what results call it": {"methods/labels.py"},
     "the block a checkpoint carries": {"methods/resolve.py"},
     "what differs between releases of transformers": {"model/handover.py"},
+    "the calls that all ranks make": {"model/touching.py"},
     "messages": {"ops/errors.py", "data/errors.py"},
 }
 """What the page leaves out in words: asked on the way, but the thing itself does not pass it. And all of ground/."""

@@ -71,8 +71,8 @@ def test_without_a_method_it_is_the_checkpoints_own(tmp_path: Path, capsys: pyte
         "--new-tokens",
         "2",
     ]
-    assert not main([*words, "device=cpu"])
-    assert "  prumerge_plus  least\n" in capsys.readouterr().out
+    assert main([*words, "device=cpu"]) == 2
+    assert "has no method of its own: name one with --method" in capsys.readouterr().err
     own = {"vision": {"name": "uniform", "budget": 3}}
     (tmp_path / "model" / "config.json").write_text(
         json.dumps(config | {"model_type": "prumerge_llava", "reduction": own})

@@ -12,7 +12,7 @@ from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
 
 from llava_prumerge.methods.base import Earlier, VisionTokens
 from llava_prumerge.model.attach import attach, detach
-from llava_prumerge.model.projecting import overviews
+from llava_prumerge.model.host import overviews
 
 
 def seen(model: Any, run: Any) -> list[VisionTokens]:
