@@ -95,7 +95,8 @@ release LIST me/mine dry_run=true license=mit | LIST/config.json: reduction must
 profile MODEL absent.png | absent.png: no such file
 profile MODEL x.png new_tokens=1 | --new-tokens 1 is not 2 or more
 profile MODEL x.png method=fastv method=nobodys | 'nobodys' is not known
-profile MODEL x.png device=banana | device=banana
+profile MODEL x.png method=fastv device=banana | device=banana
+profile MODEL x.png | has no method of its own: name one with --method
 throughput task=pope data=data model=MODEL rounds=0 | --rounds 0
 throughput task=pope data=data model=MODEL device=banana | device=banana
 training-speed pocket/pretrain steps=1 | --steps

@@ -178,13 +178,13 @@ def main(words: list[str]) -> None:
     given = parse(words)
     own = stored_reduction(given.model)
     written = given.method or ([own] if own else [])
-    if not written:
-        raise InputError(f"{given.model} has no method of its own: name one with --method; `methods` lists them")
     blocks = [resolve(one) or {} for one in written]
     methods: dict[str, Block] = {NONE: {}} | {method_label(block): block for block in blocks}
     missing = next((image for image in given.images if not Path(image).is_file()), None)
     if missing is not None:
         raise InputError(f"{missing}: no such file")
+    if not written:
+        raise InputError(f"{given.model} has no method of its own: name one with --method; `methods` lists them")
     from llava_prumerge.model.loading import load_model
 
     model, processor = load_model(given.model, None, given.dtype, given.device)
