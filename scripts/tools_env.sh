@@ -15,7 +15,7 @@ case $tool in
 esac
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 if [ "$tool" = vlmevalkit ]; then
-    "$folder/bin/python" -m pip install -q -e "$root[vlmevalkit]" "ms-vlmeval==0.0.20" "pytest>=8"
+    "$folder/bin/python" -m pip install -q -e "${root}[vlmevalkit]" "ms-vlmeval==0.0.20" "pytest>=8"
     exit
 fi
 packages_of() { "$1" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'; }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llava_prumerge.model.errors import ModelError
+from llava_prumerge.text.tokenizers import load_tokenizer
 
 
 class TextSide:
@@ -89,13 +90,9 @@ def words_of(config: Any) -> Any:
 
     Raises:
         ModelError: nothing says where that is.
+        TokenizerError: there is none.
     """
-    from transformers import AutoTokenizer
-
-    from llava_prumerge.model.strict_loading import in_one_line
-
     source = getattr(config, "name_or_path", "")
     if not source:
         raise ModelError("space clip reads the question's words: set model.model.words to the model's tokenizer")
-    with in_one_line(source):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return load_tokenizer(source)

@@ -69,7 +69,7 @@ def test_settings_may_stand_anywhere() -> None:
     ("words", "named"),
     [
         ("latency2", "flops, roofline, memory"),
-        ("flops --model gpt", "llava-1.5-7b, llava-1.5-13b, pocket, the path of"),
+        ("flops --model gpt", "llava-1.5-7b, llava-1.5-13b, pocket, small, small-clip, the path of"),
         ("flops --method nothing", "prumerge_plus"),
         ("flops --tokens -1", "within 0 to 576"),
         ("flops --tokens 577", "within 0 to 576"),

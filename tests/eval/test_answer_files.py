@@ -271,9 +271,9 @@ def test_empty_cells_are_pandas() -> None:
 
 def test_registry_is_the_folder() -> None:
     assert {"mmbench", "mme", "pope", "sqa", "textvqa", "vqav2"} < set(benchmark.names())
-    assert "judged" not in benchmark.names() and len(benchmark.names()) == 13
+    assert "judged" not in benchmark.names() and len(benchmark.names()) == 17
     assert {benchmark.find(name).name for name in benchmark.names()} == set(benchmark.names())
-    with pytest.raises(EvaluationError, match="unknown task 'okvqa'; there are gqa, llava_bench"):
+    with pytest.raises(EvaluationError, match="unknown task 'okvqa'; there are activitynet_qa, gqa"):
         benchmark.find("okvqa")
 
 

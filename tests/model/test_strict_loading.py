@@ -58,7 +58,7 @@ PRUNER = "language_model.model.pruner.modules_before.1.shared.weight"
 CASES = {
     "unknown method": (lambda f: say(f, {"vision": {"name": "prumrge"}}), r"'prumrge' is not known; did you mean 'prumerge'. There are: .*prumerge"),
     "unknown site": (lambda f: say(f, {"vison": {"name": "prumerge"}}), r"key 'vison' is not known; did you mean 'vision'"),
-    "unknown setting": (lambda f: say(f, {"vision": {"name": "prumerge", "k": 3}}), r"prumerge: setting 'k' is not known; there are: budget"),
+    "unknown setting": (lambda f: say(f, {"vision": {"name": "prumerge", "k": 3}}), r"prumerge: setting 'k' is not known; there are: anchors, budget, "),
     "no name": (lambda f: say(f, {"vision": {"budget": 3}}), r"must name a method"),
     "parameters missing": (lambda f: edit(f, lambda w: w.pop(PRUNER)), r"lacks weights: model.language_model.pruner.modules_before.1.shared.weight \(1 in all\); its config.json names a method with other parameters"),
     "parameters of another": (lambda f: say(f, {"decoder": {"name": "fastv"}}), r"has unknown weights: model.language_model.pruner.modules_before"),

@@ -1,6 +1,6 @@
 """Convert checkpoints between the layouts LLaVA is published in.
 
-    python -m llava_prumerge.model.checkpoints convert SOURCE TARGET [--to ours|original|llava-hf|video_llava] [options]
+    python -m llava_prumerge.model.checkpoints convert SOURCE TARGET [--to LAYOUT] [options]
 
 SOURCE is a LLaVA (original layout, llava-hf's of either generation, ours), a Video-LLaVA or an InternVL as their authors publish them,
 LoRA adapters, a projector, or an open_clip model; which, is found out. It may be a name on the Hub, as may every FOLDER: NAMESPACE/NAME, or NAMESPACE/NAME@REVISION. TARGET must be new, and appears
