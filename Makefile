@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods reproduce-video small test test-wheel test-zero test-compat test-trainers test-videos test-tools test-browser lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods reproduce-video small test test-wheel test-slow test-zero test-compat test-trainers test-videos test-tools test-browser lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -42,6 +42,9 @@ test: $(READY)  ## all tests but the long ones
 
 test-wheel: $(READY)  ## the wheel alone: built, installed into a fresh environment, used from another folder (part of `test`)
 	$(PY) -m pytest -m wheel
+
+test-slow: $(READY)  ## the long tests: kills in numbers, trainings of families that share their parts with another
+	$(PY) -m pytest -n 2 -m slow
 
 test-zero: $(READY)  ## DeepSpeed ZeRO-2 and ZeRO-3 on several processes
 	$(PY) -m pytest -m zero

@@ -28,6 +28,11 @@ from llava_prumerge.train import assembly
 from llava_prumerge.train.run import main
 
 every = pytest.mark.parametrize("name", TRAINED)
+ALIKE = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen3_vl", "smolvlm")
+"""Share what trains with a family that is tried each time; these run with `-m slow`."""
+trained = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in TRAINED]
+)
 
 
 def dataset_of(families: Path, name: str) -> LlavaDataset:
@@ -130,7 +135,7 @@ def test_text_alone_reaches_the_projector(families: Path, name: str) -> None:
     assert reached and all(gradient is not None and not gradient.any() for gradient in reached)
 
 
-@every
+@trained
 def test_lora_trains_resumes_and_loads(
     world, families: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +167,7 @@ def test_lora_trains_resumes_and_loads(
         torch.testing.assert_close(model(**batch).logits, trained, rtol=1e-5, atol=1e-5)
 
 
-@every
+@trained
 def test_full_trains_all_but_the_towers(world, families: Path, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     assert (

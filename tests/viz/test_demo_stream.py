@@ -191,6 +191,7 @@ def test_what_nobody_follows_is_given_up(
 def test_stop_ends_an_answer(server: DemoServer, slowly: threading.Event) -> None:
     events: Iterator[Event] = stream(server, question(server, new_tokens=500, beside="grid"))
     name = next(events)[1]["id"]
+    until(lambda: server.queue._now is not None)  # a question that still waits is dropped, and has no answer
     assert json.loads(request(server, "POST", f"/stop?id={name}", b"")[2]) == {"stopped": name}
     slowly.set()
     rest = list(events)
