@@ -95,11 +95,13 @@ class VisionReducer(Method):
         benchmarks: the project's measurements of speed that it takes part in by default.
         call_limit: how many tensor calls it makes at most, with the reason where that is not the default.
         cuts: it acts inside the tower, by `cut`; `forward` then says what was left.
+        greedy: a step of its rule runs for each kept token.
         tells_sizes: it puts into `VisionTokens.sizes` how many patches each of its tokens stands for.
     """
 
     site: ClassVar[Literal["tower", "projected"]] = "tower"
     cuts: ClassVar[bool] = False
+    greedy: ClassVar[bool] = False
     tells_sizes: ClassVar[bool] = False
     needs_ids: ClassVar[bool] = False
     reads_prompt: ClassVar[bool] = False
@@ -227,7 +229,7 @@ class VisionReducer(Method):
 
     def repeats(self, patches: int, kept: int) -> int:
         """How often a step runs where a method's rule is sequential; 0: the number of tensor calls is fixed."""
-        return 0
+        return kept if self.greedy else 0
 
     def width(self, image: VisionTokens, counts: Tensor, *others: Tensor) -> int:
         """The largest count, and the check of features, attention and others for NaN, in the one host synchronisation.

@@ -102,7 +102,9 @@ def load_whole(
         LOGGER.warning("%s: %s", path, remark)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in PROCESSOR_FILES):
         return model, None
-    return model, processor_of(path, config)
+    processor = processor_of(path, config)
+    model.model.words = processor.tokenizer
+    return model, processor
 
 
 def processor_of(path: str | Path, config: PreTrainedConfig) -> Any:
@@ -159,6 +161,7 @@ def assemble(
     if projector is not None:
         load_projector(model, projector)
     model.generation_config = _ends_of(language, tokenizer)
+    model.model.words = tokenizer
     return model, make_processor(tokenizer, image_processor, config)
 
 

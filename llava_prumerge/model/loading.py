@@ -50,5 +50,4 @@ def load_model(
         check_attention(attn),
         None if load is None else (load, device),
     )
-    model.model.words = getattr(processor, "tokenizer", None)  # for methods that read the question's words
     return (model if load else model.to(device)).eval(), processor

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.model.adapters import Base
 from llava_prumerge.model.assembling import assemble
 from llava_prumerge.model.decoder import SERVED
 from llava_prumerge.model.loading import load_model
@@ -139,3 +140,14 @@ def test_siglips_images_are_padded_as_llavas_code_pads_them(parts: dict[str, Any
     assert torch.equal(ImagePreprocessor(processor.image_processor)([image]), expected)
     squeezed = load_image_processor(parts["folder"] / "siglip")([image], return_tensors="pt")["pixel_values"]
     assert torch.equal(ImagePreprocessor(processor.image_processor, "square")([image]), squeezed), "as in stage 1"
+
+
+def test_the_questions_words_are_known_in_training_as_in_use(parts: dict[str, Any], tmp_path: Path) -> None:
+    """A method that reads them would else rank by the whole prompt where it is trained, and by the words where it is used."""
+    folder = parts["folder"]
+    model, processor = assemble(folder / "qwen2", folder / "clip", reduction={"vision": {"name": "mmtok", "budget": 4}})
+    assert model.model.words is processor.tokenizer
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    model, processor = Base(str(tmp_path / "whole"), None, None, 0).build(None, None, "float32", None)
+    assert model.model.words is processor.tokenizer

@@ -49,11 +49,8 @@ class CDPruner(ShareReducer):
     site, reads_prompt = "projected", True
     paper = "CDPruner, Zhang et al., NeurIPS 2025 (arXiv 2506.10967)"
     call_limit = CallLimit(70, step=16, why="it reads the prompt, and its greedy rule has one step for each kept token")
+    greedy = True
     settings: CDPrunerSettings
-
-    def repeats(self, patches: int, kept: int) -> int:
-        """One step per kept token."""
-        return kept
 
     def relevance(self, image: VisionTokens) -> Tensor:
         """Of each patch to the question. [N, P]"""

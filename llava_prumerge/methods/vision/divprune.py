@@ -41,6 +41,7 @@ class DivPrune(ShareReducer):
     """Keep a diverse subset, in raster order."""
 
     site = "projected"
+    greedy = True
     settings: DivPruneSettings
     paper = "DivPrune, Alvar et al., CVPR 2025 (arXiv 2503.02175)"
     call_limit = CallLimit(step=5, why="a greedy rule: one step for each kept token")
@@ -48,10 +49,6 @@ class DivPrune(ShareReducer):
     def rounding(self, share: Fraction) -> int:
         """int(round()), as in the released code."""
         return nearest(share)
-
-    def repeats(self, patches: int, kept: int) -> int:
-        """One step per kept token."""
-        return kept
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, D] unchanged."""

@@ -61,11 +61,8 @@ class MMTok(ShareReducer):
     site, reads_prompt = "projected", True
     paper = "MMTok, Dong et al., ICLR 2026 (arXiv 2508.18264)"
     call_limit = CallLimit(70, step=8, why="it reads the prompt, and its greedy rule has one step for each kept token")
+    greedy = True
     settings: MMTokSettings
-
-    def repeats(self, patches: int, kept: int) -> int:
-        """One step per kept token."""
-        return kept
 
     def covers(self, image: VisionTokens) -> Tensor:
         """How well each patch covers each row. [N, T + P, P]"""

@@ -40,11 +40,8 @@ class Scope(BlockReducer):
 
     paper = "SCOPE, Deng et al., NeurIPS 2025 (arXiv 2510.24214)"
     call_limit = CallLimit(step=9, why="a greedy rule: one step for each kept token")
+    greedy = True
     settings: ScopeSettings
-
-    def repeats(self, patches: int, kept: int) -> int:
-        """One step per kept token."""
-        return kept
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C] unchanged."""

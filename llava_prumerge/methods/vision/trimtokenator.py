@@ -49,15 +49,12 @@ class TrimTokenator(ShareReducer):
     site, reads_prompt = "projected", True
     paper = "TrimTokenator (arXiv 2509.00320), a re-implementation"
     call_limit = CallLimit(60, step=6, why="it reads the prompt, and its greedy rule has one step for each kept token")
+    greedy = True
     settings: TrimTokenatorSettings
 
     def rounding(self, share: Fraction) -> int:
         """Down, as in the code."""
         return math.floor(share)
-
-    def repeats(self, patches: int, kept: int) -> int:
-        """One step per kept token."""
-        return kept
 
     def nearness(self, image: VisionTokens) -> Tensor:
         """Negated mean squared distance of each patch to the prompt, but for what all patches share. [N, P]"""
