@@ -23,6 +23,7 @@ sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
 from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from llava_prumerge.ground.errors import InputError  # noqa: E402
+from llava_prumerge.ground.files import write_json  # noqa: E402
 from llava_prumerge.ground.json_lines import append_json_lines, read_json_lines  # noqa: E402
 from llava_prumerge.ground.reading import read_json  # noqa: E402
 
@@ -122,6 +123,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--model", type=Path, default=Path("runs/small/model"))
     parser.add_argument("--out", type=Path, default=Path("runs/small/kept.jsonl"))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--summary", type=Path, help="the summary as a file, too")
     parser.add_argument("--tokens", type=int, default=576, help="of an image without a method")
     given = parser.parse_args(words)
     known = (
@@ -139,7 +141,11 @@ def main(words: list[str]) -> int:
         raise InputError(f"{given.images}: none of {len(known)} images can be read")
     counts = {method: [record[method] for record in good] for method in METHODS}
     told = {method: summary(found, given.tokens) for method, found in counts.items()}
-    print(json.dumps({"photographs": len(good), "unreadable": len(known) - len(good), **told}))
+    told = {method: values | {"paper": PAPER[method]} for method, values in told.items()}
+    whole = {"photographs": len(good), "unreadable": len(known) - len(good), **told}
+    print(json.dumps(whole))
+    if given.summary:
+        write_json(given.summary, whole, indent=1)
     if given.plot:
         plot(counts, given.tokens, given.plot)
     return 0

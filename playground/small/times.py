@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,29 @@ def measure(folder: Path, images: list[Path], rounds: int, new_tokens: int) -> d
                     kept[label].append(tokens)
     found = {}
     for label, times in seconds.items():
-        ratios = sorted(full / one for full, one in zip(seconds[FULL], times, strict=True))
         tokens = statistics.fmean(kept[label])
-        found[label] = {
-            "kept": tokens,
-            "seconds": statistics.median(times),
-            "faster": statistics.median(ratios),
-            "faster_quartiles": [ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]],
-            "operations": operations(576, 40) / operations(tokens, 40),
-        }
+        fewer = operations(576, 40) / operations(tokens, 40)
+        found[label] = {"kept": tokens, **spread(seconds[FULL], times), "operations": fewer}
     return found
+
+
+def spread(full: Sequence[float], times: Sequence[float]) -> dict[str, Any]:
+    """The median of times, and the median and quartiles of how many times faster each is than its neighbour of `full`."""
+    ratios = sorted(slow / fast for slow, fast in zip(full, times, strict=True))
+    quartiles = [ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]]
+    return {"seconds": statistics.median(times), "faster": statistics.median(ratios), "faster_quartiles": quartiles}
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """So many of the images below a folder, evenly spaced in the order of their names.
+
+    Raises:
+        InputError: there is none.
+    """
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not images:
+        raise InputError(f"{folder}: no JPEG or PNG below it")
+    return images[:: max(1, len(images) // count)][:count]
 
 
 @command()
@@ -118,11 +131,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--model", type=Path, default=Path("runs/small/model"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(words)
-    images = sorted(path for path in given.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not images:
-        raise InputError(f"{given.images}: no JPEG or PNG below it")
-    step = max(1, len(images) // given.count)
-    found = measure(given.model, images[::step][: given.count], given.rounds, given.new_tokens)
+    found = measure(given.model, photographs(given.images, given.count), given.rounds, given.new_tokens)
     for label, told in found.items():
         low, high = told["faster_quartiles"]
         print(
@@ -130,7 +139,7 @@ def main(words: list[str]) -> int:
             f"[{low:.2f}, {high:.2f}]  operations {told['operations']:.2f} times fewer"
         )
     if given.out:
-        settings = {"images": len(images), "count": given.count, "rounds": given.rounds, "new_tokens": given.new_tokens}
+        settings = {"count": given.count, "rounds": given.rounds, "new_tokens": given.new_tokens}
         write_json(given.out, {"what": "answer times", **settings, "ways": found}, indent=1)
     else:
         print(json.dumps(found))

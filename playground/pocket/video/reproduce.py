@@ -3,7 +3,8 @@
     python playground/pocket/video/reproduce.py [--list] [--only WORD] [--lanes N]
 
 Begins with the steps of reproduce.py that it needs, where those have not run: the pictures and stage 1. The model is trained with all
-tokens of four frames in place; methods act on each frame, training-free, as in the paper's Table 3. Every step can be interrupted and goes on
+tokens of four frames in place; methods act on each frame, training-free, as in the paper's Table 3. Beside them stand the same methods over
+all frames together, and models that have learnt with the method in place. Every step can be interrupted and goes on
 where it stopped; finished steps are skipped. The table is written to docs/results/video.md.
 """
 
@@ -23,12 +24,13 @@ from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from playground.pocket import reproduce  # noqa: E402
 from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
+from playground.pocket.video.clips import FRAMES  # noqa: E402
 from playground.pocket.video.table import Row  # noqa: E402
 
 RUNS = Path("runs/pocket-video")
 RESULTS = RUNS / "results"
 DATA = Path("playground/pocket/data/video")
-MODEL, TRAINED = RUNS / "model", RUNS / "trained"
+MODEL = RUNS / "model"
 PAGE = Path("docs/results/video.md")
 TASKS = "msvd_qa,msrvtt_qa,tgif_qa,activitynet_qa"
 BASE = ("data", "pretrain none")
@@ -37,15 +39,24 @@ FEW, MORE = 18, 36
 """Tokens of a frame's 144: an eighth and a quarter, as the 32 and 64 of 256 that PruMerge and PruMerge+ leave in the paper."""
 MERGE = "neighbours=8"
 """The share of 144 patches that the released 32 are of 576."""
+OWN = {
+    "PruMerge": (FEW, {"method": "prumerge", "budget": str(FEW), "neighbours": "8"}),
+    "PruMerge+": (MORE, {"method": "prumerge_plus", "budget": str(MORE), "neighbours": "8", "share": "0.4"}),
+}
+"""The paper's methods: tokens of a frame, and settings."""
 
 
 def rows() -> list[Row]:
     """The rows of the table, each with the settings of its evaluation."""
     made = [Row("all tokens", "", ()), Row("text only", "", ("images=off",))]
-    for budget, name in ((FEW, "prumerge"), (MORE, "prumerge_plus")):
-        own = (MERGE,) if name == "prumerge" else (MERGE, "share=0.4")
-        label = "PruMerge" if name == "prumerge" else "PruMerge+"
-        made.append(Row(label, budget, (f"method={name}", f"budget={budget}", *own)))
+    for label, (budget, settings) in OWN.items():
+        method = settings["method"]
+        given = tuple(f"{key}={value}" for key, value in settings.items())
+        joint = {**settings, "budget": str(FRAMES * budget), "frames": "joint"}
+        described = ",".join(f"{key}={value}" for key, value in joint.items() if key != "method")
+        made.append(Row(label, budget, given))
+        made.append(Row(f"{label} over all frames", budget, (f"method={method}:{described}",)))
+        made.append(Row(f"{label}, trained", budget, (), model=method))
         for other in ("pool", "uniform"):
             made.append(Row(other, budget, (f"method={other}", f"budget={budget}")))
         made += [
@@ -58,12 +69,28 @@ def rows() -> list[Row]:
     ]
 
 
-def evaluate(row: Row) -> Step:
+def trained(method: str) -> Path:
+    """The folder of the run that has learnt with a method in place."""
+    return RUNS / ("trained" if method == "none" else f"trained-{method}")
+
+
+def train(method: str, settings: dict[str, str]) -> Step:
+    """One training."""
+    words = (sys.executable, "-m", "llava_prumerge.train.run", "pocket/video", method, f"model={MODEL}")
+    words += (f"output_dir={trained(method)}",)
+    words += tuple(f"reduction.vision.{key}={value}" for key, value in settings.items() if key != "method")
+    name = "finetune_lora video" if method == "none" else f"finetune_lora video {method}"
+    return Step(
+        name, words, seconds_of(name), after=("clips", "model"), makes=(str(trained(method) / "finished.json"),)
+    )
+
+
+def evaluate(row: Row, after: str) -> Step:
     """One row of the table."""
-    words = (sys.executable, "-m", "eval.run", "run", "--task", TASKS, "--model", str(TRAINED / "merged"))
+    words = (sys.executable, "-m", "eval.run", "run", "--task", TASKS, "--model", str(trained(row.model) / "merged"))
     words += ("--data", str(DATA / "eval"), "--out", str(RESULTS), "model_label=pocket-video", f"label={row.label}")
-    words += ("frames=4", "template=own", "max_new_tokens=16", "batch_size=16", *row.settings)
-    return Step(f"evaluate {row.label}", words, seconds_of("evaluate video"), after=("finetune_lora video",))
+    words += (f"frames={FRAMES}", "template=own", "max_new_tokens=16", "batch_size=16", *row.settings)
+    return Step(f"evaluate {row.label}", words, seconds_of("evaluate video"), after=(after,))
 
 
 def steps() -> list[Step]:
@@ -80,16 +107,12 @@ def steps() -> list[Step]:
         after=("pretrain none",),
         makes=(str(MODEL / "config.json"),),
     )
-    train = Step(
-        "finetune_lora video",
-        (python, "-m", "llava_prumerge.train.run", "pocket/video", "none", f"model={MODEL}", f"output_dir={TRAINED}"),
-        seconds_of("finetune_lora video"),
-        after=("clips", "model"),
-        makes=(str(TRAINED / "finished.json"),),
-    )
-    asked = [evaluate(row) for row in rows()]
+    trainings = {"none": train("none", {})}
+    trainings |= {settings["method"]: train(settings["method"], settings) for _, settings in OWN.values()}
+    asked = [evaluate(row, trainings[row.model].name) for row in rows()]
     table = (python, "-m", "playground.pocket.video.table", str(RESULTS), str(PAGE))
-    return [*base, clips, model, train, *asked, Step("table", table, 3, after=tuple(step.name for step in asked))]
+    last = Step("table", table, 3, after=tuple(step.name for step in asked))
+    return [*base, clips, model, *trainings.values(), *asked, last]
 
 
 @command()

@@ -21,7 +21,8 @@ FULL = "all tokens"
 HEAD = """# Pocket videos
 
 The paper's Table 3 in the pocket world: short clips of moving shapes in the four benchmarks' files, asked of a pocket Video-LLaVA that was
-trained with all tokens of four frames. Methods act on each frame, training-free; a frame's class token always stays. Accuracy is the
+trained with all tokens of four frames. Methods act on each frame, training-free, unless a row says otherwise: *over all frames*, a budget
+for the clip as a whole; *trained*, a model that learnt with the method in place. A frame's class token always stays. Accuracy is the
 share of answers that equal the truth in VQA's normal form, without a judge. Differences are paired with all tokens on the same questions,
 with 95% intervals; random is the mean of three seeds. `temporal` are TGIF's questions, none of which can be answered from one frame;
 `static` are MSVD's, all of which can.
@@ -33,12 +34,16 @@ Made by `python playground/pocket/video/reproduce.py`.
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a name, its tokens of a frame ("" for all), the settings of its evaluation, the seed of one of several."""
+    """One row: a name, its tokens of a frame ("" for all), the settings of its evaluation, the seed of one of several.
+
+    `model` is the method that was in place when the model learnt, "none" for all tokens.
+    """
 
     name: str
     budget: int | str
     settings: tuple[str, ...]
     seed: int | None = None
+    model: str = "none"
 
     @property
     def label(self) -> str:
