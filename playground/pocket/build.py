@@ -94,7 +94,7 @@ def build_data(out: Path, values: dict[str, Any]) -> None:
 
     known = {part: get_type_hints(part) for part in (records.build, benchmarks.build)}
     for kinds in known.values():
-        kinds.pop("out"), kinds.pop("return")
+        kinds.pop("out"), kinds.pop("return"), kinds.pop("world")
     check_values(values, dict(item for kinds in known.values() for item in kinds.items()))
     for part, names in known.items():
         part(out, **{key: value for key, value in values.items() if key in names})

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from playground.pocket import balance, facts, language, questions, scenes, store
+from playground.pocket import world as worlds
 from playground.pocket.balance import ASKS, YES_OR_NO, Balance, give_options
 from playground.pocket.facts import fact
 from playground.pocket.language import CAPTION_PROMPTS, tell
 from playground.pocket.questions import LETTERS, Question, ocr_line
 from playground.pocket.scenes import GRID, WORDS, Object, Scene, Word, caption, describe, join, place_name, split_of
 from playground.pocket.store import Picture
+from playground.pocket.world import POCKET, World
 
 logger = logging.getLogger("pocket.records")
 Record = dict[str, Any]
@@ -135,14 +137,17 @@ def caption_record(index: int, scene: Scene, rng: random.Random) -> tuple[Record
     return {"id": f"{index:06d}", "image": picture.path, "conversations": messages}, picture
 
 
-def image_record(index: int, scene: Scene, rng: random.Random, fair: Balance) -> tuple[Record, Picture]:
+def image_record(index: int, scene: Scene, rng: random.Random, fair: Balance, world: World) -> tuple[Record, Picture]:
     """One record of stage 2 with an image."""
     picture = Picture(f"stage2/{index // 1000:03d}/{index:06d}.png", scene, 1_000_000 + index)
     asked = [phrase(question, scene, rng) for question in fair.draw(scene, rng, rng.randint(*TURNS))]
     turns = instruct(asked, rng)
     if rng.random() < CAPTIONED:
         turns.insert(0, (rng.choice(CAPTION_PROMPTS), survey(scene, rng)))
-    return {"id": f"pocket_{index:06d}", "image": picture.path, "conversations": converse(turns, image=True)}, picture
+    record: Record = {"id": f"pocket_{index:06d}", "image": picture.path, "conversations": converse(turns, image=True)}
+    if world.regions is not None:
+        record["regions"] = world.regions(scene, picture.seed)
+    return record, picture
 
 
 def text_record(index: int, rng: random.Random, fair: Balance) -> Record:
@@ -171,7 +176,7 @@ def caption_records(n: int, seed: int) -> Iterator[tuple[Record, Picture]]:
         yield caption_record(index, draw_scene("train", rng), rng)
 
 
-def instruction_records(n: int, seed: int) -> Iterator[tuple[Record, Picture | None]]:
+def instruction_records(n: int, seed: int, world: World = POCKET) -> Iterator[tuple[Record, Picture | None]]:
     """The records of stage 2 with their pictures; those without image are spread evenly at random."""
     rng = random.Random(f"stage2/{seed}")
     fair, fair_in_words = Balance(KIND_WEIGHTS, slack=2.0), Balance(KIND_WEIGHTS, slack=2.0)
@@ -179,11 +184,18 @@ def instruction_records(n: int, seed: int) -> Iterator[tuple[Record, Picture | N
         if rng.random() < TEXT_ONLY:
             yield text_record(index, rng, fair_in_words), None
         else:
-            yield image_record(index, draw_scene("train", rng), rng, fair)
+            yield image_record(index, draw_scene("train", rng), rng, fair, world)
 
 
 def build(
-    out: Path, *, stage1: int = 12800, stage2: int = 6400, seed: int = 0, workers: int = 2, force: bool = False
+    out: Path,
+    *,
+    stage1: int = 12800,
+    stage2: int = 6400,
+    seed: int = 0,
+    workers: int = 2,
+    force: bool = False,
+    world: World = POCKET,
 ) -> dict[str, Any]:
     """Writes stage1.json, stage2.json, images/ and scenes.json to a folder; does nothing where they are up to date.
 
@@ -193,12 +205,15 @@ def build(
         seed: of everything.
         workers: processes that draw the images.
         force: write anew in any case.
+        world: how scenes become pictures.
 
     Returns:
         What is in the manifest: settings and counts.
     """
-    code = store.digest(scenes, questions, facts, language, balance, store, sys.modules[__name__])
-    manifest: dict[str, Any] = {"settings": {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code}}
+    code = store.digest(scenes, questions, facts, language, balance, store, worlds, sys.modules[__name__])
+    manifest: dict[str, Any] = {
+        "settings": {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code, **world.settings}
+    }
     if not force and store.is_current(out, manifest["settings"]):
         logger.info("the records in %s are up to date", out)
         return manifest
@@ -207,13 +222,13 @@ def build(
         counts = {}
         for name, made in (
             (STAGE1, list(caption_records(stage1, seed))),
-            (STAGE2, list(instruction_records(stage2, seed))),
+            (STAGE2, list(instruction_records(stage2, seed, world))),
         ):
             store.write_json(staging / name, [record for record, _ in made])
             pictures += [picture for _, picture in made if picture is not None]
             counts[name] = len(made)
         logger.info("drawing %d images for %s", len(pictures), counts)
-        store.save_pictures(staging / "images", pictures, workers)
+        store.save_pictures(staging / "images", pictures, workers, world)
         store.write_scenes(staging / store.SCENES, pictures)
         manifest["counts"] = {**counts, "images": len(pictures)}
         store.write_json(staging / store.MANIFEST, manifest)

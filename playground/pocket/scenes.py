@@ -42,6 +42,7 @@ PLACES = (
     ("bottom left", "bottom center", "bottom right"),
 )
 SPLITS = ("train", "validation", "test")
+Ink = tuple[int, ...] | int
 
 # A 3 x 5 pixel font for the capital letters, one string of rows per letter; drawn 2 pixels wide and 3 tall per dot.
 GLYPHS = {
@@ -253,21 +254,58 @@ def _polygon(shape: str, cx: float, cy: float, r: float) -> list[tuple[float, fl
     raise ValueError(f"shape {shape!r} is not one of {SHAPES}")
 
 
+def jittered_colour(item: Object, rng: random.Random) -> tuple[int, int, int]:
+    """An object's colour, a little lighter or darker."""
+    red, green, blue = (max(0, min(255, channel + rng.randint(-8, 8))) for channel in COLOURS[item.colour])
+    return red, green, blue
+
+
+def draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[float, float],
+    r: float,
+    fill: Ink,
+    outline: tuple[Ink, int] | None = None,
+) -> None:
+    """Draws a shape.
+
+    Args:
+        draw: of the image.
+        shape: one of `SHAPES`.
+        centre: x and y, in pixels.
+        r: half of its extent, in pixels.
+        fill: colour.
+        outline: colour and width in pixels of a line around it, drawn first.
+    """
+    cx, cy = centre
+    box = (cx - r, cy - r, cx + r, cy + r)
+    ring = round(0.42 * r)
+    if outline is not None:
+        colour, width = outline
+        wide = (box[0] - width, box[1] - width, box[2] + width, box[3] + width)
+        if shape == "circle":
+            draw.ellipse(wide, fill=colour)
+        elif shape == "ring":
+            draw.ellipse(wide, outline=colour, width=ring + 2 * width)
+        else:
+            corners = _polygon(shape, cx, cy, r)
+            draw.line([*corners, *corners[:2]], fill=colour, width=2 * width, joint="curve")
+    if shape == "circle":
+        draw.ellipse(box, fill=fill)
+    elif shape == "ring":
+        draw.ellipse(box, outline=fill, width=ring)
+    else:
+        draw.polygon(_polygon(shape, cx, cy, r), fill=fill)
+
+
 def _draw_object(draw: ImageDraw.ImageDraw, item: Object, rng: random.Random, scale: int) -> None:
     """Draws one shape with a little jitter in place, size and colour."""
     r = rng.uniform(11.0, 13.0)
     slack = CELL / 2 - r
     cx = (item.col + 0.5) * CELL + rng.uniform(-slack, slack)
     cy = (item.row + 0.5) * CELL + rng.uniform(-slack, slack)
-    fill = tuple(max(0, min(255, channel + rng.randint(-8, 8))) for channel in COLOURS[item.colour])
-    cx, cy, r = cx * scale, cy * scale, r * scale
-    box = (cx - r, cy - r, cx + r, cy + r)
-    if item.shape == "circle":
-        draw.ellipse(box, fill=fill)
-    elif item.shape == "ring":
-        draw.ellipse(box, outline=fill, width=round(0.42 * r))
-    else:
-        draw.polygon(_polygon(item.shape, cx, cy, r), fill=fill)
+    draw_shape(draw, item.shape, (cx * scale, cy * scale), r * scale, jittered_colour(item, rng))
 
 
 def _draw_word(draw: ImageDraw.ImageDraw, item: Word, rng: random.Random, scale: int) -> None:

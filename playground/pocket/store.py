@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from playground.pocket.scenes import Scene, render
+from playground.pocket.scenes import Scene
+from playground.pocket.world import POCKET, World
 
 MANIFEST = "manifest.json"
 SCENES = "scenes.json"
@@ -40,25 +41,25 @@ class Picture:
     seed: int = 0
 
 
-def encode_picture(scene: Scene, seed: int, suffix: str) -> bytes:
+def encode_picture(scene: Scene, seed: int, suffix: str, world: World = POCKET) -> bytes:
     """The bytes of a scene's image file."""
     kind = FORMATS[suffix]
     buffer = BytesIO()
-    render(scene, seed).save(buffer, kind, **OPTIONS[kind])
+    world.paint(scene, seed).save(buffer, kind, **OPTIONS[kind])
     return buffer.getvalue()
 
 
-def _save_one(task: tuple[Path, Picture]) -> None:
-    folder, picture = task
+def _save_one(task: tuple[Path, Picture, World]) -> None:
+    folder, picture, world = task
     path = folder / picture.path
-    path.write_bytes(encode_picture(picture.scene, picture.seed, path.suffix))
+    path.write_bytes(encode_picture(picture.scene, picture.seed, path.suffix, world))
 
 
-def save_pictures(folder: Path, pictures: Sequence[Picture], workers: int = 2) -> None:
+def save_pictures(folder: Path, pictures: Sequence[Picture], workers: int = 2, world: World = POCKET) -> None:
     """Renders and saves pictures below a folder, in parallel when there are enough of them to be worth it."""
     for parent in {(folder / picture.path).parent for picture in pictures}:
         parent.mkdir(parents=True, exist_ok=True)
-    tasks = [(folder, picture) for picture in pictures]
+    tasks = [(folder, picture, world) for picture in pictures]
     if workers < 2 or len(tasks) < 500:
         for task in tasks:
             _save_one(task)

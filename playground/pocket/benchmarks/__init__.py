@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from playground.pocket import balance, facts, language, questions, records, scenes, store
+from playground.pocket import world as worlds
 from playground.pocket.benchmarks import humans, mmbench, mme, pope, sqa, textvqa, vqav2
+from playground.pocket.world import POCKET, World
 
 logger = logging.getLogger("pocket.benchmarks")
 BENCHMARKS = {"vqav2": vqav2, "sqa": sqa, "textvqa": textvqa, "pope": pope, "mme": mme, "mmbench": mmbench}
@@ -25,13 +27,16 @@ SOURCES = (
     balance,
     records,
     store,
+    worlds,
     humans,
     *BENCHMARKS.values(),
     sys.modules[__name__],
 )
 
 
-def build(out: Path, *, seed: int = 0, scale: float = 1.0, force: bool = False) -> dict[str, Any]:
+def build(
+    out: Path, *, seed: int = 0, scale: float = 1.0, force: bool = False, world: World = POCKET
+) -> dict[str, Any]:
     """Writes all benchmarks below `out`/eval; does nothing where they are up to date.
 
     Args:
@@ -39,20 +44,23 @@ def build(out: Path, *, seed: int = 0, scale: float = 1.0, force: bool = False) 
         seed: of everything.
         scale: multiplies the sizes.
         force: write anew in any case.
+        world: how scenes become pictures.
 
     Returns:
         What is in the manifest: settings and number of questions per benchmark.
     """
     out = out / "eval"
-    manifest: dict[str, Any] = {"settings": {"seed": seed, "scale": scale, "code": store.digest(*SOURCES)}}
-    if not force and store.is_current(out, manifest["settings"]):
+    settings = {"seed": seed, "scale": scale, "code": store.digest(*SOURCES), **world.settings}
+    manifest: dict[str, Any] = {"settings": settings}
+    if not force and store.is_current(out, settings):
         logger.info("the benchmarks in %s are up to date", out)
         return manifest
     with store.staged(out) as staging:
         manifest["counts"] = {}
         for name, benchmark in BENCHMARKS.items():
             rng = random.Random(f"{name}/{seed}")
-            manifest["counts"][name] = benchmark.write(staging / benchmark.FOLDER, rng, scale)
+            size = scale * world.shares.get(name, 1.0)
+            manifest["counts"][name] = benchmark.write(staging / benchmark.FOLDER, rng, size, world)
             logger.info("%s: %d questions", name, manifest["counts"][name])
         store.write_json(staging / store.MANIFEST, manifest)
     return manifest

@@ -15,6 +15,7 @@ from playground.pocket.balance import YES_OR_NO, Balance, give_options, option_l
 from playground.pocket.questions import LETTERS, Question
 from playground.pocket.records import draw_scene
 from playground.pocket.store import SCENES, Picture, encode_picture, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "mmbench"
 TABLE = "mmbench_dev_20230712.tsv"
@@ -59,29 +60,29 @@ def rotations(question: str, options: list[str], right: int) -> Iterator[tuple[i
         yield turn, options[turn:] + options[:turn], LETTERS[(right - turn) % len(options)]
 
 
-def draw(options: int, fair: Balance, rng: random.Random, seen: set[str]) -> tuple[Picture, Question]:
+def draw(options: int, fair: Balance, rng: random.Random, seen: set[str], split: str) -> tuple[Picture, Question]:
     """A scene and a question about it."""
     while True:
-        scene = draw_scene("test", rng, seen)
+        scene = draw_scene(split, rng, seen)
         if drawn := fair.draw(scene, rng, 1):
             return Picture(f"{len(seen)}.jpg", scene, len(seen)), drawn[0]
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of rows, rotations included."""
     yes_no = [kind for kind in CATEGORIES if kind in YES_OR_NO]
     fair = {True: Balance(yes_no), False: Balance([kind for kind in CATEGORIES if kind not in YES_OR_NO])}
     rows, pictures, seen = [], [], set()
     asked = dict.fromkeys(QUESTIONS, 0)
     for number, options in enumerate(plan(rng, scale)):
-        picture, question = draw(options, fair[options == 2], rng, seen)
+        picture, question = draw(options, fair[options == 2], rng, seen, world.split)
         lettered = give_options(question, rng, options, LETTERS[asked[options] % options])
         asked[options] += 1
         text, choices = option_lines(lettered)
         hint = HINT if rng.random() < HINTED else ""
         index = 241 + 3 * number
         pictures.append(Picture(f"{index}.jpg", picture.scene, picture.seed))
-        image = base64.b64encode(encode_picture(picture.scene, picture.seed, ".jpg")).decode()
+        image = base64.b64encode(encode_picture(picture.scene, picture.seed, ".jpg", world)).decode()
         category, group = CATEGORIES[question.kind]
         for turn, turned, letter in rotations(text, choices, LETTERS.index(lettered.answer)):
             cells = [*turned, *[""] * (4 - options)]

@@ -15,6 +15,7 @@ from playground.pocket.questions import NO, SHORT_ANSWER, YES, Question
 from playground.pocket.records import draw_scene
 from playground.pocket.scenes import Scene
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json_lines, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "MME"
 IMAGES = 36  # per subtask
@@ -73,7 +74,7 @@ class Parity:
         return pair
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of questions."""
     release, truth = folder / "MME_Benchmark_release_version", folder / "ground_truth"
     truth.mkdir(parents=True)
@@ -83,7 +84,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
         parity, seen, rows = Parity(), set(), []
         number = 0
         while number < round(IMAGES * scale):
-            scene = draw_scene("test", rng, seen)
+            scene = draw_scene(world.split, rng, seen)
             pair = parity.choose(kinds[number % len(kinds)], scene, rng)
             if pair is None:
                 continue
@@ -101,7 +102,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
                     {"question_id": key, "image": key, "text": question.text + SHORT_ANSWER, "category": subtask}
                 )
         (truth / f"{subtask}.txt").write_text("".join(rows), "utf-8")
-    save_pictures(release, pictures)
+    save_pictures(release, pictures, world=world)
     write_scenes(folder / SCENES, pictures)
     write_json_lines(folder / "llava_mme.jsonl", prompts)
     return len(prompts)

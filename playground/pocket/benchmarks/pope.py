@@ -15,6 +15,7 @@ from pathlib import Path
 from playground.pocket.questions import SHORT_ANSWER, article
 from playground.pocket.scenes import COLOURS, GRID, SHAPES, WORDS, Object, Scene, Word, split_of
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json_lines, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "pope"
 POOL = 1000  # annotated images
@@ -90,20 +91,20 @@ def ask_about(
     return asked
 
 
-def draw_pool(rng: random.Random) -> list[Picture]:
+def draw_pool(rng: random.Random, split: str) -> list[Picture]:
     """The annotated images."""
     society, pool, seen = Society(rng), [], set()
     while len(pool) < POOL:
         scene = society.draw(rng)
-        if split_of(scene) == "test" and scene.key not in seen:
+        if split_of(scene) == split and scene.key not in seen:
             seen.add(scene.key)
             pool.append(Picture(f"COCO_val2014_{42 + 13 * len(pool):012d}.jpg", scene, len(pool)))
     return pool
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of questions."""
-    pool = draw_pool(rng)
+    pool = draw_pool(rng, world.split)
     objects = {picture.path: [item.name for item in picture.scene.objects] for picture in pool}
     counted = Statistics(list(objects.values()))
     chosen = rng.sample(pool, round(IMAGES * scale))
@@ -128,6 +129,6 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
     annotated = [{"image": path, "objects": names} for path, names in objects.items()]
     write_json_lines(folder / "segmentation" / "coco_ground_truth_segmentation.json", annotated)
     write_json_lines(folder / "llava_pope_test.jsonl", prompts)
-    save_pictures(folder / "val2014", chosen)
+    save_pictures(folder / "val2014", chosen, world=world)
     write_scenes(folder / SCENES, chosen)
     return len(prompts)

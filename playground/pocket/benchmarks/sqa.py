@@ -14,6 +14,7 @@ from playground.pocket.questions import LETTERS, Question
 from playground.pocket.records import IMAGE_MARK, draw_scene
 from playground.pocket.scenes import Scene
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "scienceqa"
 WITH_IMAGE, FACTS, TOLD, VALIDATION = 260, 130, 130, 20
@@ -89,7 +90,7 @@ class Exam:
         self.entries.append(entry)
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of questions."""
     exam, seen = Exam(rng), set()
     fair, fair_in_words = Balance(KINDS), Balance(KINDS)
@@ -102,7 +103,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
             continue
         drawn: list[Question] = []
         while not drawn:
-            scene = draw_scene("test", rng, seen)
+            scene = draw_scene(world.split, rng, seen)
             drawn = (fair if source == "image" else fair_in_words).draw(scene, rng, 1)
         if source == "image":
             exam.add(drawn[0], HINT if rng.random() < HINTED else "", scene)
@@ -119,7 +120,7 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
         "minival": by_split["val"],
         "minitest": by_split["test"][:20],
     }
-    save_pictures(folder / "images" / "test", exam.pictures)
+    save_pictures(folder / "images" / "test", exam.pictures, world=world)
     write_scenes(folder / SCENES, exam.pictures + exam.told)
     write_json(folder / "problems.json", exam.problems)
     write_json(folder / "pid_splits.json", by_split)

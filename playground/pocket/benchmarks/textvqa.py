@@ -13,8 +13,9 @@ from typing import Any
 from playground.pocket.benchmarks.humans import ten_answers
 from playground.pocket.questions import SHORT_ANSWER, Question, ask, ocr_line
 from playground.pocket.records import read_words
-from playground.pocket.scenes import SIZE, Scene, scenes
+from playground.pocket.scenes import Scene, scenes
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json, write_json_lines, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "textvqa"
 ONE_WORD, TWO_WORDS = 120, 200  # images; one and two questions each
@@ -32,7 +33,7 @@ def ask_all(scene: Scene, rng: random.Random) -> list[Question]:
     return list(asked.values())
 
 
-def annotate(question: Question, image_id: str, question_id: int, rng: random.Random) -> dict[str, Any]:
+def annotate(question: Question, image_id: str, question_id: int, rng: random.Random, size: int) -> dict[str, Any]:
     """An entry of the annotation file."""
     text = question.text.lower()
     return {
@@ -41,8 +42,8 @@ def annotate(question: Question, image_id: str, question_id: int, rng: random.Ra
         "image_classes": ["Poster"],
         "flickr_original_url": "",
         "flickr_300k_url": "",
-        "image_width": SIZE,
-        "image_height": SIZE,
+        "image_width": size,
+        "image_height": size,
         "answers": ten_answers(question, rng),
         "question_tokens": text.rstrip("?").split(),
         "question_id": question_id,
@@ -50,10 +51,14 @@ def annotate(question: Question, image_id: str, question_id: int, rng: random.Ra
     }
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of questions."""
     one, two = (
-        list(scenes("test", rng.randrange(2**32), round(n * scale), objects=(1, 3), words=(words, words), unique=True))
+        list(
+            scenes(
+                world.split, rng.randrange(2**32), round(n * scale), objects=(1, 3), words=(words, words), unique=True
+            )
+        )
         for words, n in ((1, ONE_WORD), (2, TWO_WORDS))
     )
     shown = one + two
@@ -65,10 +70,10 @@ def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
         pictures.append(picture)
         tokens = ocr_line(read_words(scene, rng))
         for question in ask_all(scene, rng):
-            data.append(annotate(question, image_id, FIRST_ID + len(data), rng))
+            data.append(annotate(question, image_id, FIRST_ID + len(data), rng, world.size))
             text = question.text + tokens + SHORT_ANSWER
             prompts.append({"question_id": image_id, "image": picture.path, "text": text, "category": "default"})
-    save_pictures(folder / "train_images", pictures)
+    save_pictures(folder / "train_images", pictures, world=world)
     write_scenes(folder / SCENES, pictures)
     head = {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1"}
     write_json(folder / "TextVQA_0.5.1_val.json", {**head, "data": data})

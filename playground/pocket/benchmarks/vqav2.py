@@ -11,10 +11,10 @@ from playground.pocket.benchmarks.humans import ten_answers
 from playground.pocket.questions import SHORT_ANSWER, Question
 from playground.pocket.records import draw_scene
 from playground.pocket.store import SCENES, Picture, save_pictures, write_json, write_json_lines, write_scenes
+from playground.pocket.world import POCKET, World
 
 FOLDER = "vqav2"
 QUESTIONS = 520
-PER_IMAGE = 4
 WEIGHTS = {
     **dict.fromkeys(
         ("exists_shape", "exists_colour", "exists_object", "relation", "position", "is_colour", "exists_word"), 0.9
@@ -69,23 +69,23 @@ def annotate(question: Question, image_id: int, question_id: int, rng: random.Ra
     }
 
 
-def write(folder: Path, rng: random.Random, scale: float = 1.0) -> int:
+def write(folder: Path, rng: random.Random, scale: float = 1.0, world: World = POCKET) -> int:
     """Writes the benchmark and returns the number of questions."""
     fair, seen = Balance(WEIGHTS), set()
     pictures, asked, annotations, prompts = [], [], [], []
     while len(asked) < round(QUESTIONS * scale):
-        scene = draw_scene("test", rng, seen)
+        scene = draw_scene(world.split, rng, seen)
         image_id = 1 + 7 * len(pictures)
         picture = Picture(f"COCO_test2015_{image_id:012d}.jpg", scene, len(pictures))
         pictures.append(picture)
-        for number, question in enumerate(fair.draw(scene, rng, PER_IMAGE)):
+        for number, question in enumerate(fair.draw(scene, rng, world.per_image)):
             question_id = image_id * 1000 + number
             asked.append({"image_id": image_id, "question": question.text, "question_id": question_id})
             annotations.append(annotate(question, image_id, question_id, rng))
             text = question.text + SHORT_ANSWER
             prompts.append({"question_id": question_id, "image": picture.path, "text": text, "category": "default"})
     head = {"info": INFO, "license": {"name": "none needed"}, "data_type": "mscoco", "data_subtype": "test-dev2015"}
-    save_pictures(folder / "images", pictures)
+    save_pictures(folder / "images", pictures, world=world)
     write_scenes(folder / SCENES, pictures)
     write_json(folder / "v2_OpenEnded_questions.json", {**head, "task_type": "Open-Ended", "questions": asked})
     write_json(folder / "v2_annotations.json", {**head, "annotations": annotations})
