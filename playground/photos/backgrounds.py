@@ -69,7 +69,9 @@ class Photographs:
         names = tuple(sorted(str(path.relative_to(self.folder)) for path in found))
         own = tuple(name for name in names if split_of_name(name) == self.split)
         if not own:
-            raise InputError(f"PHOTOS={self.folder}: {len(names)} photographs, none for {self.split}; name a folder of more")
+            raise InputError(
+                f"PHOTOS={self.folder}: {len(names)} photographs, none for {self.split}; name a folder of more"
+            )
         return own
 
     def draw(self, rng: random.Random) -> Image.Image:

@@ -1,7 +1,7 @@
 """Makes the photographs' data from seeds: `python playground/photos/build.py [photos=FOLDER] [images=N] [scale=X] [out=FOLDER]`.
 
-The conversations to train on and two sets of the six benchmarks in their official formats: eval, which is reported, and
-dev, for choices. They share neither scenes nor photographs with each other or with what is trained on.
+The conversations to train on and two sets of the six benchmarks in their official formats: `eval`, which is reported, and
+`dev/eval`, for choices. They share neither scenes nor photographs with each other or with what is trained on.
 Without a folder of photographs the scenes are painted on generated textures. What is up to date is not made again.
 """
 
@@ -28,8 +28,8 @@ from playground.pocket.world import World  # noqa: E402
 
 KNOWN = {"photos": Path, "images": int, "scale": float, "out": Path}
 IMAGES = 2800
-SETS = {"eval": "test", "dev": "validation"}
-"""Folder -> split of its scenes and its photographs."""
+SETS = {".": "test", "dev": "validation"}
+"""Folder -> split of its scenes and its photographs; the benchmarks lie in `eval` below each."""
 SHARES = {"vqav2": 0.92, "pope": 0.78, "textvqa": 0.25, "mme": 0.33, "mmbench": 0.27, "sqa": 0.15}
 """Of the pocket benchmarks' sizes: about as many images for each, fewer where the images of a question carry many more."""
 PER_IMAGE = 12

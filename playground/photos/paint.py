@@ -67,7 +67,9 @@ class Painting:
         left, top, right, bottom = self.colours.textbbox((0, 0), item.text, font=font())
         width, height, margin = right - left, bottom - top, MARGIN * SCALE
         x, y = (
-            (place + 0.5) * CELL * SCALE - extent / 2 + rng.uniform(-1, 1) * max(0.0, CELL * SCALE - extent - 2 * margin) / 2
+            (place + 0.5) * CELL * SCALE
+            - extent / 2
+            + rng.uniform(-1, 1) * max(0.0, CELL * SCALE - extent - 2 * margin) / 2
             for place, extent in ((item.col, width), (item.row, height))
         )
         plate = (x - margin, y - margin, x + width + margin, y + height + margin)

@@ -211,10 +211,9 @@ def build(
         What is in the manifest: settings and counts.
     """
     code = store.digest(scenes, questions, facts, language, balance, store, worlds, sys.modules[__name__])
-    manifest: dict[str, Any] = {
-        "settings": {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code, **world.settings}
-    }
-    if not force and store.is_current(out, manifest["settings"]):
+    settings = {"stage1": stage1, "stage2": stage2, "seed": seed, "code": code, **world.settings}
+    manifest: dict[str, Any] = {"settings": settings}
+    if not force and store.is_current(out, settings):
         logger.info("the records in %s are up to date", out)
         return manifest
     with store.staged(out) as staging:
@@ -224,6 +223,8 @@ def build(
             (STAGE1, list(caption_records(stage1, seed))),
             (STAGE2, list(instruction_records(stage2, seed, world))),
         ):
+            if not made:
+                continue
             store.write_json(staging / name, [record for record, _ in made])
             pictures += [picture for _, picture in made if picture is not None]
             counts[name] = len(made)
