@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,26 @@ def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """
     mean = math.fsum(math.fsum(values) / len(values) for values in groups) / len(groups)
     return mean, Z * math.sqrt(math.fsum(variance_of_mean(values) for values in groups)) / len(groups)
+
+
+def mean_over_clusters(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """The mean of values that are alike within clusters (questions about one image), and half of its normal 95% interval.
+
+    The error is that of independent clusters: n / (n - 1) times the sum of each cluster's squared sum of residuals.
+    Of differences between two models' marks on the same questions it is the paired difference.
+
+    Args:
+        values: of the questions.
+        clusters: the one that each belongs to.
+    """
+    mean = math.fsum(values) / len(values)
+    sums: dict[Hashable, float] = defaultdict(float)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
+    n = len(sums)
+    if n < 2:
+        return mean, 0.0
+    return mean, Z * math.sqrt(math.fsum(total**2 for total in sums.values()) * n / (n - 1)) / len(values)
 
 
 def bootstrap(units: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, draws: int = 2000) -> Interval:

@@ -24,8 +24,9 @@ sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
 from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from playground.pocket import reproduce  # noqa: E402
-from playground.pocket.comparison.places import FOLDERS, Places  # noqa: E402
-from playground.pocket.comparison.rows import PLUS, TRAINED, tables  # noqa: E402
+from playground.pocket.comparison.evaluate import REFERENCES  # noqa: E402
+from playground.pocket.comparison.places import Places  # noqa: E402
+from playground.pocket.comparison.pocket_study import FOLDERS, PLUS, STUDY, TRAINED  # noqa: E402
 from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
 
@@ -52,7 +53,7 @@ class Plan:
     def places(self) -> Places:
         """The folders."""
         runs = Path("runs/trial") if self.trial else Path("runs")
-        return Places(runs, runs / "pocket" / f"methods-{self.scale:g}")
+        return Places(STUDY, runs, runs / "pocket" / f"methods-{self.scale:g}")
 
     @property
     def out(self) -> Path:
@@ -100,9 +101,10 @@ class Plan:
         ask = (*self.module("questions"), *options, f"--scale={self.scale:g}")
         rows = [
             self.weighed(
-                f"evaluate {table or 'references'}", (*self.module("evaluate"), *options, "--table", str(table))
+                f"evaluate {table or REFERENCES}",
+                (*self.module("evaluate"), *options, "--table", str(table or REFERENCES)),
             )
-            for table in tables()
+            for table in STUDY.tables
         ]
         searches = self.searches()
         rows = [replace(row, after=tuple(step.name for step in searches)) for row in rows]

@@ -19,10 +19,12 @@ from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover
 from playground.pocket import reproduce
-from playground.pocket.comparison import drawing, pages, report
-from playground.pocket.comparison.places import FOLDERS, TASKS, Places
+from playground.pocket.comparison import drawing, pages, pocket_study, report
+from playground.pocket.comparison.evaluate import REFERENCES
+from playground.pocket.comparison.places import Places
+from playground.pocket.comparison.pocket_study import BUDGETS, FOLDERS, STUDY
 from playground.pocket.comparison.questions import calibration
-from playground.pocket.comparison.rows import BUDGETS, OWN_RULE, REFERENCE, TEXT_ONLY, Row, all_rows, obstacle, tables
+from playground.pocket.comparison.rows import OWN_RULE, REFERENCE, TEXT_ONLY, Row, obstacle
 from playground.pocket.reproduce_methods import BASE, DOCS, Plan
 
 NOWHERE = Path("no/such/folder")
@@ -31,12 +33,12 @@ SHAPE = DecoderShape(layers=6, hidden=160, heads=5, patches=144)
 
 
 def test_every_registered_method_has_a_row() -> None:
-    rows = all_rows(NOWHERE)
+    rows = STUDY.rows(NOWHERE)
     named = {part["name"] for row in rows for part in (row.block or {}).values()}
     trained = {row.model for row in rows if row.trained}
     assert named | {"atp_llava", "none"} == set(discover()) and trained == set(FOLDERS) - {"full"}
     assert len({row.label for row in rows}) == len({row.stem for row in rows}) == len(rows)
-    assert {row.table for row in rows} == set(tables())
+    assert {row.table for row in rows} == set(STUDY.tables)
     assert len([row for row in rows if row.name == "random" and row.table == 72]) == 3
 
 
@@ -47,13 +49,13 @@ def test_a_new_method_gets_its_rows_by_itself(monkeypatch: pytest.MonkeyPatch) -
         name = "newcomer"
 
     monkeypatch.setitem(registry._REGISTRY, "newcomer", Newcomer)
-    rows = [row for row in all_rows(NOWHERE) if row.name == "newcomer"]
+    rows = [row for row in STUDY.rows(NOWHERE) if row.name == "newcomer"]
     assert [row.table for row in rows] == list(BUDGETS) and rows[0].block == {
         "vision": {"name": "newcomer", "budget": 72}
     }
 
 
-@pytest.mark.parametrize("row", [row for row in all_rows(NOWHERE) if row.block], ids=lambda row: row.label)
+@pytest.mark.parametrize("row", [row for row in STUDY.rows(NOWHERE) if row.block], ids=lambda row: row.label)
 def test_rows_can_be_built_or_say_why_not(row: Row) -> None:
     """And those with a budget cost it, to half a token, by the pruner's own plan."""
     if row.why:
@@ -81,18 +83,25 @@ def test_rows_can_be_built_or_say_why_not(row: Row) -> None:
 
 
 def test_what_cannot_be_met_is_blank_for_its_reason() -> None:
-    assert "cannot be met" in obstacle({"name": "fastv"}, 36) and obstacle({"name": "fastv"}, 72) == ""
-    assert "nearest it can cost is 48" in obstacle({"name": "vtw"}, 36) and obstacle({"name": "vtw"}, 72) == ""
     assert (
-        "is not rows x columns" in obstacle({"name": "downsample"}, 37) and obstacle({"name": "downsample"}, 36) == ""
+        "cannot be met" in obstacle(STUDY.shape, {"name": "fastv"}, 36)
+        and obstacle(STUDY.shape, {"name": "fastv"}, 72) == ""
+    )
+    assert (
+        "nearest it can cost is 48" in obstacle(STUDY.shape, {"name": "vtw"}, 36)
+        and obstacle(STUDY.shape, {"name": "vtw"}, 72) == ""
+    )
+    assert (
+        "is not rows x columns" in obstacle(STUDY.shape, {"name": "downsample"}, 37)
+        and obstacle(STUDY.shape, {"name": "downsample"}, 36) == ""
     )
 
 
 def test_what_the_searches_found_is_used(tmp_path: Path) -> None:
     (tmp_path / "p_sigmoid_72.yaml").write_text("decoder: {name: rank_schedule, r: 0.25, gamma: 3, depth: relative}\n")
     (tmp_path / "g_search.yaml").write_text("decoder: {name: rank_schedule, rates: [1, 1, 0.5, 0.5, 0.25, 0.25]}\n")
-    found = {row.label: row.block for row in all_rows(tmp_path)}
-    plain = {row.label: row.block for row in all_rows(NOWHERE)}
+    found = {row.label: row.block for row in STUDY.rows(tmp_path)}
+    plain = {row.label: row.block for row in STUDY.rows(NOWHERE)}
     assert (
         found["P-Sigmoid 72"]["decoder"]["r"] == 0.25 and found["PruMerge+ with P-Sigmoid 72"]["decoder"]["gamma"] == 3
     )
@@ -131,11 +140,11 @@ def marks_for(label: str, task: str) -> list[float]:
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     """The files of a finished comparison, made up."""
-    made = Places(tmp_path / "runs", tmp_path / "root")
-    for row in all_rows(made.found):
+    made = Places(STUDY, tmp_path / "runs", tmp_path / "root")
+    for row in made.rows():
         if row.why:
             continue
-        for task in TASKS:
+        for task in STUDY.tasks:
             kept = {"mean": 40.0, "equivalent": 36.5} if row.images == "on" else None
             result = {
                 "task": task,
@@ -169,7 +178,7 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> None:
         decoder = SimpleNamespace(pruner=SimpleNamespace(target=36.0))
         return SimpleNamespace(model=SimpleNamespace(language_model=decoder)), None
 
-    monkeypatch.setattr(report, "load_model", load)
+    monkeypatch.setattr(pocket_study, "load_model", load)
 
 
 def test_report_pairs_questions_and_averages_seeds(places: Places, targets: None) -> None:
@@ -179,7 +188,7 @@ def test_report_pairs_questions_and_averages_seeds(places: Places, targets: None
     assert full["difference"] == 0 and full["difference_half"] == 0
     grid = lines["grid", 36, False]
     gaps, scores = [], []
-    for task in TASKS:
+    for task in STUDY.tasks:
         own, reference = marks_for("grid 36", task), marks_for(REFERENCE, task)
         gaps.append([a - b for a, b in zip(own, reference, strict=True)])
         scores.append(100 * fmean(own))
@@ -190,7 +199,7 @@ def test_report_pairs_questions_and_averages_seeds(places: Places, targets: None
     assert grid["difference"] == pytest.approx(grid["score"] - full["score"])
     assert 0 < grid["difference_half"] == pytest.approx(100 * mean_of_means(gaps)[1])
     drawn = lines["random", 36, False]
-    each = [fmean(100 * fmean(marks_for(f"random 36 seed {seed}", task)) for task in TASKS) for seed in (0, 1, 2)]
+    each = [fmean(100 * fmean(marks_for(f"random 36 seed {seed}", task)) for task in STUDY.tasks) for seed in (0, 1, 2)]
     assert drawn["seeds"] == pytest.approx(each) and drawn["score"] == pytest.approx(fmean(each))
     blank = lines["FastV", 36, False]
     assert blank["score"] is None and "cannot be met" in blank["why"]
@@ -208,9 +217,9 @@ def test_report_pairs_questions_and_averages_seeds(places: Places, targets: None
 
 def test_pages_show_every_row_once_and_what_made_them(places: Places, targets: None, tmp_path: Path) -> None:
     content = report.collect(places, "python the_command.py")
-    text = pages.page(content)
+    text = pages.page(content, STUDY)
     assert "`python the_command.py`" in text and content["revision"] in text and "random baseline 0, 1, 2" in text
-    sections = dict(zip(tables()[1:], text.split("\n## ")[1:], strict=False))
+    sections = dict(zip(STUDY.tables[1:], text.split("\n## ")[1:], strict=False))
     names = [(f"{one['name']} (trained)" if one["trained"] else one["name"], one["table"]) for one in content["rows"]]
     for name, _ in names:
         for table, section in sections.items():
@@ -219,7 +228,7 @@ def test_pages_show_every_row_once_and_what_made_them(places: Places, targets: N
     assert sections[36].count("Blank:") == 1 and "FastV, DART" not in sections[72]
     widths = {row.count("|") for row in text.splitlines() if row.startswith("| ") and "method" not in row[:9]}
     assert len(widths) == 2, "the tables have one width, ATP-LLaVA's another"
-    drawing.draw(tmp_path / "methods.png", content)
+    drawing.draw(tmp_path / "methods.png", content, BUDGETS)
     from PIL import Image
 
     with Image.open(tmp_path / "methods.png") as picture:
@@ -248,7 +257,9 @@ def test_plan_begins_with_reproduces_own_steps() -> None:
         f"output_dir=runs/{FOLDERS[key]}" for key in ("atp_72", "atp_36", "prumerge_plus_36")
     }
     for key in ("full", "prumerge_plus_72"):
-        assert any(str(Places(Path("runs"), Path()).model(key)) in " ".join(step.command) for step in reproduce.steps())
+        assert any(
+            str(Places(STUDY, Path("runs"), Path()).model(key)) in " ".join(step.command) for step in reproduce.steps()
+        )
 
 
 @pytest.mark.parametrize("trial", [False, True])
@@ -258,7 +269,7 @@ def test_plan_is_whole_and_in_order(trial: bool) -> None:
     names = [step.name for step in steps]
     assert all(names.index(before) < names.index(step.name) for step in steps for before in step.after)
     asked = [step.command[step.command.index("--table") + 1] for step in steps if "--table" in step.command]
-    assert asked == [str(table) for table in tables()]
+    assert asked == [str(table or REFERENCES) for table in STUDY.tables]
     for step in plan.trainings():
         for before in step.after:
             assert before in {other.name for other in plan.trainings()}
@@ -271,7 +282,7 @@ def test_plan_is_whole_and_in_order(trial: bool) -> None:
 
 
 def test_text_only_and_settings_are_told() -> None:
-    rows = {row.label: row for row in all_rows(NOWHERE)}
+    rows = {row.label: row for row in STUDY.rows(NOWHERE)}
     assert rows[TEXT_ONLY].images == "off" and rows[REFERENCE].block == {}
     assert rows["PruMerge+ with FastV, K = 1 36"].settings == "share 0.4, neighbours 8, budget 56; layer 1"
     assert yaml.safe_load(yaml.safe_dump(dict(rows["grid 36"].block))) == {"vision": {"name": "grid", "budget": 36}}

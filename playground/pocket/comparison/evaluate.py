@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 
 import yaml
 
 from llava_prumerge.evaluation.execution import execute, prepare
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
-from playground.pocket.comparison.places import TASKS, Places
-from playground.pocket.comparison.rows import Row, all_rows, tables
+from playground.pocket.comparison.places import Places, add_places
+from playground.pocket.comparison.rows import Row
 
 logger = logging.getLogger("pocket.comparison")
-BATCH = 64
+REFERENCES = "references"
 
 
 def method_of(row: Row, places: Places) -> str | None:
@@ -35,12 +34,14 @@ def method_of(row: Row, places: Places) -> str | None:
 
 def evaluate(row: Row, places: Places) -> None:
     """Make the result files of one row."""
-    values = {"label": row.label, "model_label": "pocket", "images": row.images, "batch_size": str(BATCH)}
-    values |= {"train": "lora" if row.trained or not row.block else "none", "workers": "1"}
+    study = places.study
+    values = {**study.settings, "label": row.label, "model_label": study.model_label, "images": row.images}
+    if row.block and not row.trained:
+        values["train"] = "none"
     method = method_of(row, places)
     if method is not None:
         values["method"] = method
-    runs = prepare(str(places.model(row.model)), ",".join(TASKS), places.data, places.results, values)
+    runs = prepare(str(places.model(row.model)), ",".join(study.tasks), places.data, places.results, values)
     execute(runs, scored=True)
     logger.info("%s: done", row.label)
 
@@ -49,13 +50,17 @@ def evaluate(row: Row, places: Places) -> None:
 def main(words: list[str]) -> None:
     """The command line."""
     parser = Parser("playground.pocket.comparison.evaluate", __doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--table", required=True, choices=[str(table) for table in tables()])
+    add_places(parser)
+    parser.add_argument("--table", required=True, help="a budget, or the key of another table; references for those")
+    parser.add_argument("--rows", default="", help="only the rows whose label contains this")
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    places = Places(given.runs, given.root)
-    rows = [row for row in all_rows(places.found) if str(row.table) == given.table and not row.why]
+    places = Places.read(given)
+    tables = [str(table) or REFERENCES for table in places.study.tables]
+    if given.table not in tables:
+        parser.error(f"--table {given.table} is not one of {', '.join(tables)}")
+    rows = [row for row in places.rows() if (str(row.table) or REFERENCES) == given.table and not row.why]
+    rows = [row for row in rows if given.rows in row.label]
     for number, row in enumerate(rows, start=1):
         logger.info("row %d of %d: %s", number, len(rows), row.label)
         evaluate(row, places)

@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +21,8 @@ from llava_prumerge.ground.command import Parser, at_least, command
 from llava_prumerge.ground.files import write_json
 from llava_prumerge.model.loading import load_model
 from llava_prumerge.search.calibration import make_batches, read_pairs
-from playground.pocket.comparison.places import Places
-from playground.pocket.comparison.rows import REFERENCE, Row, all_rows
+from playground.pocket.comparison.places import Places, add_places
+from playground.pocket.comparison.rows import REFERENCE, Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,7 +68,7 @@ def measure_rows(places: Places, questions: int, repeats: int) -> None:
     folder = places.data / "vqav2"
     pairs = read_pairs(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions)
     reference = cache(lambda: load(Row(REFERENCE, "", {}), places))
-    todo = [row for row in all_rows(places.found) if not row.why and row.images == "on" and not row.seed]
+    todo = [row for row in places.rows() if not row.why and row.images == "on" and not row.seed]
     for number, row in enumerate(todo, start=1):
         path = places.prefills / f"{row.stem}.json"
         if path.is_file():
@@ -86,14 +85,13 @@ def measure_rows(places: Places, questions: int, repeats: int) -> None:
 def main(words: list[str]) -> None:
     """The command line."""
     parser = Parser("playground.pocket.comparison.prefill", __doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--root", type=Path, required=True)
+    add_places(parser)
     parser.add_argument("--questions", type=at_least(1), default=64, help="images whose tokens are counted")
     parser.add_argument("--repeats", type=at_least(1), default=5)
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
-    measure_rows(Places(given.runs, given.root), given.questions, given.repeats)
+    measure_rows(Places.read(given), given.questions, given.repeats)
 
 
 if __name__ == "__main__":

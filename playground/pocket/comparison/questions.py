@@ -16,10 +16,9 @@ from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.json_lines import write_json_lines
 from llava_prumerge.ground.reading import read_json
 from playground.pocket import benchmarks
-from playground.pocket.comparison.places import Places
+from playground.pocket.comparison.places import Places, add_places
 from playground.pocket.records import IMAGE_MARK
 
-SEED = 1
 RECORDS = Path("playground/pocket/data/stage2.json")
 INSTRUCTION = "Answer the question using a single word or phrase."
 
@@ -35,15 +34,14 @@ def calibration(records: list[dict]) -> list[dict[str, str]]:
 def main(words: list[str]) -> None:
     """The command line."""
     parser = Parser("playground.pocket.comparison.questions", __doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--root", type=Path, required=True)
+    add_places(parser)
     parser.add_argument("--scale", type=float, default=0.3, help="of the benchmarks of make reproduce")
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not 0 < given.scale < float("inf"):
         parser.error(f"--scale {given.scale:g} is not a number above 0")
-    places = Places(given.runs, given.root)
-    benchmarks.build(places.questions, seed=SEED, scale=given.scale)
+    places = Places.read(given)
+    benchmarks.build(places.questions, seed=places.study.seeds["questions"], scale=given.scale)
     found = calibration(read_json(RECORDS))
     write_json_lines(places.calibration, found)
     logging.getLogger("pocket.comparison").info("%s: %d questions", places.calibration, len(found))

@@ -9,26 +9,29 @@ import json
 import logging
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from llava_prumerge.evaluation import benchmark
 from llava_prumerge.evaluation.fingerprint import describe_environment
+from llava_prumerge.evaluation.prompts import picture_of
 from llava_prumerge.evaluation.records import EvaluationError
-from llava_prumerge.evaluation.results import mean_of_means, read_results
+from llava_prumerge.evaluation.results import mean_of_means, mean_over_clusters, read_results
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_json, write_text
 from llava_prumerge.methods.resolve import stored_reduction
-from llava_prumerge.model.loading import load_model
 from playground.pocket.comparison import drawing, pages
-from playground.pocket.comparison.places import TASKS, Places
-from playground.pocket.comparison.questions import SEED
-from playground.pocket.comparison.rows import REFERENCE, SEEDS, Row, all_rows
+from playground.pocket.comparison.places import Places, add_places
+from playground.pocket.comparison.rows import REFERENCE, SEEDS, Row, Table
 
 logger = logging.getLogger("pocket.comparison")
 Results = dict[str, dict[str, dict[str, Any]]]
 """Label -> task -> result."""
+Marks = dict[str, list[float]]
+"""Task -> marks of its questions."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Entry:
         name, table, trained, settings: of the row (`rows.Row`).
         kind: what its method is made of, see `evaluation.plots`.
         why: reason for a blank line; everything below is then None.
-        score, half: mean over the tasks of the mean over their questions.
+        score, half: see `Scale`.
         difference, difference_half: paired, from the full model.
         tasks: score of each.
         kept: visual tokens an image leaves the reducer with; `equivalent`: averaged over the decoder's layers.
@@ -48,7 +51,7 @@ class Entry:
     """
 
     name: str
-    table: int | str
+    table: Table
     trained: bool
     settings: str
     kind: str
@@ -65,10 +68,10 @@ class Entry:
     seeds: list[float] | None = None
 
 
-def marks_of(results: Results, label: str) -> dict[str, list[float]]:
+def marks_of(results: Results, label: str, tasks: Sequence[str]) -> Marks:
     """Marks of each task, of the same questions as the full model's, or an error that names what is missing."""
     found = results.get(label, {})
-    for task in TASKS:
+    for task in tasks:
         if task not in found:
             raise EvaluationError(f"there is no result for {label!r} on {task}: run the evaluation of its table first")
         own, full = found[task], results[REFERENCE][task]
@@ -77,73 +80,136 @@ def marks_of(results: Results, label: str) -> dict[str, list[float]]:
             same = len(own["marks"]) == len(full["marks"])
         if not same:
             raise EvaluationError(f"{label!r} was asked other questions of {task} than {REFERENCE!r}")
-    return {task: found[task]["marks"] for task in TASKS}
+    return {task: found[task]["marks"] for task in tasks}
 
 
-def average_marks(several: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+def average_marks(several: list[Marks]) -> Marks:
     """Each question's mean mark over several seeds."""
-    return {task: [fmean(marks) for marks in zip(*(one[task] for one in several), strict=True)] for task in TASKS}
+    return {task: [fmean(marks) for marks in zip(*(one[task] for one in several), strict=True)] for task in several[0]}
 
 
-def make_entry(rows: list[Row], results: Results, places: Places) -> Entry:
-    """One line from a row, or from the rows of several seeds."""
-    row = rows[0]
-    block = stored_reduction(places.model(row.model)) if row.block is None else row.block
-    about = Entry(row.name, row.table, row.trained, row.settings, drawing.kind_of(block), row.why)
-    if row.why:
-        return about
-    each = [marks_of(results, one.label) for one in rows]
-    marks, reference = average_marks(each), marks_of(results, REFERENCE)
-    score, half = mean_of_means([marks[task] for task in TASKS])
-    gaps = [[own - full for own, full in zip(marks[task], reference[task], strict=True)] for task in TASKS]
-    difference, difference_half = mean_of_means(gaps)
-    kept = [results[row.label][task]["kept"] for task in TASKS]
-    told = {} if kept[0] is None else {key: fmean(one[key] for one in kept) for key in ("mean", "equivalent")}
-    path = places.prefills / f"{row.stem}.json"
-    timed = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    seeds = [100 * mean_of_means([one[task] for task in TASKS])[0] for one in each]
-    return Entry(
-        **{key: getattr(about, key) for key in ("name", "table", "trained", "settings", "kind")},
-        score=100 * score,
-        half=100 * half,
-        difference=100 * difference,
-        difference_half=100 * difference_half,
-        tasks={task: 100 * fmean(marks[task]) for task in TASKS},
-        kept=told.get("mean"),
-        equivalent=told.get("equivalent"),
-        prefill_ms=timed.get("prefill_ms"),
-        share_of_full=None if not timed else 100 * timed["share_of_full"],
-        seeds=seeds if len(seeds) > 1 else None,
-    )
+def images_of(task: str, data: Path) -> list[str | None]:
+    """What each mark of a benchmark's results is about: the image of its question, None for a question without one.
 
-
-def make_entries(rows: list[Row], results: Results, places: Places) -> list[Entry]:
-    """All lines, in the order of the rows."""
-    together: dict[tuple[str, int | str, bool], list[Row]] = defaultdict(list)
-    for row in rows:
-        together[row.name, row.table, row.trained].append(row)
-    return [make_entry(group, results, places) for group in together.values()]
-
-
-def adaptivity(row: Row, places: Places) -> dict[str, Any]:
-    """What an adaptive method did to each image and in each layer, from its prefills; its target, where it has one."""
-    visual = json.loads((places.prefills / f"{row.stem}.json").read_text("utf-8"))["visual"]  # [B, layers]
-    each = [fmean(layers) for layers in visual]
-    model, _ = load_model(places.model(row.model), row.block, device="cpu")
-    return {
-        "name": row.name,
-        "table": row.table,
-        "target": getattr(model.model.language_model.pruner, "target", None),
-        "images": len(each),
-        "mean": fmean(each),
-        "least": min(each),
-        "most": max(each),
-        "deviation": stdev(each),
-        "different": len({tuple(layers) for layers in visual}),
-        "layer_tokens": [fmean(layer) for layer in zip(*visual, strict=True)],
-        "layer_least": [min(layer) for layer in zip(*visual, strict=True)],
-        "layer_most": [max(layer) for layer in zip(*visual, strict=True)],
+    Args:
+        task: its name.
+        data: the folder of the benchmarks.
+    """
+    asked = benchmark.find(task)
+    files = asked.files(data)
+    path = files.need("questions")
+    seen = {
+        asked.answer_key({"question_id": question.id, "prompt": question.prompt}, path): picture_of(question)
+        for question in asked.questions(files)
     }
+    return [seen[key] for key in asked.references(files)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How marks come to a score.
+
+    Attributes:
+        images: of each task's marks, where the score is over all questions about images; None where it is over tasks.
+    """
+
+    images: dict[str, list[str | None]] | None = None
+
+    def score(self, marks: Marks) -> tuple[float, float]:
+        """Mean and half of its 95% interval, in percent."""
+        if self.images is None:
+            mean, half = mean_of_means(list(marks.values()))
+        else:
+            about = [
+                (mark, (task, image))
+                for task, own in marks.items()
+                for mark, image in zip(own, self.images[task], strict=True)
+                if image is not None
+            ]
+            mean, half = mean_over_clusters([mark for mark, _ in about], [image for _, image in about])
+        return 100 * mean, 100 * half
+
+    def difference(self, own: Marks, other: Marks) -> tuple[float, float]:
+        """The paired difference of two rows, and half of its 95% interval, in points."""
+        return self.score(
+            {task: [one - two for one, two in zip(marks, other[task], strict=True)] for task, marks in own.items()}
+        )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Everything that was evaluated.
+
+    Attributes:
+        places: of it.
+        results: of it.
+        scale: of its scores.
+    """
+
+    places: Places
+    results: Results
+    scale: Scale
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The benchmarks."""
+        return self.places.study.tasks
+
+    def marks(self, rows: Sequence[Row]) -> Marks:
+        """The marks of a line, averaged over the rows of several seeds."""
+        return average_marks([marks_of(self.results, row.label, self.tasks) for row in rows])
+
+    def entry(self, rows: list[Row]) -> Entry:
+        """One line from a row, or from the rows of several seeds."""
+        row, results, places = rows[0], self.results, self.places
+        block = stored_reduction(places.model(row.model)) if row.block is None else row.block
+        about = Entry(row.name, row.table, row.trained, row.settings, drawing.kind_of(block), row.why)
+        if row.why:
+            return about
+        marks = self.marks(rows)
+        score, half = self.scale.score(marks)
+        difference, difference_half = self.scale.difference(marks, marks_of(results, REFERENCE, self.tasks))
+        kept = [found["kept"] for task in self.tasks if (found := results[row.label][task])["kept"] is not None]
+        told = {key: fmean(one[key] for one in kept) for key in ("mean", "equivalent")} if kept else {}
+        path = places.prefills / f"{row.stem}.json"
+        timed = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        seeds = [self.scale.score(self.marks([one]))[0] for one in rows]
+        return Entry(
+            **{key: getattr(about, key) for key in ("name", "table", "trained", "settings", "kind")},
+            score=score,
+            half=half,
+            difference=difference,
+            difference_half=difference_half,
+            tasks={task: 100 * fmean(own) for task, own in marks.items()},
+            kept=told.get("mean"),
+            equivalent=told.get("equivalent"),
+            prefill_ms=timed.get("prefill_ms"),
+            share_of_full=None if not timed else 100 * timed["share_of_full"],
+            seeds=seeds if len(seeds) > 1 else None,
+        )
+
+    def lines(self) -> dict[tuple[str, Table, bool], list[Row]]:
+        """The rows of each line, by its name, table and whether it was trained, in the order of the rows."""
+        together: dict[tuple[str, Table, bool], list[Row]] = defaultdict(list)
+        for row in self.places.rows():
+            together[row.name, row.table, row.trained].append(row)
+        return together
+
+
+def read_evaluated(places: Places) -> Evaluated:
+    """All result files of a comparison.
+
+    Raises:
+        EvaluationError: there is none of the full model.
+    """
+    tasks = places.study.tasks
+    results: Results = defaultdict(dict)
+    for _, result in read_results([places.results], tasks):
+        results[result["row"]["label"]][result["task"]] = result
+    if REFERENCE not in results:
+        raise EvaluationError(f"{places.results} has no result of {REFERENCE!r}, which all rows are compared with")
+    images = {task: images_of(task, places.data) for task in tasks} if places.study.by_image else None
+    return Evaluated(places, results, Scale(images))
 
 
 def collect(places: Places, command: str) -> dict[str, Any]:
@@ -152,46 +218,41 @@ def collect(places: Places, command: str) -> dict[str, Any]:
     Raises:
         EvaluationError: a row has no result, or one of other questions.
     """
-    results: Results = defaultdict(dict)
-    for _, result in read_results([places.results], TASKS):
-        results[result["row"]["label"]][result["task"]] = result
-    rows = all_rows(places.found)
-    if REFERENCE not in results:
-        raise EvaluationError(f"{places.results} has no result of {REFERENCE!r}, which all rows are compared with")
-    entries = make_entries(rows, results, places)
-    environment = describe_environment()
-    own_counts = [row for row in rows if row.trained and row.name == "ATP-LLaVA"]
-    return {
+    evaluated, study = read_evaluated(places), places.study
+    entries = [evaluated.entry(rows) for rows in evaluated.lines().values()]
+    environment, reference = describe_environment(), evaluated.results[REFERENCE]
+    revisions = {str(one["revision"]) for task in evaluated.results.values() for one in task.values()}
+    content = {
         "command": command,
         "revision": environment["revision"],
-        "revisions_of_results": sorted({str(one["revision"]) for task in results.values() for one in task.values()}),
+        "revisions_of_results": sorted(revisions),
         "versions": environment["versions"],
-        "seeds": {"questions": SEED, "training": 42, "random": list(SEEDS), "search": 0},
-        "questions": {task: results[REFERENCE][task]["n"] for task in TASKS},
-        "tasks": {task: results[REFERENCE][task]["title"] for task in TASKS},
-        "patches": 144,
+        "seeds": {**study.seeds, "random": list(SEEDS)},
+        "questions": {task: reference[task]["n"] for task in study.tasks},
+        "tasks": {task: reference[task]["title"] for task in study.tasks},
+        "patches": study.patches,
         "rows": [asdict(entry) for entry in entries],
-        "adaptive": [adaptivity(row, places) for row in own_counts],
     }
+    return {**content, **study.more(content, evaluated)}
 
 
 @command()
 def main(words: list[str]) -> None:
     """The command line."""
     parser = Parser("playground.pocket.comparison.report", __doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--root", type=Path, required=True)
+    add_places(parser)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--command", default="python -m playground.pocket.comparison.report", help="for the first lines"
     )
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    content = collect(Places(given.runs, given.root), given.command)
-    write_json(given.out / "methods.json", content, indent=1)
-    write_text(given.out / "methods.md", pages.page(content))
-    drawing.draw(given.out / "methods.png", content)
-    logger.info("%s: methods.md, methods.json, methods.png", given.out)
+    places = Places.read(given)
+    content, name = collect(places, given.command), places.study.name
+    write_json(given.out / f"{name}.json", content, indent=1)
+    write_text(given.out / f"{name}.md", pages.page(content, places.study))
+    drawing.draw(given.out / f"{name}.png", content, places.study.budgets)
+    logger.info("%s: %s.md, %s.json, %s.png", given.out, name, name, name)
 
 
 if __name__ == "__main__":
