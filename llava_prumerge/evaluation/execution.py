@@ -260,19 +260,18 @@ class LoadedModel:
         """Model and processor."""
         from llava_prumerge.evaluation.generate import decode_plainly
         from llava_prumerge.model.loading import load_model
+        from llava_prumerge.model.tower_cache import keep_tower_states
 
-        attn = self.subject.settings.attn
+        subject, settings = self.subject, self.subject.settings
         try:
-            model, processor = load_model(self.subject.model, self.subject.replacement, self.dtype, self.device, attn)
+            model, processor = load_model(subject.model, subject.replacement, self.dtype, self.device, settings.attn)
         except LoadingError as error:
             raise EvaluationError(str(error)) from error
+        keep_tower_states(model, settings.tower_cache, settings.tower_cache_gb)
         unused = decode_plainly(model)
         if unused and self.ranks.rank == 0:
-            logger.warning(
-                "%s: its generation_config.json sets %s; answers are greedy and use none of it",
-                self.subject.model,
-                unused,
-            )
+            ignored = "%s: its generation_config.json sets %s; answers are greedy and use none of it"
+            logger.warning(ignored, subject.model, unused)
         return model, processor
 
     @property

@@ -15,7 +15,14 @@ from llava_prumerge.methods.resolve import is_setting, read_value
 from llava_prumerge.ops.errors import ReductionError
 
 TRAINED = ("none", "projector", "lora", "full")
-MOST = {"batch_size": 100_000, "max_new_tokens": 1_000_000, "workers": 1024, "frames": MOST_FRAMES, "limit": 10**12}
+MOST = {
+    "batch_size": 100_000,
+    "max_new_tokens": 1_000_000,
+    "workers": 1024,
+    "frames": MOST_FRAMES,
+    "limit": 10**12,
+    "tower_cache_gb": 1_000_000,
+}
 CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
 
 
@@ -39,6 +46,8 @@ class EvaluationSettings:
         limit: only the first so many questions, for trials.
         frames: taken of a video, evenly spaced from the first to the last.
         workers: threads that read images.
+        tower_cache: folder that keeps what the vision tower makes of each image; None: the tower runs each time.
+        tower_cache_gb: gigabytes that it may hold.
         trusted: folders that links in the image folder may lead to.
         accept_changes: fields of an answer file's header that may differ from this run's.
         model_label: how tables call the model; its folder's name for None.
@@ -60,6 +69,8 @@ class EvaluationSettings:
     limit: int | None = None
     frames: int = FRAMES
     workers: int = 4
+    tower_cache: str | None = None
+    tower_cache_gb: int = 20
     trusted: tuple[str, ...] = ()
     accept_changes: tuple[str, ...] = ()
     model_label: str | None = None
@@ -78,7 +89,7 @@ def parse_generation(values: Mapping[str, str]) -> EvaluationSettings:
     for key, value in values.items():
         if key not in SETTING_NAMES:
             overrides[key] = method_setting(key, value, values.get("plugin"))
-        elif key in ("batch_size", "max_new_tokens", "limit", "frames", "workers"):
+        elif key in MOST:
             typed[key] = whole_number(key, value)
         elif key == "accept_changes":
             typed[key] = tuple(field.strip() for field in value.split(",") if field.strip())

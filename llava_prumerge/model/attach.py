@@ -200,11 +200,16 @@ def _check_cut(reducer: VisionReducer, host: type, inner: Any) -> None:
     names = host.tower_names
     kind = getattr(inner, names[0]).config.model_type
     one = isinstance(getattr(inner.config, "vision_feature_layer", None), int)  # not states of several, cut and uncut
-    if not one or len(names) > 1 or kind not in TOWERS or not (TOWERS[kind].plain and TOWERS[kind].class_token):
+    if not one or len(names) > 1 or not _cuttable(kind):
         raise ModelError(
             f"{reducer.name} cuts inside the vision tower, which is served in a single tower of CLIP's kind, with a class "
             f"token and features of one layer, and not in this {stock_type(inner.config.model_type)} model's {' and '.join(names)} of type {kind!r}"
         )
+
+
+def _cuttable(kind: str) -> bool:
+    spec = TOWERS.get(kind)
+    return spec is not None and spec.plain and spec.class_token and not spec.bare
 
 
 def detach(model: Any) -> Any:

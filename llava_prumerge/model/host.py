@@ -44,6 +44,7 @@ class Host(AskedText, Views, InitialisesMethods):
         projector_names: where what stands between tower and language model is, which every stage trains.
         own_arguments: what its `get_..._features` take beyond the stock arguments.
         takes_features: the stock `forward` takes features that are already made, see `model.handover`.
+        caches_tower: what the vision tower makes of an image can be kept on disk, see `model.tower_cache`.
         overview: which tile of an image shows all of it, where it is cut into several: the "first" or the "last".
         old_stock_packs_videos: the stock `forward` of transformers 5.17 does with features of videos what today's does.
     """
@@ -56,6 +57,7 @@ class Host(AskedText, Views, InitialisesMethods):
     projector_names: tuple[str, ...] = ("multi_modal_projector", "image_newline")
     own_arguments: tuple[str, ...] = ()
     takes_features = True
+    caches_tower = False
     overview: str = "first"
     old_stock_packs_videos = True
 

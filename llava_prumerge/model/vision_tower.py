@@ -8,7 +8,7 @@ Towers that are more than a list of blocks run whole, and what their blocks were
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from llava_prumerge.model.tower_cut import cut_blocks
 
 Asked = str | Earlier
 """A block: "own", "next" or one before."""
-States = dict[Asked, Tensor]
+States = Mapping[Asked, Tensor]
 """Inputs of blocks, [N, S, C] each."""
 
 
@@ -38,6 +38,7 @@ class TowerSpec:
         prefix: tokens before the patches (a class token first), from the tower's configuration.
         class_token: the first of these is a class token, whose row is the score; without one it is the mean over patches.
         plain: the blocks take nothing but states, so that a loop over them is the tower.
+        bare: its parts are told nothing beside pixels and states, not even a mask, so that no reducer cuts there.
         heads: name of their number in the configuration.
         ahead: what a block does to its input [N, S, C] before that norm.
     """
@@ -48,6 +49,7 @@ class TowerSpec:
     prefix: Callable[[Any], int] = lambda config: 0
     class_token: bool = False
     plain: bool = False
+    bare: bool = False
     heads: str = "num_attention_heads"
     ahead: Callable[[nn.Module, Tensor], Tensor] = lambda block, states: states
 
@@ -56,14 +58,16 @@ def _one(config: Any) -> int:
     return 1
 
 
+def _dino(prefix: Callable[[Any], int]) -> TowerSpec:
+    return TowerSpec("encoder.layer", "norm1", "attention", prefix, True, plain=True, bare=True)
+
+
 TOWERS = {
     "clip_vision_model": TowerSpec(prefix=_one, class_token=True, plain=True),
     "siglip_vision_model": TowerSpec(plain=True),
     "siglip2_vision_model": TowerSpec(),
-    "dinov2": TowerSpec("encoder.layer", "norm1", "attention", _one, True),
-    "dinov2_with_registers": TowerSpec(
-        "encoder.layer", "norm1", "attention", lambda config: 1 + config.num_register_tokens, True
-    ),
+    "dinov2": _dino(_one),
+    "dinov2_with_registers": _dino(lambda config: 1 + config.num_register_tokens),
     "pixtral": TowerSpec("transformer.layers", "attention_norm", "attention"),
 }
 """By transformers' type; a family whose tower is its own enters it with `register_tower`."""
@@ -177,13 +181,12 @@ def encode(
         left = None
         if spec.plain and not last and (cutters := getattr(tower, "cutters", ())) and depth:
             blocks = blocks_of(tower)[:depth]
-            begun, _ = _run_blocks(tower, pixel_values, 0)
-            hidden, before, left = cut_blocks(
-                blocks, begun, getattr(tower.config, spec.heads), *cutters, spec.attention
-            )
+            begun, heads = _run_blocks(tower, pixel_values, 0)["next"], getattr(tower.config, spec.heads)
+            hidden, before, left = cut_blocks(blocks, begun, heads, *cutters, spec.attention)
             states: States = {"own": before, "next": hidden}
         elif spec.plain and not last:
-            hidden, states = _run_blocks(tower, pixel_values, depth)
+            states = _read_states(tower, pixel_values, depth) or _run_blocks(tower, pixel_values, depth)
+            hidden = states["next"]
         else:
             hidden, states = _run_whole(tower, pixel_values, depth, last, more)
     patches = hidden[:, prefix:]
@@ -206,20 +209,29 @@ def patch_grid(tower: nn.Module, pixel_values: Tensor) -> tuple[int, int]:
     return height // rows, width // columns
 
 
-def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> tuple[Tensor, States]:
-    """Embeddings and just the blocks below the wanted hidden state. -> it, and the inputs of the blocks around it"""
-    inner, config = inner_tower(tower), tower.config
+def _read_states(tower: nn.Module, pixel_values: Tensor, depth: int) -> States | None:
+    """What a cache on disk holds of these images, or will (`model/tower_cache.py`); None where there is none to ask."""
+    cache = getattr(tower, "cache", None)
+    if cache is None or tower.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    numbers = {"own": max(depth - 1, 0), "next": depth, **kept_blocks(tower, depth)}
+    return cache.states(tower, pixel_values, numbers, lambda images: _run_blocks(tower, images, depth))
+
+
+def _run_blocks(tower: nn.Module, pixel_values: Tensor, depth: int) -> States:
+    """Embeddings and just the blocks below the wanted hidden state, which is the input of the "next"."""
+    inner, config, bare = inner_tower(tower), tower.config, tower_spec(tower).bare
     interpolate = tuple(pixel_values.shape[-2:]) != (config.image_size, config.image_size)
-    hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), interpolate_pos_encoding=interpolate)
+    told = {} if bare else {"interpolate_pos_encoding": interpolate}
+    hidden = inner.embeddings(pixel_values.to(dtype=tower.dtype), **told)
     if hasattr(inner, "pre_layrnorm"):
         hidden = inner.pre_layrnorm(hidden)
-    inputs = []
-    wanted = kept_blocks(tower, depth)
+    inputs, wanted = [], kept_blocks(tower, depth)
     for number, block in enumerate(blocks_of(tower)[:depth]):
         inputs.append(hidden if number == depth - 1 or number in wanted.values() else None)
-        hidden = block(hidden, attention_mask=None)  # [N, S, C]
-    states: States = {"own": inputs[-1] if inputs else hidden, "next": hidden}
-    return hidden, states | {earlier: inputs[number] for earlier, number in wanted.items()}
+        hidden = block(hidden) if bare else block(hidden, attention_mask=None)  # [N, S, C]
+    below = {earlier: inputs[number] for earlier, number in wanted.items()}
+    return {"own": inputs[-1] if inputs else hidden, "next": hidden, **below}
 
 
 def _run_whole(

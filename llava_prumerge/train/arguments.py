@@ -55,6 +55,10 @@ class ModelArguments:
     precision: Literal["bf16", "fp32", "auto"] = option(
         "bf16", "bf16: autocast, or bf16 weights under DeepSpeed; auto: bf16 where the hardware multiplies in it"
     )
+    tower_cache: str | None = option(
+        None, "folder that keeps what the frozen vision tower makes of each image, for later epochs and runs"
+    )
+    tower_cache_gb: int = option(20, "gigabytes that it may hold; what goes beyond is computed each time")
     device: Literal["auto", "cpu"] = option("auto", "auto: the GPUs that are visible, the CPU where there are none")
     quantization: Literal["none", "nf4"] = option(
         "none", "nf4: the language model's frozen matrices in 4 bits (QLoRA; stage lora, CUDA, bitsandbytes)"

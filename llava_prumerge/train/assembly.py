@@ -16,7 +16,9 @@ from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.data.videos import VideoFolder
+from llava_prumerge.model.tower_cache import keep_tower_states
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
+from llava_prumerge.train.estimate import BACKENDS, read_backend
 from llava_prumerge.train.progress import ProgressReport
 from llava_prumerge.train.quantization import check_quantization
 from llava_prumerge.train.settings import check_attention, start_process_group, training_arguments
@@ -26,6 +28,7 @@ from llava_prumerge.train.trainer import LlavaTrainer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
     from transformers import LlavaProcessor, TrainerCallback
 
     from llava_prumerge.model.configuration import PruMergeLlavaConfig
@@ -69,6 +72,20 @@ def build_dataset(
     return QuarantiningDataset(dataset, arguments.seed)
 
 
+def use_tower_cache(model: nn.Module, arguments: TrainArguments) -> None:
+    """Keep what the vision tower makes of images, where the recipe names a folder.
+
+    Raises:
+        RecipeError: ZeRO-3, whose ranks have to make the same calls, whether they know an image or not.
+        ModelError: the model cannot be served.
+    """
+    if arguments.tower_cache is None:
+        return
+    if BACKENDS[read_backend(arguments)][0] == 3:
+        raise RecipeError(f"tower_cache={arguments.tower_cache}: not under ZeRO-3; take zero2 or deepspeed=null")
+    keep_tower_states(model, arguments.tower_cache, arguments.tower_cache_gb)
+
+
 def build_trainer(
     arguments: TrainArguments, callbacks: Sequence[TrainerCallback] = (), origin: dict[str, Any] | None = None
 ) -> LlavaTrainer:
@@ -84,6 +101,7 @@ def build_trainer(
     set_seed(arguments.seed)
     model, processor = load_start(arguments)
     config = model.config
+    use_tower_cache(model, arguments)
     model = prepare_stage(model, arguments)
     start_process_group(arguments)
     args = training_arguments(arguments)

@@ -46,6 +46,8 @@ FREE_KEYS = frozenset(
         "output_dir",
         "merge",
         "device",
+        "tower_cache",
+        "tower_cache_gb",
         "accept_changes",
         "per_device_batch",  # global_batch decides what a step is made of
     }

@@ -47,6 +47,7 @@ RANGES: Mapping[str, Range] = {
     "bad_sample_limit": _SHARE,
     "frames": Range(1, MOST_FRAMES),
     "workers": Range(0, 1024),
+    "tower_cache_gb": Range(1, 1_000_000),
     "global_batch": Range(1, 10_000_000),
     "per_device_batch": Range(1, 1_000_000),
     "epochs": Range(0, 100_000, with_low=False),

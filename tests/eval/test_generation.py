@@ -73,6 +73,22 @@ def test_several_tasks_text_only_questions_and_uploads(command, tmp_path: Path) 
     assert run.main(score) == 0
 
 
+def test_a_tower_cache_answers_the_same(command, tmp_path: Path) -> None:
+    """With any method: what one has read of an image is there for the next."""
+    kept = f"tower_cache={tmp_path / 'cache'}"
+    for method in ("none", "prumerge", "fastv"):
+        plain = command("run", "pope", f"method={method}", f"label={method}")
+        assert command("run", "pope", f"method={method}", f"label={method} cached", kept)["kept"] == plain["kept"]
+        folder = tmp_path / "results"
+        first, second = (folder / f"tiny-{name}" / "answers" / "pope.jsonl" for name in (method, f"{method}_cached"))
+        assert [one["text"] for one in read_records(first)] == [one["text"] for one in read_records(second)]
+        files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+        if method == "none":
+            made = files
+        assert files == made and files, "the other methods read what the first has made"
+    assert "tower_cache_gb must be a whole number" in command("run", "pope", "tower_cache_gb=x", status=2)["error"]
+
+
 def test_images_off_asks_the_same_without_images(command, tmp_path: Path) -> None:
     printed = command("run", "pope", "images=off", "method=none")
     assert printed["kept"] is None and printed["n"] == 6

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_prumerge.model.families import Family
 from llava_prumerge.model.family_processors import read_processor
@@ -22,6 +23,7 @@ class LlavaHost(Host):
     """See the file."""
 
     own_arguments = ("image_index",)
+    caches_tower = True
 
     @property
     def resizes(self) -> bool:
@@ -58,7 +60,10 @@ class LlavaHost(Host):
             layers = dict(
                 vision_feature_layer=vision_feature_layer, vision_feature_select_strategy=vision_feature_select_strategy
             )
-            output = super().get_image_features(pixel_values=pixel_values, **layers, **given, **kwargs)
+            if given or getattr(self.vision_tower, "cache", None) is None or isinstance(vision_feature_layer, list):
+                output = super().get_image_features(pixel_values=pixel_values, **layers, **given, **kwargs)
+            else:
+                output = self._plain_features(pixel_values, **layers)
             if image_index is not None:
                 output.pooler_output = [output.pooler_output[at] for at in image_index.tolist()]
             return output
@@ -73,6 +78,17 @@ class LlavaHost(Host):
         special = self.project(rest).flatten(0, 1) if rest.shape[1] else None
         pixels = lambda _: pixel_values if image_index is None else pixel_values[image_index]  # noqa: E731
         return self.reduce([tiles], places, self.project, pixels, special)
+
+    def _plain_features(
+        self, pixel_values: Tensor, vision_feature_layer: int | None, vision_feature_select_strategy: str | None
+    ) -> Any:
+        """The stock features by way of `encode`, which knows what the tower has made before."""
+        tiles = self.encode_images(pixel_values, vision_feature_layer)
+        rest = _beside_patches(self.vision_tower, tiles, vision_feature_select_strategy or self._strategy)
+        features = self.multi_modal_projector(
+            torch.cat([rest, tiles.features], dim=1) if rest.shape[1] else tiles.features
+        )
+        return BaseModelOutputWithPooling(pooler_output=list(features))
 
     def _packed(self, pixel_values: Tensor, image_sizes: Tensor, feature_layer: int | None) -> Any:
         """Of a tower that sees all images as one sequence; line breaks between their rows are tokens of the text."""
