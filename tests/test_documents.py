@@ -125,6 +125,23 @@ def test_links_lead_somewhere() -> None:
     assert not broken, broken
 
 
+def headings(page: Path) -> set[str]:
+    """What links into a page may name: its headings, as MkDocs and GitHub spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+def test_links_lead_to_headings_that_are_there() -> None:
+    seen, broken = 0, []
+    for page in pages():
+        for link, heading in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text("utf-8")):
+            target, seen = page.parent / link if link else page, seen + 1
+            if target.suffix == ".md" and heading not in headings(target):
+                broken.append(f"{page.name}: {link}#{heading}")
+    assert seen > 20 and not broken, broken
+
+
 def test_lines_are_short() -> None:
     long = []
     for page in pages():

@@ -26,7 +26,7 @@ from llava_prumerge.methods.restoring import with_anchors
 from llava_prumerge.methods.search_target import SearchTarget
 from llava_prumerge.methods.settings import Rule, Settings, above, at_least, setting
 from llava_prumerge.ops.errors import ReductionError as ReductionError  # for whoever writes a method
-from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.layout import Calibration, TokenLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,9 @@ class ReducerSettings(Settings):
         "RESTORE: 2",
         above(1),
         source="RESTORE (off)",
+    )
+    calibrated: Literal["visual", "all"] = setting(
+        "visual", "keys that calibration is for: visual ones, or those of text too", source="our reading"
     )
 
 
@@ -123,6 +126,8 @@ class VisionReducer(Method):
             raise ReductionError(
                 f"{self.name}: proportional needs anchors: its own tokens stand for one patch, or it cannot say"
             )
+        if asked.calibrated == "all" and asked.calibration is None:
+            raise ReductionError(f"{self.name}: calibrated=all needs calibration: RESTORE's is 2")
 
     def __call__(self, image: VisionTokens) -> Reduced:
         """Reduce, and check that what came out is what the contract asks for."""
@@ -187,9 +192,10 @@ class VisionReducer(Method):
         return None if budget is None else budget - self._spared
 
     @property
-    def calibration(self) -> float | None:
+    def calibration(self) -> Calibration | None:
         """See the settings."""
-        return self.restoring.calibration
+        constant = self.restoring.calibration
+        return None if constant is None else Calibration(constant, self.restoring.calibrated == "all")
 
     @property
     def positions(self) -> str:

@@ -2,9 +2,10 @@
 RESTORE's calibration of distances.
 
     z_mn + log s_n                       s_n the weight of key n, as if it were s_n equal keys
-    z_mn + log s_n + log(c - D(m - n))   D the mean cosine of the rotary angles between query m and visual key n
+    z_mn + log s_n + log(c - D(m - n))   D the mean cosine of the rotary angles between query m and key n
 
-Eq. 3-8 of RESTORE as `docs/methods.md` quotes them. Everything is kept beside the cached keys, stretch by stretch.
+Eq. 3-8 of RESTORE as `docs/methods.md` quotes them; the last term is for visual keys, or for all. Everything is kept beside the
+cached keys, stretch by stretch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.layout import Calibration, TokenLayout
 
 
 def gate_logits(weight: Tensor) -> Tensor:
@@ -23,15 +24,16 @@ def gate_logits(weight: Tensor) -> Tensor:
     return weight.clamp(min=1e-6).log()
 
 
-def nearness_logits(near: Tensor, calibration: float, visual: Tensor) -> Tensor:
-    """What calibration adds: log(c - D) on visual keys.
+def nearness_logits(near: Tensor, calibration: Calibration, visual: Tensor) -> Tensor:
+    """What calibration adds: log(c - D) on visual keys, or on all.
 
     Args:
         near: [B, R, L] D, at most 1.
-        calibration: c, above 1.
+        calibration: c, and whether keys of text count.
         visual: [B, L] bool.
     """
-    return (calibration - near).log().masked_fill(~visual[:, None], 0.0)
+    added = (calibration.constant - near).log()
+    return added if calibration.text else added.masked_fill(~visual[:, None], 0.0)
 
 
 class KeyBias:
@@ -39,12 +41,12 @@ class KeyBias:
 
     Args:
         layout: of the new tokens.
-        calibration: c, or None.
+        calibration: of distances, or None.
         cache: of the keys, which keeps what belongs to them, or None.
         start: the stretch's first layer.
     """
 
-    def __init__(self, layout: TokenLayout, calibration: float | None, cache: Any, start: int) -> None:
+    def __init__(self, layout: TokenLayout, calibration: Calibration | None, cache: Any, start: int) -> None:
         self.calibration, self.cache, self.start = calibration, cache, start
         weight = layout.key_weight
         if weight is None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from llava_prumerge.model.key_bias import gate_logits, nearness_logits
-from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.layout import Calibration, TokenLayout
 from llava_prumerge.ops.select import select
 
 Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -64,7 +64,7 @@ class LayerProjections:
         window: positions a query looks back over, its own included; None for all.
 
     Attributes:
-        calibration: c of the distances' calibration (see `model.key_bias`), or None.
+        calibration: of distances (see `model.key_bias`), or None.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LayerProjections:
         self.attention_module, self.norm = layer.self_attn, layer.input_layernorm
         self.hidden, self.layout, self.rotary, self.held, self.window = hidden, layout, rotary, held, window
         self._blocks: tuple[Tensor, bool] | None = None
-        self.calibration: float | None = None
+        self.calibration: Calibration | None = None
         self.rotate = rotation(type(layer.self_attn).__module__)
 
     def open_blocks(self, blocks: Tensor, pass_windows: bool) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llava_prumerge.methods.base import Earlier
 from llava_prumerge.model.errors import ModelError
-from llava_prumerge.ops.layout import TokenLayout, shift_labels
+from llava_prumerge.ops.layout import Calibration, TokenLayout, shift_labels
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class ForwardPass:
         blocks_pass_windows: they do so across the windows of layers too.
         carries_mask, attention_mask: the latter [B, keys] is the caller's, of whose own the stock code has made a mask.
         positions: what a reducer says of positions: "contiguous" or "original".
-        sizes, calibration: [B, L] patches that each token stands for, and c: see `model.key_bias`; or None.
+        sizes, calibration: [B, L] patches that each token stands for, and of distances: see `model.key_bias`; or None.
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
         rewrite: embeddings [B, L, D] and their layout -> what takes their place before the first layer; or None.
@@ -275,7 +275,7 @@ class ForwardPass:
     attention_mask: Tensor | None = None
     positions: str = "contiguous"
     sizes: Tensor | None = None
-    calibration: float | None = None
+    calibration: Calibration | None = None
     reduces: bool = True
     touch: Tensor | None = None
     rewrite: Callable[[Tensor, TokenLayout], Tensor] | None = None

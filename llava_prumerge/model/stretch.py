@@ -17,7 +17,7 @@ from llava_prumerge.methods.contract import Merged
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.key_bias import KeyBias
 from llava_prumerge.model.layer_projections import LayerProjections
-from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.layout import Calibration, TokenLayout
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 SERVED = (None, "dynamic", "offloaded")
@@ -50,7 +50,7 @@ class ReducedCache(DynamicCache):
         self.reduced = self.pruned = False
         self.beside: dict[str, dict[int, Tensor]] = {}
         self.earlier_beside: dict[str, dict[int, Tensor]] = {}
-        self.calibration: float | None = None
+        self.calibration: Calibration | None = None
         self._earlier: dict[int, Tensor] = {}
 
     @property
@@ -227,7 +227,7 @@ class Stretch:
         )
         self.layout, self.hidden, self.rope, self.rows, self.blocks = layout, hidden, rope, rows, blocks
         self.blocks_pass_windows = False
-        self.calibration: float | None = None
+        self.calibration: Calibration | None = None
         self._bias: KeyBias | None = None
         self.seen = layout.is_image
         self._by_layer_type = "layer_type" in inspect.signature(self.rotary_emb.forward).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch import Tensor
 from llava_prumerge.ops.errors import ReductionError
 
 IGNORE_INDEX = -100
+
+
+class Calibration(NamedTuple):
+    """What attention logits get for the distance of query and key: log(constant - D), on visual keys, or where `text` on all."""
+
+    constant: float
+    text: bool = False
 
 
 def shift_labels(labels: Tensor) -> Tensor:

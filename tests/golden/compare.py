@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import decoder_files  # noqa: E402
 import mini_files  # noqa: E402
+import rater_files  # noqa: E402
 import tower_files  # noqa: E402
 import vision_files  # noqa: E402
 import yaml  # noqa: E402
@@ -39,6 +40,8 @@ def compare(path: Path, method: str, **settings: Any) -> Comparison:
     arrays = read(path)
     if decoder_files.applies(arrays):
         return decoder_files.compare(path, arrays, method, settings)
+    if rater_files.applies(arrays):
+        return rater_files.compare(arrays, method, settings)
     if mini_files.applies(arrays):
         return mini_files.compare(arrays, method, settings)
     if tower_files.applies(arrays):

@@ -84,6 +84,7 @@ FRONTIER = [  # of other authors, whose rule is one of these with such a setting
     ("prunesid_16of64_161", "prunesid", {"budget": 16}),
     ("trimtokenator_0.25_0.8_191", "trimtokenator", {}),
     ("sparsevlm_cluster_40to5_201", "dpc_knn", {"budget": 5, "neighbours": None, "order": "fitness"}),
+    ("sparsevlm_rank_241", "sparsevlm", {"version": "first"}),
 ]
 CASES = [*BASIC, *((f"official/{file}", method, settings) for file, method, settings in OFFICIAL)]
 CASES += [(f"frontier/{file}", method, settings) for file, method, settings in FRONTIER]
@@ -138,6 +139,8 @@ def test_single_images_in_a_batch_stay_equal(file: str, method: str, settings: d
         ("official/sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {**STAGES, "heads": 2}),
         ("official/sparsevlm_v2_L0_L1_L2_40_20_8", "sparsevlm", {**STAGES, "version": "1.0"}),
         ("official/sparsevlm_v1_L0_L1_L2_40_20_8", "sparsevlm", STAGES),
+        ("frontier/sparsevlm_rank_241", "sparsevlm", {"version": "first", "bias": 2}),
+        ("frontier/sparsevlm_rank_241", "sparsevlm", {"version": "first", "scale": 4}),
         ("official/vscan_decoder_L2_21", "fastv", {"layer": 2, "keep_ratio": 21 / 64}),
         ("frontier/flowcut_16of64_231", "flowcut", {"budget": 15}),
         ("frontier/scope_16_111", "scope", {"budget": 16, "alpha": 0}),

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -136,6 +137,37 @@ def test_sparsevlm_keeps_what_its_raters_attend_to(version: str, layer: int) -> 
             near = tokens.nearness(0, torch.tensor([[rater]] * 2))[row, 0] if version == "2.0" else 1.0
             scores += torch.tensor(attention_of(tokens, row, rater), dtype=torch.float64) / near
         assert kept[row] == best(tokens, row, scores.tolist(), 20)
+
+
+@pytest.mark.parametrize("images", [(64, 30), (2, 64)])
+def test_sparsevlms_first_version_counts_by_a_rank(images: tuple[int, int]) -> None:
+    """int(rank * scale + bias), at most all but one; all where the rank is their number. NumPy's rank, one sequence at a time."""
+    tokens, (scale, bias), full = make_tokens(images, after=(6, 4)), (2.5, 1.0), 0
+    pruner = build("sparsevlm", version="first", layers=[3], scale=scale, bias=bias)
+    pruner(0, tokens)
+    answer = pruner(3, tokens)
+    for row, present in enumerate(images):
+        rows = raters_of(tokens, row)
+        places = [place for place in range(tokens.hidden.shape[1]) if tokens.layout.is_image[row, place]]
+        block = np.array([attention_of(tokens, row, rater) for rater in rows], dtype=np.float32)[:, places]
+        rank, scores = int(np.linalg.matrix_rank(block)), block.sum(axis=0)
+        wanted = present if rank == present else min(int(rank * scale + bias), present - 1)
+        stays = answer.keep[row, places] & ~answer.merged[row, places]
+        kept, full = stays.nonzero()[:, 0].tolist(), full + (rank == present)
+        assert kept == sorted(np.argsort(-scores, kind="stable")[:wanted].tolist())
+        gone = present - wanted
+        pool = min(gone, int(0.3 * gone) + 1)
+        assert int(answer.merged[row].sum()) == (int(pool / 10) + 1 if gone else 0)
+    assert full == (2 in images), "where the rank is the number of tokens nothing goes"
+    assert build("sparsevlm", shape_of(32, 576), version="first").layers == (0, 3, 7, 16, 20)
+    for wrong in (
+        {"version": "first", "budget": 40},
+        {"version": "first", "counts": [4]},
+        {"scale": 2.0},
+        {"bias": 1.0},
+    ):
+        with pytest.raises(ReductionError, match=f"sparsevlm: {[*wrong][-1]} is of no use in version"):
+            build("sparsevlm", **wrong)
 
 
 def test_sparsevlms_counts_are_the_releases() -> None:

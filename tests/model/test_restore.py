@@ -16,7 +16,7 @@ from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.methods.restoring import with_anchors
 from llava_prumerge.model.key_bias import KeyBias
 from llava_prumerge.model.stretch import Stretch
-from llava_prumerge.ops.layout import TokenLayout
+from llava_prumerge.ops.layout import Calibration, TokenLayout
 
 BASE = {"name": "fastervlm", "budget": 6}
 ALL = {"positions": "original", "anchors": "1/2", "proportional": True, "calibration": 2.0}
@@ -118,8 +118,9 @@ def layout_of(length: int, **changes: Any) -> TokenLayout:
     return TokenLayout(**dict(is_image=real, key_mask=real, position_ids=places, origin=places) | changes)
 
 
-def test_the_mask_is_the_formula_number_by_number() -> None:
-    """log s + log(c - D) on visual keys, D from transformers' own rotation of a vector of ones."""
+@pytest.mark.parametrize("text", [False, True])
+def test_the_mask_is_the_formula_number_by_number(text: bool) -> None:
+    """log s + log(c - D) on visual keys or on all, D from transformers' own rotation of a vector of ones."""
     model = tiny_model({"vision": BASE | ALL})
     decoder, width = model.model.language_model, 8
     positions = torch.tensor([[0, 1, 5, 9, 20, 21, 30]])
@@ -127,7 +128,7 @@ def test_the_mask_is_the_formula_number_by_number() -> None:
     weight = torch.tensor([[1.0, 2.0, 1.0, 5.0, 1.0, 1.0, 1.0]])
     layout = layout_of(7, is_image=is_image, position_ids=positions, key_weight=weight)
     stretch = Stretch(decoder, layout, torch.zeros(1, 7, 32), None)
-    stretch.calibration = 2.0
+    stretch.calibration = Calibration(2.0, text)
     stretch.begin(0)
     mask = stretch.mask(0)[0, 0]
     ones = torch.ones(1, 1, 7, width)
@@ -139,7 +140,7 @@ def test_the_mask_is_the_formula_number_by_number() -> None:
                 assert mask[query, key] <= torch.finfo(torch.float32).min / 2
                 continue
             near = float(turned[query] @ turned[key]) / width
-            wanted = math.log(float(weight[0, key])) + (math.log(2 - near) if is_image[0, key] else 0.0)
+            wanted = math.log(float(weight[0, key])) + (math.log(2 - near) if text or is_image[0, key] else 0.0)
             assert float(mask[query, key]) == pytest.approx(wanted, abs=1e-5)
     assert abs(float(mask[6, 6])) < 1e-6 and float(mask[3, 3]) == pytest.approx(math.log(5.0), abs=1e-5)
 
@@ -170,6 +171,7 @@ def test_rows_that_a_pruner_asks_for_are_the_layers_own() -> None:
         ({"name": "flowcut", "budget": 4, "anchors": "1/2"}, "nothing of what went is there"),
         ({"name": "fastervlm", "budget": 4, "proportional": True}, "proportional needs anchors"),
         ({"name": "fastervlm", "budget": 4, "anchors": 1}, r"anchors 1 is not a number in \[0, 1\)"),
+        ({"name": "fastervlm", "calibrated": "all"}, "calibrated=all needs calibration"),
         ({"name": "fastervlm", "calibration": 1.0}, "calibration 1.0 is not a number above 1"),
     ],
 )
@@ -181,8 +183,32 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None
 def test_flash_attention_is_refused_in_one_line() -> None:
     model = tiny_model({"vision": BASE | ALL})
     stretch = Stretch(model.model.language_model, layout_of(4), torch.zeros(1, 4, 32), None)
-    stretch.calibration = 2.0
+    stretch.calibration = Calibration(2.0)
     stretch.begin(0)
     stretch.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2 takes no mask .* calibration .* take sdpa or eager"):
         stretch.mask(0)
+
+
+CACHED = {**PARTS, "all": ALL, "all, of all keys": ALL | {"calibrated": "all"}}
+
+
+@pytest.mark.parametrize("part", CACHED)
+@torch.no_grad()
+def test_decoding_from_a_cache_equals_computing_everything_again(part: str) -> None:
+    model = tiny_model({"vision": BASE | CACHED[part]})
+    wanted = dict(
+        max_new_tokens=4, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
+    )
+    cached, whole = (model.generate(**batch_of(), **wanted, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached.sequences, whole.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(whole.logits), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_calibrating_keys_of_text_too_changes_the_outcome() -> None:
+    plain, other = (
+        tiny_model({"vision": BASE | {"calibration": 2.0, "calibrated": keys}})(**batch_of()).logits
+        for keys in ("visual", "all")
+    )
+    assert not torch.allclose(plain[0, -1], other[0, -1], atol=1e-4)

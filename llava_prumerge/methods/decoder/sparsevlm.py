@@ -7,8 +7,8 @@ is the attention it receives from them in the layer before, averaged over heads.
 by what rotary positions alone would make of it, averages over the heads of largest attention, and keeps positions. 1.0
 takes all heads, clusters the better 30% of what goes by density peaks, puts the clusters' means behind the tokens that
 stay, and counts positions anew. Counts for 576 tokens are those of the release's "192", whose layers 2, 6 and 15 rank: the
-first to see fewer are 3, 7 and 16, as `layers` counts. Departures: other numbers of tokens and depths take the
-same shares; where densities are equal the lower index counts as denser, in place of the release's noise; any batch.
+first to see fewer are 3, 7 and 16, as `layers` counts. The first release (91fb6d9) is 1.0 with a fourth stage, and the
+rank of the raters' attention, scaled, is its count. Departures: other numbers of tokens and depths take the same shares; where densities are equal the lower index counts as denser, in place of the release's noise; any batch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from llava_prumerge.methods.base import DecoderShape, DecoderTokens
 from llava_prumerge.methods.contract import Merged
+from llava_prumerge.methods.cost import UNKNOWN, Course
 from llava_prumerge.methods.pruners import CountSettings, ScheduledPruner
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import at_least, setting
@@ -33,24 +34,29 @@ from llava_prumerge.ops.layout import TokenLayout, rows_of
 from llava_prumerge.ops.select import pack, select
 from llava_prumerge.ops.token_schedule import Curve, TokenSchedule, at_depths, geometric, nearest_up, raised
 
-LAYERS, PATCHES = (3, 7, 16), 576
+LAYERS, FOURTH, PATCHES = (3, 7, 16), 20, 576
 """Of 32 layers, the first that see fewer tokens; visual tokens of an image that the counts are of."""
 COUNTS = {"2.0": (300, 200, 118), "1.0": (300, 200, 110)}
 RECYCLED, CLUSTER = 0.3, 10
 """Of 1.0: the share of the deleted tokens that are merged, and how many make a cluster."""
 HEADS, OF_HEADS = 14, 32
+SCALE, BIAS = 13.5, 0.0
+"""Of the first release's "192": tokens that stay for one of the rank, and beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseVLMSettings(CountSettings):
     """A budget counts merged tokens too. Counts are of tokens that stay themselves."""
 
-    version: Literal["2.0", "1.0"] = setting(
-        "2.0", "2.0 corrects attention for rotary positions and merges nothing; 1.0 recycles", source="released code"
+    version: Literal["2.0", "1.0", "first"] = setting(
+        "2.0",
+        "2.0 corrects attention for rotary positions and merges nothing; 1.0 recycles; first too, and a rank is its count",
+        source="released code",
     )
     layers: tuple[int, ...] | None = setting(
         None,
-        "the first layers on fewer tokens, ranked by the layers before; null: 3, 7, 16 of 32, or the same fractions",
+        "the first layers on fewer tokens, ranked by the layers before; null: 3, 7, 16 of 32 (and 20 in the first version), "
+        "or the same fractions",
         source="released code",
     )
     heads: int | None = setting(
@@ -59,13 +65,22 @@ class SparseVLMSettings(CountSettings):
         at_least(1),
         source="released code",
     )
+    scale: float | None = setting(
+        None, "first: tokens that stay for one of the rank; null: 13.5", at_least(0), source="released code"
+    )
+    bias: float | None = setting(None, "first: and so many beside them; null: 0", source="released code")
 
     def check(self) -> None:
         super().check()
+        first = self.version == "first"
+        for key in ("counts", "budget") if first else ("scale", "bias"):
+            if getattr(self, key) is not None:
+                of = "the rank of the attention decides how many stay" if first else "it is of version first"
+                raise ReductionError(f"{key} is of no use in version {self.version}: {of}")
         if self.layers is not None and min(self.layers, default=1) < 1:
             raise ReductionError(f"layers {list(self.layers)} must be 1 or later: the layer before ranks")
         if self.heads is not None and self.version != "2.0":
-            raise ReductionError(f"heads={self.heads} is of version 2.0; 1.0 takes the mean over all")
+            raise ReductionError(f"heads={self.heads} is of version 2.0; {self.version} takes the mean over all")
 
 
 class Stage(NamedTuple):
@@ -143,19 +158,21 @@ class SparseVLM(ScheduledPruner):
     schedule: SparseSchedule
 
     def __init__(self, settings: SparseVLMSettings, shape: DecoderShape) -> None:
-        released = [count / PATCHES for count in COUNTS[settings.version]]
+        first = settings.version == "first"
+        published = (*LAYERS, FOURTH) if first else LAYERS
+        released = [1.0] * len(published) if first else [count / PATCHES for count in COUNTS[settings.version]]
         if settings.layers is None:  # of stages that fall together in a shallow decoder the last one counts
-            stages = dict(zip(at_depths(LAYERS, shape.layers), released, strict=True))
+            stages = dict(zip(at_depths(published, shape.layers), released, strict=True))
             layers, shares = tuple(stages), tuple(stages.values())
         else:
             layers, shares = settings.layers, tuple(released)
         if len(shares) == len(layers):
             curve: Curve = partial(raised, rates=shares)
-        elif settings.counts is None and settings.budget is None:
+        elif settings.counts is None and settings.budget is None and not first:
             raise ReductionError(f"{self.name}: layers {list(layers)} need counts, as many, or a budget")
         else:
             curve = partial(geometric, drops=len(layers))
-        recycles = settings.version == "1.0"
+        recycles = settings.version != "2.0"
         schedule = partial(SparseSchedule, recycles=recycles, shares=shares)
         super().__init__(settings, shape, layers, curve, 0.5, fixed=settings.counts, schedule=schedule)
         self.layers = (0, *self.layers)  # at the first it chooses the raters
@@ -173,11 +190,14 @@ class SparseVLM(ScheduledPruner):
         if self.settings.version == "2.0":
             return super().forward(layer, tokens)
         with torch.no_grad():
-            counts = self.schedule.counts(layer, tokens.layout, always=self.training)
-            if counts is None:
-                return None
-            scores = self.scores(layer, tokens, counts)
-            kept, pool, clusters = self.schedule.current(layer, counts.device)
+            if self.settings.version == "first":
+                scores, (kept, pool, clusters) = self._by_rank(layer, tokens)
+            else:
+                counts = self.schedule.counts(layer, tokens.layout, always=self.training)
+                if counts is None:
+                    return None
+                scores = self.scores(layer, tokens, counts)
+                kept, pool, clusters = self.schedule.current(layer, counts.device)
             keep = self.schedule.best(tokens.layout, scores, kept)
             gone, real = pack(tokens.layout.is_image & ~keep, scores, max(1, int(pool.amax())))
             real = real & (torch.arange(gone.shape[1], device=gone.device) < pool[:, None])
@@ -185,20 +205,49 @@ class SparseVLM(ScheduledPruner):
 
     def scores(self, layer: int, tokens: DecoderTokens, counts: Tensor) -> Tensor:
         """Attention received from the raters, see the file. -> [B, L]"""
-        layout = tokens.layout
-        text, ordinal = texts(layout)
+        attention, rows, weights = self._asked(layer, tokens)
+        share = (weights / weights.sum(dim=1, keepdim=True))[..., None]  # [B, R, 1]
+        if self.settings.version != "2.0":
+            return (attention.mean(dim=1) * share).sum(dim=1)
+        near = tokens.nearness(layer - 1, rows)
+        counted = torch.where(tokens.layout.is_image[:, None] & (share != 0), share / near, 0.0)  # [B, R, L]
+        received = (attention * counted[:, None]).sum(dim=2)  # [B, H, L]
+        best = received.sum(dim=2).argsort(dim=1, descending=True, stable=True)[:, : self.heads]
+        return select(received, best).mean(dim=1)
+
+    def _asked(self, layer: int, tokens: DecoderTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """The raters' attention in the layer before [B, H, R, L], their places, and 0 for those that are none [B, R]."""
+        text, ordinal = texts(tokens.layout)
         if self._raters is None or self._raters.shape[0] != len(text):
             raise ReductionError(f"{self.name}: asked about layer {layer} before layer 0 of the same batch")
         rows, weights = rows_of(text & self._raters.to(text.device).gather(1, ordinal))
-        attention = tokens.attention(layer - 1, rows)  # [B, H, R, L]
-        if self.settings.version == "2.0":
-            attention = attention / tokens.nearness(layer - 1, rows)[:, None]
-            counted = weights[:, :, None] * layout.is_image[:, None]  # [B, R, L]
-            strength = torch.where(counted[:, None] > 0, attention, 0.0).sum(dim=(2, 3))  # [B, H]
-            best = strength.argsort(dim=1, descending=True, stable=True)[:, : self.heads]
-            attention = attention.gather(1, best[..., None, None].expand(-1, -1, *attention.shape[2:]))
-        received = torch.where(weights[..., None] > 0, attention.mean(dim=1), 0.0)  # [B, R, L]
-        return received.sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        return tokens.attention(layer - 1, rows), rows, weights
+
+    def _by_rank(self, layer: int, tokens: DecoderTokens) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The first release's scores [B, L], and how many stay, are merged and into how many [B]. One host synchronisation.
+
+        int(rank * scale + bias) stay, the rank that of the raters' attention to the visual tokens, averaged over heads. As
+        released all stay where the rank is their number, and at least one goes elsewhere.
+        """
+        attention, _, weights = self._asked(layer, tokens)
+        visual = tokens.layout.is_image
+        block = attention.float().mean(dim=1) * weights[..., None] * visual[:, None]  # [B, R, L]
+        present, asking = visual.sum(dim=1), weights.sum(dim=1)
+        smallest = torch.maximum(present, asking) * torch.finfo(block.dtype).eps  # of a matrix without what is padding
+        ranks = torch.linalg.matrix_rank(block, rtol=smallest)
+        scale = SCALE if self.settings.scale is None else self.settings.scale
+        bias = BIAS if self.settings.bias is None else self.settings.bias
+        stages = []
+        for before, rank in torch.stack([present, ranks], dim=1).tolist():
+            kept = max(min(int(rank * scale + bias), before - 1), min(before, 1))
+            stages.append(Stage(before) if rank == before else recycled(before, kept))
+        return block.sum(dim=1) / asking[:, None], torch.tensor(stages, device=visual.device).unbind(dim=1)
+
+    def course(self, present: int) -> Course:
+        """The schedule's; not known ahead where a rank decides."""
+        if self.settings.version == "first":
+            return Course((present,) * self.depth, UNKNOWN, exact=False)
+        return super().course(present)
 
 
 def texts(layout: TokenLayout) -> tuple[Tensor, Tensor]:
