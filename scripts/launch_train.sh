@@ -1,4 +1,4 @@
-# Sourced by pretrain.sh, finetune.sh and finetune_lora.sh: recipe and method, the processes, their signals.
+# Sourced by pretrain.sh, finetune.sh, finetune_lora.sh and finetune_method.sh: recipe and method, the processes, their signals.
 # shellcheck shell=bash
 # RECIPE is a name of configs/train or a path; a folder of recipes holds one per script. METHOD is a name, a file or
 # a block.

@@ -21,7 +21,7 @@ from llava_prumerge.ground.command import Parser
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 """Per weight of the decoder's matrices. Quantised, the rest of the model, its activations and its cache stay at 2."""
-STAGES = ("projector", "lora", "full")
+STAGES = ("method", "projector", "lora", "full")
 ADAM = 12
 """Bytes per trained parameter of Adam in mixed precision: float32 copy and two moments (ZeRO, arXiv 1910.02054)."""
 PROMPT = 1472
@@ -109,7 +109,8 @@ class Training:
     """How a model is trained.
 
     Attributes:
-        stage: "projector", "lora" (adapters and projector) or "full" (decoder and projector); the tower stays frozen.
+        stage: "method" (its own weights, which are few and not counted), "projector", "lora" (adapters and projector) or
+            "full" (decoder and projector); the tower stays frozen.
         zero: DeepSpeed's stage: 1 shards optimiser states, 2 gradients too, 3 weights too; 0 none.
         gpus: over which it is sharded.
         batch: sequences per GPU.
@@ -130,6 +131,8 @@ class Training:
 
     def trained(self, shape: ModelShape) -> int:
         """Parameters that have gradients."""
+        if self.stage == "method":
+            return 0
         own = {"projector": 0, "lora": lora_parameters(shape.language, self.rank), "full": shape.language.parameters}
         return shape.projector_parameters + own[self.stage]
 

@@ -130,7 +130,7 @@ def stage_of(folder: Path) -> str | None:
         if path.is_file():
             settings = read_yaml(path)
             stage = settings.get("stage") if isinstance(settings, dict) else None
-            return stage if stage in ("projector", "lora", "full") else None
+            return stage if stage in ("method", "projector", "lora", "full") else None
     return None
 
 

@@ -14,7 +14,7 @@ from llava_prumerge.ground.naming import not_known, shown
 from llava_prumerge.methods.resolve import is_setting, read_value
 from llava_prumerge.ops.errors import ReductionError
 
-TRAINED = ("none", "projector", "lora", "full")
+TRAINED = ("none", "method", "projector", "lora", "full")
 MOST = {
     "batch_size": 100_000,
     "max_new_tokens": 1_000_000,
@@ -52,7 +52,7 @@ class EvaluationSettings:
         accept_changes: fields of an answer file's header that may differ from this run's.
         model_label: how tables call the model; its folder's name for None.
         label: how tables call the row; the method with its settings for None.
-        train: how the weights learnt the method: none (training-free), projector, lora, full.
+        train: how the weights learnt the method: none (training-free), method, projector, lora, full.
     """
 
     method: str | None = None

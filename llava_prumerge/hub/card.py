@@ -17,7 +17,12 @@ from llava_prumerge.hub.source import BASE_KEYS, PARTS, ReleaseError, Source
 from llava_prumerge.methods.labels import SITES, method_label, method_name
 
 METRIC_TYPES = {"mean_f1": "f1", "perception": "score"}  # the others are accuracies
-STAGES = {"lora": "LoRA fine-tuning", "full": "full fine-tuning", "projector": "projector pre-training"}
+STAGES = {
+    "lora": "LoRA fine-tuning",
+    "full": "full fine-tuning",
+    "projector": "projector pre-training",
+    "method": "training of the method's own weights",
+}
 SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\b(?:token|password|secret|api_key)=\S+|://[^\s/@]*:[^\s/@]*@", re.IGNORECASE
 )

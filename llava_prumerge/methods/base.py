@@ -71,8 +71,10 @@ class Method(nn.Module):
         name: what the method is called in files and commands; `register` sets it.
         paper: authors, venue and number of the paper; empty for a baseline of no paper.
         settings_class: the dataclass of its settings; `register` takes it from the annotation of `settings`.
+        distils: where it alone trains, it learns by `distil` in place of the cross-entropy.
     """
 
+    distils: ClassVar[bool] = False
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     settings_class: ClassVar[type[Settings]] = Settings
@@ -84,6 +86,22 @@ class Method(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.settings.told().items())
+
+    def loss(self) -> Tensor | None:
+        """A term to add to the training loss, of the last forward."""
+        return None
+
+    def forget(self) -> None:
+        """What `loss` was of is over: a new pass begins, or what was seen was a blank image that stands for none."""
+
+    def distil(self, own: Tensor, full: Tensor) -> Tensor:
+        """What a method that `distils` learns by, added up over the answers' tokens.
+
+        Args:
+            own: [M, V] logits of the model with its methods at the places that predict an answer's tokens.
+            full: [M, V] those of the same model without any method, which no gradient reaches.
+        """
+        raise NotImplementedError
 
 
 class VisionReducer(Method):
@@ -102,7 +120,7 @@ class VisionReducer(Method):
         tells_sizes: it puts into `VisionTokens.sizes` how many patches each of its tokens stands for.
     """
 
-    site: ClassVar[Literal["tower", "projected"]] = "tower"
+    site: Literal["tower", "projected"] = "tower"
     cuts: ClassVar[bool] = False
     greedy: ClassVar[bool] = False
     tells_sizes: ClassVar[bool] = False
@@ -166,6 +184,13 @@ class VisionReducer(Method):
 
     def grow(self, shape: LanguageShape) -> None:
         """Make the parameters whose sizes the model decides, where there are some."""
+
+    def grow_alone(self, features: Tensor) -> None:
+        """The same outside a model, for features [N, P, C], always with the same start values."""
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.grow(LanguageShape(features.shape[2]))
+            self.to(features.device, features.dtype)
 
     @property
     def rewrites(self) -> bool:
@@ -315,7 +340,3 @@ class DecoderPruner(Method):
 
     def extra_repr(self) -> str:
         return f"before={list(self.layers)}, {super().extra_repr()}".removesuffix(", ")
-
-    def loss(self) -> Tensor | None:
-        """A term to add to the training loss, of the last forward."""
-        return None

@@ -238,7 +238,10 @@ class Host(AskedText, Views, InitialisesMethods):
     def _touch(self, modality: str) -> Tensor:
         """See `touch`; what is asked of a blank image is the text of the batch, answers included."""
         with self.asking(self._asked.input_ids, self._asked.attention_mask):
-            return touch(self, modality)
+            zero = touch(self, modality)
+        if self.reducer is not None:
+            self.reducer.forget()
+        return zero
 
     # ------------------------------------------------------------------ what families call
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from llava_prumerge.model.decoder import InitialisesMethods
+from llava_prumerge.model.distillation import distilled, full_logits, learner_of, methods_of
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import ForwardPass
 from llava_prumerge.model.stretch import SERVED, ReducedCache, reducing_cache
@@ -85,7 +86,11 @@ class WithReduction(StrictLoading, InitialisesMethods):
             return super().forward(**kwargs)
         labels, count = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", None)
+        learner = None if labels is None else learner_of(self)
+        full = None if learner is None else full_logits(self, kwargs)
         told = ForwardPass(labels=labels)
+        for method in methods_of(self):
+            method.forget()
         output = super().forward(**kwargs, forward_pass=told, return_dict=True)
         if told.layout is None:  # text behind a stock cache: nothing was there to reduce
             told.layout = told.begin(
@@ -93,7 +98,9 @@ class WithReduction(StrictLoading, InitialisesMethods):
             )
         moved = labels if self.full_length else moved_labels(told.layout)
         values = dict(output) | {"layout": told.layout, "labels": moved}
-        if labels is not None:
+        if learner is not None and full is not None:
+            values["loss"] = distilled(learner, output.logits, self._targets(told, labels), full, labels, count)
+        elif labels is not None:
             values["loss"] = self.loss_function(
                 logits=output.logits,
                 labels=None,
@@ -182,9 +189,9 @@ class WithReduction(StrictLoading, InitialisesMethods):
         )
 
     def method_loss(self) -> Tensor | None:
-        """The pruner's own term for the training loss, of the last forward."""
-        pruner = self.model.decoder.pruner
-        return None if pruner is None else pruner.loss()
+        """The methods' own terms for the training loss, of the last forward."""
+        terms = [term for term in (method.loss() for method in methods_of(self)) if term is not None]
+        return torch.stack([term.float() for term in terms]).sum() if terms else None
 
     def reduction_stats(self) -> dict[str, Any]:
         """Kept tokens, padding share, visual tokens of each layer and their mean since the last call; resets them."""

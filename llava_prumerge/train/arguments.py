@@ -42,7 +42,9 @@ def option(default: Any, text: str) -> Any:
 class ModelArguments:
     """Where the model comes from and how it computes."""
 
-    stage: Literal["projector", "lora", "full"] = option("projector", "what trains beside the method's own parameters")
+    stage: Literal["method", "projector", "lora", "full"] = option(
+        "projector", "what trains beside the method's own parameters; method: nothing else"
+    )
     model: str | None = option(None, "complete checkpoint folder; takes the place of the next three")
     language_model: str | None = option(None, "folder of the language model with its tokenizer")
     vision_tower: str | None = option(None, "folder of the vision tower with its image processor")

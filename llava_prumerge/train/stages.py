@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_prumerge.ground.errors import InputError
+from llava_prumerge.methods.labels import method_name
 from llava_prumerge.model.adapters import (
     ADAPTER_FILE,
     Base,
@@ -107,8 +108,12 @@ def prepare_stage(model: nn.Module, arguments: TrainArguments) -> nn.Module:
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
         role = parts.role(plain)
-        if role in ("projector", "method") or (role == "base" and arguments.stage == "full"):
+        trains = role == "projector" and arguments.stage != "method"
+        if role == "method" or trains or (role == "base" and arguments.stage == "full"):
             parameter.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        name = method_name(arguments.reduction)
+        raise RecipeError(f"stage=method: method {name} has no weights of its own that could train")
     return model
 
 
@@ -155,8 +160,13 @@ def set_modes(model: nn.Module) -> None:
 
 
 def gather_trained(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all trained parameters on CPU. Every rank must call this: ZeRO-3 holds them in shards."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Copies of all trained parameters, and of the projector, on CPU. Every rank must call this: ZeRO-3 holds shards."""
+    role = part_names(model).role
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or role(plain_name(name)) == "projector"
+    }
     sharded = [parameter for parameter in trained.values() if hasattr(parameter, "ds_id")]
     context = contextlib.nullcontext()
     if sharded:

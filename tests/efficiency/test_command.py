@@ -101,7 +101,7 @@ def test_settings_may_stand_anywhere() -> None:
         ("roofline --preset honest --batch 0", "at least 1"),
         ("roofline --tokens 40 --fused", "honest preset's"),
         ("roofline --dtype int4", "honest preset's"),
-        ("memory --train some", "projector, lora, full"),
+        ("memory --train some", "method, projector, lora, full"),
         ("memory --train full --zero 4", "0, 1, 2, 3"),
         ("memory --train full --offload", "--zero 1, 2 or 3"),
         ("memory --train full --dtype fp16", "inference"),

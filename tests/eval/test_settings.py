@@ -27,7 +27,7 @@ def test_settings_are_typed_and_checked() -> None:
         ({"limit": "2.0"}, "limit must be a whole number from 1 to"),
         ({"limit": "\u0663"}, "limit must be a whole number from 1 to"),
         ({"images": "maybe"}, "images must be one of on, off, not 'maybe'"),
-        ({"train": "yes"}, "train must be one of none, projector, lora, full"),
+        ({"train": "yes"}, "train must be one of none, method, projector, lora, full"),
     ):
         with pytest.raises(EvaluationError, match=message):
             parse_generation(values)

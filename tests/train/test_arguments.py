@@ -93,7 +93,7 @@ def test_an_unknown_key_names_the_known_ones() -> None:
         ("learning_rate", "fast", "must be a finite number"),
         ("global_batch", 2.5, "must be a whole number"),
         ("merge", "yes please", "must be true or false"),
-        ("stage", "qlora", "must be one of projector, lora, full"),
+        ("stage", "qlora", "must be one of method, projector, lora, full"),
         ("report_to", 3, "must be a list of names"),
         ("output_dir", ["a"], "must be text"),
         ("learning_rate", float("nan"), "must be a finite number"),

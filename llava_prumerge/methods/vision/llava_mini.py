@@ -29,6 +29,7 @@ from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.fusion_layers import FusionLayer
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
 from llava_prumerge.ops.select import select
+from llava_prumerge.ops.sines import sines
 
 STRONG = 0.02
 """Standard deviation of the queries' start, released."""
@@ -102,19 +103,6 @@ def tables(own: tuple[int, int], grid: tuple[int, int], width: int) -> tuple[Ten
     return table, F.interpolate(square, size=grid, mode="bicubic", align_corners=False)[0].flatten(1).T.contiguous()
 
 
-def sines(grid: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of columns, then of rows, a quarter of the width each. -> [rows * columns, C] float32"""
-    quarter = width // 4
-    rates = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-
-    def of(places: Tensor) -> Tensor:
-        angles = places[:, None].double() * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    rows, columns = (part.flatten() for part in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
-    return F.pad(torch.cat([of(columns), of(rows)], dim=1), (0, width - 4 * quarter)).float()
-
-
 @register("llava_mini")
 class LlavaMini(VisionReducer):
     """Compress an image to a few tokens that have read it, and fuse image and text before the language model."""
@@ -176,11 +164,8 @@ class LlavaMini(VisionReducer):
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, C], which stand for no single patch."""
         images, patches, width = image.features.shape
-        if self.compressor is None:  # on its own, outside a model
-            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                self.grow(LanguageShape(width))
-                self.to(image.features.device, image.features.dtype)
+        if self.compressor is None:
+            self.grow_alone(image.features)
         counts = torch.full((images,), min(self.tokens, patches), device=image.features.device)
         kept, compressor = self.width(image, counts), self.compressor
         if compressor is None or width != compressor.query.shape[1]:
