@@ -29,7 +29,14 @@ logger = logging.getLogger("eval")
 
 SPECIFICATION = Path(__file__).with_name("paper_tables.yaml")
 ROW_FIELDS = ("model", "label", "method", "train", "images")
-TRAINING = {"none": "training-free", "lora": "LoRA", "full": "full", "projector": "projector", "method": "method", None: ""}
+TRAINING = {
+    "none": "training-free",
+    "lora": "LoRA",
+    "full": "full",
+    "projector": "projector",
+    "method": "method",
+    None: "",
+}
 CERTAINTY = {"table": "†", "repository": "†", "secondary": "‡"}
 NOTES = (
     "Measured cells: value [95% interval] n = number of questions (CircularEval: of question groups). Blank: not run.",

@@ -60,7 +60,9 @@ def test_the_loss_is_the_divergence_from_the_full_model_at_the_answers(name: str
             total, tokens = total + float((p * (p / q).log()).sum().detach()), tokens + 1
     assert tokens == 12 and total > 1e-3, "the method changes what is answered"
     torch.testing.assert_close(float(loss.detach()), total / tokens, atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(float(model(**inputs, num_items_in_batch=24).loss.detach()), total / 24, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        float(model(**inputs, num_items_in_batch=24).loss.detach()), total / 24, atol=1e-5, rtol=1e-3
+    )
 
 
 @every
