@@ -8,15 +8,16 @@ the nearest key frame on, so that memory and time do not grow with its length.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.image_paths import SUFFIXES, AnyPath, contained_path
@@ -53,6 +54,10 @@ class Video:
     total: int
     fps: float | None = None
 
+    def mirrored(self) -> Video:
+        """Left and right exchanged in every frame."""
+        return replace(self, frames=[ImageOps.mirror(frame) for frame in self.frames])
+
     @property
     def metadata(self) -> dict[str, Any]:
         """What transformers' processors are told of a video whose frames were chosen before."""
@@ -87,6 +92,11 @@ class VideoFolder:
         """
         found = contained_path(self.folder, path, self.trusted, folders=True)
         return read_video(found, self.frames, shown(path), self.max_pixels, self.trusted)
+
+
+def is_flipped(path: str) -> bool:
+    """Whether a video is one of the half that are mirrored: by a hash of its path, so that every run flips the same ones."""
+    return hashlib.sha256(path.encode()).digest()[0] % 2 == 1
 
 
 def read_video(

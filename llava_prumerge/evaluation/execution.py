@@ -180,6 +180,7 @@ class Run:
             "decoding": "greedy",
             "image_files": None if settings.images == "off" else self.image_files,
             **({"frames": settings.frames} if any(question.video for question in self.questions) else {}),
+            **({"flip": settings.flip} if settings.flip != "none" else {}),
         }
         notes = {"model": self.subject.model, "question_file": str(self.files.questions)}
         claim(self.answers, header, notes, settings.accept_changes)

@@ -13,7 +13,7 @@ from torch import Tensor
 from llava_prumerge.data.conversation import encode, prompt
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.images import ImagePreprocessor, decode_base64, load_image
-from llava_prumerge.data.videos import Video, VideoFolder
+from llava_prumerge.data.videos import Video, VideoFolder, is_flipped
 from llava_prumerge.evaluation.benchmark import Question
 from llava_prumerge.evaluation.records import EvaluationError
 from llava_prumerge.evaluation.settings import EvaluationSettings
@@ -96,9 +96,11 @@ class Prompter:
             raise EvaluationError("this task has no folder of videos")
         folder = VideoFolder(str(self.images), self.settings.frames, trusted=tuple(self.settings.trusted))
         try:
-            return folder.read(question.video or "")
+            video = folder.read(question.video or "")
         except SampleError as error:
             raise EvaluationError(f"{question.place or f'question {question.id!r}'}: {error}") from error
+        flipped = self.settings.flip == "random" and is_flipped(question.video or "")
+        return video.mirrored() if flipped else video
 
 
 class TemplatePrompter(Prompter):

@@ -23,7 +23,12 @@ MOST = {
     "limit": 10**12,
     "tower_cache_gb": 1_000_000,
 }
-CHOICES = {"images": ("on", "off"), "aspect": ("pad", "square"), "dtype": ("auto", "float32", "float16", "bfloat16")}
+CHOICES = {
+    "images": ("on", "off"),
+    "aspect": ("pad", "square"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "flip": ("none", "random"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class EvaluationSettings:
         max_new_tokens: the task's own limit for None.
         limit: only the first so many questions, for trials.
         frames: taken of a video, evenly spaced from the first to the last.
+        flip: "random" mirrors half of the videos, as Video-LLaVA's released evaluation does; by a hash of their path.
         workers: threads that read images.
         tower_cache: folder that keeps what the vision tower makes of each image; None: the tower runs each time.
         tower_cache_gb: gigabytes that it may hold.
@@ -68,6 +74,7 @@ class EvaluationSettings:
     max_new_tokens: int | None = None
     limit: int | None = None
     frames: int = FRAMES
+    flip: str = "none"
     workers: int = 4
     tower_cache: str | None = None
     tower_cache_gb: int = 20

@@ -13,7 +13,7 @@ from PIL import Image
 from llava_prumerge.data import videos
 from llava_prumerge.data.image_digest import digest_images
 from llava_prumerge.data.image_paths import ImageError
-from llava_prumerge.data.videos import VideoError, VideoFolder, read_video, sample_indices
+from llava_prumerge.data.videos import VideoError, VideoFolder, is_flipped, read_video, sample_indices
 from llava_prumerge.ground.errors import InputError
 
 
@@ -134,3 +134,15 @@ def test_a_changed_frame_is_noticed(tmp_path: Path) -> None:
     assert digest_images(tmp_path, ["clip"]) == before
     grey(200).save(folder / "1.png")
     assert digest_images(tmp_path, ["clip"])["sha256"] != before["sha256"]
+
+
+def test_half_of_the_videos_are_mirrored_and_always_the_same_ones(tmp_path: Path) -> None:
+    flipped = [is_flipped(f"videos/{number}.mp4") for number in range(400)]
+    assert 160 < sum(flipped) < 240 and flipped == [is_flipped(f"videos/{number}.mp4") for number in range(400)]
+    (tmp_path / "clip").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "clip" / "0.png")
+    video = VideoFolder(str(tmp_path), 2).read("clip")
+    mirrored = video.mirrored()
+    assert all((np.asarray(frame) == pixels[:, ::-1]).all() for frame in mirrored.frames)
+    assert (mirrored.indices, mirrored.total) == (video.indices, video.total)

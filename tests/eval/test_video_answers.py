@@ -122,3 +122,18 @@ def test_a_video_that_is_missing_names_its_question(folders, films, tmp_path, ca
     assert main([*words, "--out", str(tmp_path / "out"), "device=cpu"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert "question q" in told and "clip" in told
+
+
+def test_mirrored_videos_are_asked_for_and_written_down(folders, films, tmp_path, monkeypatch) -> None:
+    from llava_prumerge.data.videos import Video
+
+    seen: list[str] = []
+    mirror = Video.mirrored
+    monkeypatch.setattr(Video, "mirrored", lambda self: seen.append("mirrored") or mirror(self))
+    monkeypatch.setattr("llava_prumerge.evaluation.prompts.is_flipped", lambda path: path == "clip1")
+    run(folders["video_llava"], films, tmp_path / "plain")
+    assert not seen
+    run(folders["video_llava"], films, tmp_path / "flipped", "flip=random")
+    assert seen == ["mirrored"]
+    headers = [json.loads(next((tmp_path / name).rglob("*.meta.json")).read_text()) for name in ("plain", "flipped")]
+    assert "flip" not in json.dumps(headers[0]) and '"flip": "random"' in json.dumps(headers[1])
