@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BASE_KEYS = ("model", "language_model", "vision_tower", "projector")
 _VERSION = 1
+_KNOWN = frozenset(field.name for field in dataclasses.fields(TrainArguments))
 
 
 def describe_origin(arguments: TrainArguments) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any], place: str)
         place: since when, such as "checkpoint-3".
     """
     found = {}
-    if settings := differences(before["recipe"], now["recipe"]):
+    if settings := differences(_as_today(before["recipe"]), now["recipe"]):
         found["recipe"] = f"recipe changed since {place}: {'; '.join(settings)}"
     if methods := differences(_flat(before.get("method")), _flat(now["method"])):
         found["method"] = f"method changed since {place}: {'; '.join(methods)}"
@@ -93,6 +94,15 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any], place: str)
     if bases:
         found["base"] = f"base changed since {place}: other weights or files in {', '.join(bases)}"
     return found
+
+
+def _as_today(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe as today's version would have written it: a setting that is newer than the run had its default.
+
+    One that no longer decides anything is left out; one that is gone stays, and is told.
+    """
+    defaults = json.loads(json.dumps(settings_that_decide(TrainArguments()), default=str))
+    return defaults | {key: value for key, value in stored.items() if key in defaults or key not in _KNOWN}
 
 
 def _flat(block: Any, name: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -212,6 +213,32 @@ def test_changes_in_words(copy: Path) -> None:
     with pytest.raises(RecipeError, match=r"^records changed .*; base changed .*accept_changes=recipe,records,base$"):
         check_origin(before, now, "checkpoint-9", ["recipe"])
     assert len(check_origin(before, now, "checkpoint-9", ["recipe", "records", "base"])) == 3
+
+
+def test_a_setting_that_is_newer_than_the_run_had_its_default(copy: Path, capsys) -> None:
+    """Whatever it is called; a value of its own is a change, and so is a setting that is gone."""
+    arguments = load_arguments([str(copy / "recipe.yaml")])
+    now = describe_origin(arguments)
+    newer = ("frames", "length_pool", "trusted", "seed", "lora_alpha")
+    before = json.loads(json.dumps(now))
+    before["recipe"] = {key: value for key, value in now["recipe"].items() if key not in newer}
+    before["recipe"]["logging_steps"] = 7  # an earlier version may have stored what decides nothing
+    assert changes_since(before, now, "checkpoint-4") == {
+        "recipe": "recipe changed since checkpoint-4: lora_alpha: 256 -> 8"
+    }
+    run = copy / "run"
+    for file in (run / "made_from.json", run / "checkpoint-4" / "made_from.json"):
+        origin = json.loads(file.read_text())
+        for key in ("frames", "length_pool"):
+            del origin["recipe"][key]
+        file.write_text(json.dumps(origin))
+    manifest = json.loads((run / "checkpoint-4" / "manifest.json").read_text())
+    content = (run / "checkpoint-4" / "made_from.json").read_bytes()
+    manifest["files"]["made_from.json"] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (run / "checkpoint-4" / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(copy / "recipe.yaml"), "frames=9"]) == 2
+    assert "frames: 8 -> 9" in capsys.readouterr().err
+    assert main([str(copy / "recipe.yaml"), "save_steps=0"]) == 0
 
 
 def test_a_wrong_name_of_a_change_is_refused(copy: Path) -> None:
