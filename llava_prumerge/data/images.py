@@ -279,6 +279,24 @@ class ImagePreprocessor:
             made = self.image_processor(images=window, do_resize=False, do_center_crop=False, return_tensors="pt")
         return made["pixel_values"][0].to(torch.float32)
 
+    def locate(self, size: tuple[int, int], box: Sequence[float]) -> list[float]:
+        """Where a box of an image lies in what becomes of it, beyond 0 or 1 where the crop cuts it.
+
+        Args:
+            size: of the image, width and height.
+            box: left, top, right and bottom as fractions of the image.
+
+        Returns:
+            The same as fractions of the S x S pixels.
+        """
+        canvas = (max(size), max(size)) if self.aspect == "pad" else size
+        placed = []
+        for side, fraction in enumerate(box):
+            pixels, length, resized = size[side % 2], canvas[side % 2], self._resized(canvas)[side % 2]
+            on_canvas = (fraction * pixels + (length - pixels) // 2) / length
+            placed.append((on_canvas * resized - (resized - self.size) // 2) / self.size)
+        return placed
+
     def _resized(self, canvas: tuple[int, int]) -> tuple[int, int]:
         """What the processor resizes a canvas to, (width, height)."""
         size = self.image_processor.size

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava_prumerge.ground.naming import shown
 
-KEYS = frozenset({"id", "image", "video", "conversations", "model"})  # "model" says which one wrote the text
+KEYS = frozenset({"id", "image", "video", "conversations", "regions", "model"})  # "model" says which one wrote the text
 TURN_KEYS = frozenset({"from", "value"})
 
 _MEDIA = re.compile(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llava_prumerge.data.errors import SampleError
 from llava_prumerge.data.record_files import read_records
 from llava_prumerge.data.record_keys import foreign_media, unread_keys
+from llava_prumerge.data.region_format import read_regions
 from llava_prumerge.data.rounds import image_paths
 from llava_prumerge.ground.caching import VARIABLE
 from llava_prumerge.ground.errors import FileError, naming
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: to be raised whenever what is stored of a record changes.
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 NO_VIDEOS = "video: this model takes images alone, and the record has a video"
 _ROWS_PER_BATCH = 1000
 _LONGEST_ID = 200
@@ -43,7 +44,8 @@ class RecordError(SampleError):
 
 
 def normalise_record(raw: Any, index: int) -> dict[str, Any]:
-    """Brings a raw record to `id` (str), `image` and `video` (lists of paths) and `conversations` (`from`, `value`).
+    """Brings a raw record to `id` (str), `image` and `video` (lists of paths) and `conversations` (`from`, `value`);
+    `regions` (`box`, `text`) is None where there are none that can be read.
 
     Args:
         raw: as read.
@@ -74,13 +76,19 @@ def normalise_record(raw: Any, index: int) -> dict[str, Any]:
     if unread := unread_keys(raw):
         notes.append(f"unknown key: {shown(', '.join(unread))} is not read")
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+    regions = None
+    if raw.get("regions") is not None:
+        try:
+            regions = read_regions(raw["regions"])
+        except ValueError as error:  # they are one objective's matter; to all others the record is sound
+            notes.append(f"regions: {error}")
     try:
-        json.dumps([turns, image, video], ensure_ascii=False).encode()
+        json.dumps([turns, image, video, regions], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RecordError(f"format: the text is not valid Unicode ({error.reason})", sample_id) from None
     notes = [note.encode(errors="backslashreplace").decode() for note in notes]
     media = {key: image_paths(raw, key) for key in ("image", "video")}
-    return {"id": sample_id, **media, "conversations": turns, "notes": notes}
+    return {"id": sample_id, **media, "conversations": turns, "regions": regions, "notes": notes}
 
 
 def _is_turn(turn: Any) -> bool:
@@ -101,7 +109,7 @@ def default_cache_dir() -> Path:
 def open_records(json_path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Opens a record file as a memory-mapped `datasets.Dataset`, writing its Arrow file first if there is none.
 
-    Columns: `id`, `image` and `video` (paths), `conversations`, `images` and `videos` (their numbers), `text_bytes`, `notes` ("kind: detail" of
+    Columns: `id`, `image` and `video` (paths), `conversations`, `regions` (or None), `images` and `videos` (their numbers), `text_bytes`, `notes` ("kind: detail" of
     what is not read), and `fault`: None, or why the record is not in LLaVA's format, in which case it has no
     conversations.
     """
@@ -185,12 +193,14 @@ def _write_arrow(json_path: Path, target: Path) -> None:
     import pyarrow as pa
 
     turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    region = pa.struct([("box", pa.list_(pa.float64())), ("text", pa.string())])
     schema = pa.schema(
         [
             ("id", pa.string()),
             ("image", pa.list_(pa.string())),
             ("video", pa.list_(pa.string())),
             ("conversations", pa.list_(turn)),
+            ("regions", pa.list_(region)),
             ("images", pa.int32()),
             ("videos", pa.int32()),
             ("text_bytes", pa.int32()),
@@ -218,7 +228,7 @@ def _row(raw: Any, index: int) -> dict[str, Any]:
     try:
         record, fault = normalise_record(raw, index), None
     except RecordError as error:
-        record = {"id": error.sample_id, "image": [], "video": [], "conversations": [], "notes": []}
+        record = {"id": error.sample_id, "image": [], "video": [], "conversations": [], "regions": None, "notes": []}
         fault = error.reason.encode(errors="backslashreplace").decode()
     text_bytes = sum(len(turn["value"].encode()) for turn in record["conversations"])
     counts = {"images": len(record["image"]), "videos": len(record["video"])}

@@ -19,6 +19,7 @@ from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.distillation import distilled, full_logits, learner_of, methods_of
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.placement import ForwardPass
+from llava_prumerge.model.region_loss import region_loss
 from llava_prumerge.model.stretch import SERVED, ReducedCache, reducing_cache
 from llava_prumerge.model.strict_loading import StrictLoading
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout, scatter_back
@@ -82,6 +83,8 @@ class WithReduction(StrictLoading, InitialisesMethods):
         if args:
             names = list(inspect.signature(super().forward).parameters)
             kwargs |= dict(zip(names, args, strict=False))
+        if kwargs.get("region_of") is not None:
+            return region_loss(self, **kwargs)
         if not self.model.reduces:
             return super().forward(**kwargs)
         labels, count = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)

@@ -75,6 +75,10 @@ class ModelArguments:
 class DataArguments:
     """Which records are read and how they become batches."""
 
+    objective: Literal["answers", "regions"] = option(
+        "answers",
+        "answers: the next token; regions: patches become the words of the record's regions (stage projector)",
+    )
     data: str | None = option(None, "records in LLaVA's JSON format")
     images: str | None = option(None, "folder that the records' image paths are relative to")
     videos: str | None = option(None, "folder that the records' video paths are relative to; null: images")
@@ -261,6 +265,11 @@ def check_values(arguments: TrainArguments) -> None:
     if arguments.quantization != "none" and (arguments.stage != "lora" or arguments.deepspeed is not None):
         given = f"stage={arguments.stage}, deepspeed={arguments.deepspeed}"
         raise RecipeError(f"quantization={arguments.quantization} is for stage=lora with deepspeed=null, got {given}")
+    if arguments.objective == "regions" and (arguments.stage != "projector" or arguments.reduction):
+        given = f"stage={arguments.stage}, method={method_name(arguments.reduction)}"
+        raise RecipeError(
+            f"objective=regions trains the projector on all patches: stage=projector, method=none, not {given}"
+        )
     accumulation_steps(arguments, world_size=1)
 
 

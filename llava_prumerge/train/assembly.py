@@ -15,6 +15,7 @@ from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
+from llava_prumerge.data.regions import RegionDataset
 from llava_prumerge.data.videos import VideoFolder
 from llava_prumerge.model.tower_cache import keep_tower_states
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
@@ -51,7 +52,9 @@ def build_dataset(
             places = pixels.typical_places
         else:
             pixels = ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect)
-        dataset = LlavaDataset(
+        if arguments.objective == "regions" and not isinstance(pixels, ImagePreprocessor):
+            raise RecipeError(f"objective=regions: serves LLaVA-1.5's own kind of model, not {config.model_type}")
+        dataset = (RegionDataset if arguments.objective == "regions" else LlavaDataset)(
             arguments.data,
             arguments.images,
             processor.tokenizer,
@@ -64,6 +67,8 @@ def build_dataset(
             videos=videos,
             video_token_id=reader.video_token_id,
         )
+    except RecipeError:
+        raise
     except ValueError as error:
         raise RecipeError(f"data={arguments.data}: {error}") from error
     wanted = getattr(getattr(config, "vision_config", None), "num_frames", None)
@@ -84,6 +89,21 @@ def use_tower_cache(model: nn.Module, arguments: TrainArguments) -> None:
     if BACKENDS[read_backend(arguments)][0] == 3:
         raise RecipeError(f"tower_cache={arguments.tower_cache}: not under ZeRO-3; take zero2 or deepspeed=null")
     keep_tower_states(model, arguments.tower_cache, arguments.tower_cache_gb)
+
+
+def loss_unit(model: Any, dataset: QuarantiningDataset) -> float:
+    """What losses are told in: 1, or for a regression of patches onto words the mean square of what they are to become.
+
+    Raises:
+        RecipeError: the model carries a method, which leaves patches out.
+    """
+    if not isinstance(dataset.dataset, RegionDataset):
+        return 1.0
+    if model.model.reduces:
+        raise RecipeError(
+            "objective=regions trains the projector on all patches, and the model has a method: method=none"
+        )
+    return dataset.dataset.mean_square(model.get_input_embeddings().weight.detach())
 
 
 def build_trainer(
@@ -107,6 +127,7 @@ def build_trainer(
     args = training_arguments(arguments)
     with args.main_process_first(local=False, desc="reading the records"):  # one writes the cache
         dataset = build_dataset(arguments, config, processor)
+    unit = loss_unit(model, dataset)
     report = ProgressReport(arguments.global_batch)
     trainer = LlavaTrainer(
         model,
@@ -118,6 +139,7 @@ def build_trainer(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         callbacks=[report, *callbacks],
         origin=origin,
+        loss_unit=unit,
     )
     report.trainer = trainer
     if arguments.deepspeed is not None and trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:

@@ -133,7 +133,10 @@ def sample_records(arguments: TrainArguments, dataset: QuarantiningDataset) -> S
     count = min(SAMPLED_RECORDS, len(dataset))
     picked = [dataset[index * len(dataset) // count] for index in range(count)]
     tokens = sum(len(item["input_ids"]) for item in picked) / count
-    answers = sum(int((item["labels"] != -100).sum()) for item in picked) / count * arguments.global_batch
+    carries = sum(
+        int((item["labels"] != -100).sum()) if "labels" in item else dataset.dataset.image_tokens for item in picked
+    )
+    answers = carries / count * arguments.global_batch
     images = sum(dataset.dataset.rows[index * len(dataset) // count]["images"] for index in range(count)) / count
     marks = [token for token in (dataset.dataset.image_token_id, dataset.dataset.video_token_id) if token is not None]
     visual = sum(int((item["input_ids"] == token).sum()) for item in picked for token in marks) / count
@@ -144,7 +147,8 @@ def sample_records(arguments: TrainArguments, dataset: QuarantiningDataset) -> S
         images,
         [
             f"records {len(dataset)} in {arguments.data}: {with_images} with {what}, {len(dataset) - with_images} text only",
-            f"tokens of {count} of them: {tokens:,.0f} on average; {format_count(answers)} per step carry loss",
+            f"tokens of {count} of them: {tokens:,.0f} on average; {format_count(answers)} per step carry loss"
+            + " (patches)" * (arguments.objective == "regions"),
         ],
         visual,
     )

@@ -43,6 +43,7 @@ class LlavaTrainer(Trainer):
         base: where the frozen weights come from, stored with every checkpoint.
         processor: stored with every checkpoint.
         origin: what the run is made from, likewise.
+        loss_unit: losses are divided by it.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class LlavaTrainer(Trainer):
         data_collator: Callable[[list], dict[str, Any]],
         callbacks: list[TrainerCallback] | None = None,
         origin: dict[str, Any] | None = None,
+        loss_unit: float = 1.0,
     ) -> None:
+        self.loss_unit = loss_unit
         self.arguments, self.base, self.processor, self.origin = arguments, base, processor, origin
         self.guard = StepGuard(Path(str(args.output_dir)), arguments.max_skipped_steps)
         self.schedule_owed = False
@@ -112,7 +115,7 @@ class LlavaTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Loss per supervised token over the whole global batch, plus the method's own term."""
+        """Loss per supervised token over the whole global batch, plus the method's own term; per image with `objective=regions`."""
         self.quarantine.note(inputs.get("quarantined", ()))
         ids = inputs.get("ids", [])
         inputs = {name: value for name, value in inputs.items() if name not in ("ids", "quarantined")}
@@ -123,6 +126,7 @@ class LlavaTrainer(Trainer):
             raise ReductionError(
                 f"step {self.state.global_step + 1}, samples {', '.join(map(str, ids))}: {error}"
             ) from error
+        loss = loss / self.loss_unit
         extra = plain_model(self.model).method_loss()
         if extra is not None:
             # The first term is already a share of the global batch, this one is a mean of its micro-batch.
