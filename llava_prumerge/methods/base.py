@@ -228,6 +228,11 @@ class VisionReducer(Method):
         return self.restoring.positions
 
     @property
+    def wants_words(self) -> bool:
+        """Whether its rule is about the question's words, so that taking all prompt tokens would be another rule."""
+        return False
+
+    @property
     def joint(self) -> bool:
         """Whether the frames of a video are reduced together; methods can whose settings have `frames`."""
         return getattr(self.settings, "frames", None) == "joint"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,9 @@ from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.text_side import TextSide, words_of
 from llava_prumerge.ops.layout import IGNORE_INDEX, TokenLayout
 from llava_prumerge.text.content_words import content_words, question_of
+from llava_prumerge.text.tokenizers import TokenizerError, load_tokenizer
+
+logger = logging.getLogger("model")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class AskedText:
     config: Any
     reducer: Any
     words: Any = None
+    _looked: bool = False
     _asked: Asked | None
     _text_side: TextSide | None = None
 
@@ -109,9 +115,13 @@ class AskedText:
     ) -> Callable[[], tuple[Tensor, Tensor]] | None:
         """For `VisionTokens.question`: embeddings of the words that tiles of images [N] are asked about.
 
-        None where the tokenizer is not known. Costs a host synchronisation.
+        None where the tokenizer is not known; a method that asks for words then says so once. Costs a host synchronisation.
         """
-        if self.words is None or not self.reducer.reads_prompt:
+        if not self.reducer.reads_prompt:
+            return None
+        if self.reducer.wants_words:
+            self._look_for_words()
+        if self.words is None:
             return None
 
         def asked() -> tuple[Tensor, Tensor]:
@@ -125,6 +135,24 @@ class AskedText:
             return embeddings[owner], mask[owner]
 
         return asked
+
+    def _look_for_words(self) -> None:
+        """Find the tokenizer in the folder that the model was loaded from, if nobody gave it."""
+        if self.words is not None or self._looked:
+            return
+        self._looked = True
+        source = Path(getattr(self.config, "name_or_path", "") or "")
+        if source.name and source.is_dir():
+            try:
+                self.words = load_tokenizer(source)
+            except TokenizerError as error:
+                logger.warning("%s", error)
+        if self.words is None:
+            logger.warning(
+                "%s reads the question's words, and nobody told it this model's tokenizer: attach(model, ..., tokenizer=processor). "
+                "Unless it needs them it now takes all prompt tokens, which is another rule",
+                self.reducer.name,
+            )
 
     def clip_side(
         self, features: Tensor, images: Tensor, lengths: Sequence[int], modality: str

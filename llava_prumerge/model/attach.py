@@ -110,21 +110,27 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def attach(model: Any, reduction: dict[str, Any] | None = None, full_length: bool = False) -> Any:
+def attach(
+    model: Any, reduction: dict[str, Any] | None = None, full_length: bool = False, tokenizer: Any = None
+) -> Any:
     """Give a live model a reduction, or another one than it has; None and {} leave it without a method, ready to count.
 
     Args:
         model: a stock `...ForConditionalGeneration` of a served family, also inside PEFT's wrapper.
         reduction: block as in config.json: {"vision": {"name": ..., settings}, "decoder": {...}}.
         full_length: see `WithReduction`.
+        tokenizer: the model's, or its processor, for methods that read the question's words. Without it the one that was given
+            before holds, or that of the folder the model was loaded from.
 
     Returns:
         The same object. Saved, it is a checkpoint of type `prumerge_<stock type>` that knows its method.
 
     Raises:
-        ModelError: the family is not served, or the reduction is none.
+        ModelError: the family is not served, the reduction is none, or the tokenizer is none.
     """
-    inner = plain(model)
+    inner, words = plain(model), getattr(tokenizer, "tokenizer", tokenizer)
+    if words is not None and not (callable(words) and hasattr(words, "decode")):
+        raise ModelError(f"tokenizer={type(tokenizer).__name__} is neither a tokenizer nor a processor that has one")
     block = check_reduction(reduction)
     fresh = not isinstance(inner, WithReduction)
     if fresh:
@@ -140,6 +146,8 @@ def attach(model: Any, reduction: dict[str, Any] | None = None, full_length: boo
             _stock_again(inner.config)
         raise
     inner.full_length = full_length
+    if words is not None:
+        inner.model.words = words
     return model
 
 
@@ -182,7 +190,8 @@ def put_on(model: WithReduction, block: dict[str, Any] | None) -> None:
         model._keep_in_fp32_modules = {*(model._keep_in_fp32_modules or ()), *parts}
     inner.use(_placed(reducer, inner))
     decoder.pruner = _placed(pruner, decoder)
-    inner.statistics, inner.full_length, inner._asked = ReductionStatistics(), False, None
+    inner.statistics, inner.full_length = ReductionStatistics(), False
+    inner._asked, inner._looked = None, False
 
 
 def _refuse_joint(reducer: VisionReducer, inner: Any) -> None:
@@ -221,7 +230,10 @@ def detach(model: Any) -> Any:
     for module, names in (
         *((getattr(host, name), ("kept_blocks",)) for name in host.tower_names),
         (host.decoder, ("pruner",)),
-        (host, ("reducer", "statistics", "full_length", "_asked", *(set(vars(host)) & {"words", "_text_side"}))),
+        (
+            host,
+            ("reducer", "statistics", "full_length", "_asked", *(set(vars(host)) & {"words", "_looked", "_text_side"})),
+        ),
         (inner, ()),
     ):
         for name in names:

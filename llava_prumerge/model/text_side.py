@@ -94,5 +94,7 @@ def words_of(config: Any) -> Any:
     """
     source = getattr(config, "name_or_path", "")
     if not source:
-        raise ModelError("space clip reads the question's words: set model.model.words to the model's tokenizer")
+        raise ModelError(
+            "space clip reads the question's words, and nothing says which tokenizer: attach(model, ..., tokenizer=processor)"
+        )
     return load_tokenizer(source)

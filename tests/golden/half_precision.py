@@ -28,7 +28,7 @@ import vision_files  # noqa: E402
 from golden_arrays import read  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
-from torch.utils._pytree import tree_map  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 
 from llava_prumerge.inference.asking import inspect_image, method_of  # noqa: E402
 from llava_prumerge.methods.registry import build_reducer, discover, site_of  # noqa: E402
@@ -64,10 +64,17 @@ class ScoresInType(TorchFunctionMode):
         try:
             return func(*args, **given)
         except RuntimeError as error:
+            lowered = tree_map(self._lowered, (args, given))
+            if self._held(args, given, self.kind) and self._held(args, given, torch.float32):
+                return func(*lowered[0], **lowered[1])  # float32 made of nothing, such as weights, beside the type
             if "not implemented" not in str(error) and "must be either float" not in str(error):
                 raise
         raised = tree_map(self._raised, (args, given))
         return tree_map(self._lowered, func(*raised[0], **raised[1]))
+
+    def _held(self, args: Any, given: Any, kind: torch.dtype) -> bool:
+        """Whether a tensor of a type is among the arguments."""
+        return any(isinstance(leaf, Tensor) and leaf.dtype == kind for leaf in tree_leaves((args, given)))
 
     def _raised(self, value: Any) -> Any:
         return value.to(torch.float32) if isinstance(value, Tensor) and value.dtype == self.kind else value

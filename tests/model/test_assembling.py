@@ -147,7 +147,15 @@ def test_the_questions_words_are_known_in_training_as_in_use(parts: dict[str, An
     folder = parts["folder"]
     model, processor = assemble(folder / "qwen2", folder / "clip", reduction={"vision": {"name": "mmtok", "budget": 4}})
     assert model.model.words is processor.tokenizer
+    told = model.model.words
     model.save_pretrained(tmp_path / "whole")
     processor.save_pretrained(tmp_path / "whole")
     model, processor = Base(str(tmp_path / "whole"), None, None, 0).build(None, None, "float32", None)
     assert model.model.words is processor.tokenizer
+    alone = type(model).from_pretrained(tmp_path / "whole")  # by transformers, which tells the model nothing
+    assert alone.model.words is None
+    ids = torch.tensor([[5, *[model.config.image_token_id] * model.config.image_seq_length, 6, 7]])
+    size = model.config.vision_config.image_size
+    with torch.no_grad():
+        alone(input_ids=ids, pixel_values=torch.randn(1, 3, size, size))
+    assert alone.model.words.get_vocab() == told.get_vocab()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ def test_the_words_of_the_question_are_those_behind_the_image() -> None:
 def test_words_are_asked_for_or_taken_where_they_are_known() -> None:
     batch = rows_of([5, *[IMAGE] * PATCHES, 20, 30, 40, 60]) | {"pixel_values": pixels(1)}
     model = tiny_model({"vision": {"name": "mmtok", "budget": 5, "text": "words"}})
-    with pytest.raises(ValueError, match="mmtok: text 'words' needs the model's tokenizer; take text all"):
+    with pytest.raises(ValueError, match="mmtok: text 'words' needs the model's tokenizer .*tokenizer=processor"):
         model(**batch)
     model.model.words = Words()
     chosen = [model.model(**batch).layout.origin]
@@ -142,3 +143,25 @@ def test_words_are_asked_for_or_taken_where_they_are_known() -> None:
         attach(model, {"vision": {"name": "mmtok", "budget": 5, "text": text}})
         chosen.append(model.model(**batch).layout.origin)
     assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
+
+
+@torch.no_grad()
+def test_words_that_nobody_knows_are_said_once_and_attach_can_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    batch = rows_of([5, *[IMAGE] * PATCHES, 20, 30, 40, 60]) | {"pixel_values": pixels(1)}
+    mmtok = {"vision": {"name": "mmtok", "budget": 5}}
+    model = tiny_model({"vision": {"name": "trsm", "budget": 5}})
+    model(**batch)
+    attach(model, {"vision": {"name": "mmtok", "budget": 5, "text": "all"}})(**batch)
+    assert not caplog.records, "their rule takes all prompt tokens"
+    attach(model, mmtok)
+    blind = [model.model(**batch).layout.origin for _ in range(2)][0]
+    (said,) = caplog.messages
+    assert "mmtok" in said and "tokenizer=processor" in said
+    for given in (Words(), SimpleNamespace(tokenizer=Words())):
+        seen_by = attach(detach(model), mmtok, tokenizer=given).model(**batch).layout.origin
+        assert not torch.equal(seen_by, blind)
+        attach(model, {"vision": {"name": "prumerge"}})
+        assert torch.equal(attach(model, mmtok).model(**batch).layout.origin, seen_by), "it is remembered"
+    assert len(caplog.messages) == 1
+    with pytest.raises(ValueError, match="tokenizer=int is neither a tokenizer nor a processor"):
+        attach(model, mmtok, tokenizer=3)

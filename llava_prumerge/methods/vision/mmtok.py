@@ -64,12 +64,19 @@ class MMTok(ShareReducer):
     greedy = True
     settings: MMTokSettings
 
+    @property
+    def wants_words(self) -> bool:
+        """See the base class."""
+        return self.settings.text != "all"
+
     def covers(self, image: VisionTokens) -> Tensor:
         """How well each patch covers each row. [N, T + P, P]"""
         projected, text, mask = image.matched("llm")
         if self.settings.text == "words" or (self.settings.text == "auto" and image.question is not None):
             if image.question is None:
-                raise ReductionError(f"{self.name}: text 'words' needs the model's tokenizer; take text all")
+                raise ReductionError(
+                    f"{self.name}: text 'words' needs the model's tokenizer (attach(..., tokenizer=processor)); or take text all"
+                )
             text, queries = image.question()
         else:
             queries = queries_of(mask, self.settings.before, self.settings.after)
