@@ -10,7 +10,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -144,11 +144,13 @@ class Evaluated:
         places: of it.
         results: of it.
         scale: of its scores.
+        partial: lines without all results stay blank.
     """
 
     places: Places
     results: Results
     scale: Scale
+    partial: bool = False
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -159,13 +161,20 @@ class Evaluated:
         """The marks of a line, averaged over the rows of several seeds."""
         return average_marks([marks_of(self.results, row.label, self.tasks) for row in rows])
 
+    def is_whole(self, row: Row) -> bool:
+        """Whether a row has all its results."""
+        return set(self.tasks) <= self.results.get(row.label, {}).keys()
+
     def entry(self, rows: list[Row]) -> Entry:
         """One line from a row, or from the rows of several seeds."""
         row, results, places = rows[0], self.results, self.places
-        block = stored_reduction(places.model(row.model)) if row.block is None else row.block
+        known = row.block is not None or (self.partial and not places.model(row.model).is_dir())
+        block = row.block if known else stored_reduction(places.model(row.model))
         about = Entry(row.name, row.table, row.trained, row.settings, drawing.kind_of(block), row.why)
         if row.why:
             return about
+        if self.partial and not all(self.is_whole(one) for one in rows):
+            return replace(about, why=f"{row.name}: not evaluated yet")
         marks = self.marks(rows)
         score, half = self.scale.score(marks)
         difference, difference_half = self.scale.difference(marks, marks_of(results, REFERENCE, self.tasks))
@@ -196,7 +205,7 @@ class Evaluated:
         return together
 
 
-def read_evaluated(places: Places) -> Evaluated:
+def read_evaluated(places: Places, partial: bool = False) -> Evaluated:
     """All result files of a comparison.
 
     Raises:
@@ -209,16 +218,16 @@ def read_evaluated(places: Places) -> Evaluated:
     if REFERENCE not in results:
         raise EvaluationError(f"{places.results} has no result of {REFERENCE!r}, which all rows are compared with")
     images = {task: images_of(task, places.data) for task in tasks} if places.study.by_image else None
-    return Evaluated(places, results, Scale(images))
+    return Evaluated(places, results, Scale(images), partial)
 
 
-def collect(places: Places, command: str) -> dict[str, Any]:
+def collect(places: Places, command: str, partial: bool = False) -> dict[str, Any]:
     """Everything the files say, JSON-ready.
 
     Raises:
         EvaluationError: a row has no result, or one of other questions.
     """
-    evaluated, study = read_evaluated(places), places.study
+    evaluated, study = read_evaluated(places, partial), places.study
     entries = [evaluated.entry(rows) for rows in evaluated.lines().values()]
     environment, reference = describe_environment(), evaluated.results[REFERENCE]
     revisions = {str(one["revision"]) for task in evaluated.results.values() for one in task.values()}
@@ -245,10 +254,11 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--command", default="python -m playground.pocket.comparison.report", help="for the first lines"
     )
+    parser.add_argument("--partial", action="store_true", help="leave lines blank that were not evaluated yet")
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     places = Places.read(given)
-    content, name = collect(places, given.command), places.study.name
+    content, name = collect(places, given.command, given.partial), places.study.name
     write_json(given.out / f"{name}.json", content, indent=1)
     write_text(given.out / f"{name}.md", pages.page(content, places.study))
     drawing.draw(given.out / f"{name}.png", content, places.study.budgets)
