@@ -115,7 +115,7 @@ def order(content: Content) -> list[dict[str, Any]]:
         for kind, names in (("all", here.keys() & there.keys()), ("methods", (here.keys() & there.keys()) - {*CHANCE})):
             both = sorted(names)
             if len(both) > 3:
-                value = correlation([here[name] for name in both], [there[name] for name in both], method="ranked")
+                value = correlation(*(ranks([scores_of[name] for name in both]) for scores_of in (here, there)))
                 made.append(
                     {"table": table, "pocket": alike, "over": kind, "n": len(both), "rank_correlation": value}
                     | {"interval": fisher(value, len(both))}
@@ -132,9 +132,15 @@ def scores(rows: Iterable[dict[str, Any]], table: int) -> dict[str, float]:
     }
 
 
+def ranks(values: Sequence[float]) -> list[float]:
+    """Each value's rank from 1; equal values share the mean of theirs."""
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
+
+
 def fisher(value: float, n: int) -> list[float]:
     """A 95% interval of a rank correlation by Fisher's transformation, with the variance 1.06 / (n - 3) of Fieller et al. (1957)."""
-    if abs(value) == 1:
+    if 1 - abs(value) < 1e-9:
         return [value, value]
     middle, half = math.atanh(value), 1.96 * math.sqrt(1.06 / (n - 3))
     return [math.tanh(middle - half), math.tanh(middle + half)]

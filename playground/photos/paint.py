@@ -120,7 +120,7 @@ class Painter:
         return shown
 
     def regions(self, scene: Scene, seed: int) -> list[dict[str, Any]]:
-        """Boxes of whole patches with the words that say what is there, for a record: `box` is left, top, right, bottom in pixels."""
+        """Boxes of whole patches with the words that say what is there: left, top, right, bottom as fractions of the picture."""
         items = [*scene.objects, *scene.words]
         return [{"box": box, "text": words_for(items[number])} for box, number in boxes(self.patches(scene, seed))]
 
@@ -130,12 +130,13 @@ def words_for(item: Object | Word) -> str:
     return f"word {item.text} {item.place}" if isinstance(item, Word) else f"{item.name} {item.place}"
 
 
-def boxes(shown: np.ndarray) -> Iterator[tuple[list[int], int]]:
-    """Rows of neighbouring patches that show the same item, each as a box in pixels with the item's number."""
+def boxes(shown: np.ndarray) -> Iterator[tuple[list[float], int]]:
+    """Rows of neighbouring patches that show the same item, each as a box with the item's number."""
     for row, line in enumerate(shown):
         column = 0
         for number, run in groupby(line.tolist()):
             length = len(list(run))
             if number != NOTHING:
-                yield [PATCH * column, PATCH * row, PATCH * (column + length), PATCH * (row + 1)], number
+                box = (column, row, column + length, row + 1)
+                yield [round(side / PATCHES, 4) for side in box], number
             column += length

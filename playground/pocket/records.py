@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 IMAGE_MARK = "<image>"
 HINTS = ("Context: Look at the image.", "Look at the image.")
-STAGE1, STAGE2 = "stage1.json", "stage2.json"
+STAGE1, STAGE2, REGIONS = "stage1.json", "stage2.json", "regions.json"
 TURNS = (6, 10)
 TEXT_ONLY = 0.06  # mix665k has 40,688 of 665,298 records without image
 CAPTIONED = 0.15
@@ -137,17 +137,14 @@ def caption_record(index: int, scene: Scene, rng: random.Random) -> tuple[Record
     return {"id": f"{index:06d}", "image": picture.path, "conversations": messages}, picture
 
 
-def image_record(index: int, scene: Scene, rng: random.Random, fair: Balance, world: World) -> tuple[Record, Picture]:
+def image_record(index: int, scene: Scene, rng: random.Random, fair: Balance) -> tuple[Record, Picture]:
     """One record of stage 2 with an image."""
     picture = Picture(f"stage2/{index // 1000:03d}/{index:06d}.png", scene, 1_000_000 + index)
     asked = [phrase(question, scene, rng) for question in fair.draw(scene, rng, rng.randint(*TURNS))]
     turns = instruct(asked, rng)
     if rng.random() < CAPTIONED:
         turns.insert(0, (rng.choice(CAPTION_PROMPTS), survey(scene, rng)))
-    record: Record = {"id": f"pocket_{index:06d}", "image": picture.path, "conversations": converse(turns, image=True)}
-    if world.regions is not None:
-        record["regions"] = world.regions(scene, picture.seed)
-    return record, picture
+    return {"id": f"pocket_{index:06d}", "image": picture.path, "conversations": converse(turns, image=True)}, picture
 
 
 def text_record(index: int, rng: random.Random, fair: Balance) -> Record:
@@ -176,7 +173,7 @@ def caption_records(n: int, seed: int) -> Iterator[tuple[Record, Picture]]:
         yield caption_record(index, draw_scene("train", rng), rng)
 
 
-def instruction_records(n: int, seed: int, world: World = POCKET) -> Iterator[tuple[Record, Picture | None]]:
+def instruction_records(n: int, seed: int) -> Iterator[tuple[Record, Picture | None]]:
     """The records of stage 2 with their pictures; those without image are spread evenly at random."""
     rng = random.Random(f"stage2/{seed}")
     fair, fair_in_words = Balance(KIND_WEIGHTS, slack=2.0), Balance(KIND_WEIGHTS, slack=2.0)
@@ -184,7 +181,7 @@ def instruction_records(n: int, seed: int, world: World = POCKET) -> Iterator[tu
         if rng.random() < TEXT_ONLY:
             yield text_record(index, rng, fair_in_words), None
         else:
-            yield image_record(index, draw_scene("train", rng), rng, fair, world)
+            yield image_record(index, draw_scene("train", rng), rng, fair)
 
 
 def build(
@@ -198,6 +195,8 @@ def build(
     world: World = POCKET,
 ) -> dict[str, Any]:
     """Writes stage1.json, stage2.json, images/ and scenes.json to a folder; does nothing where they are up to date.
+
+    A world that knows where its items are gets regions.json, too: the records of stage 2 with an image, and its regions.
 
     Args:
         out: the folder.
@@ -221,13 +220,17 @@ def build(
         counts = {}
         for name, made in (
             (STAGE1, list(caption_records(stage1, seed))),
-            (STAGE2, list(instruction_records(stage2, seed, world))),
+            (STAGE2, list(instruction_records(stage2, seed))),
         ):
             if not made:
                 continue
             store.write_json(staging / name, [record for record, _ in made])
             pictures += [picture for _, picture in made if picture is not None]
             counts[name] = len(made)
+            if name == STAGE2 and world.regions is not None:
+                shown = [(record, picture) for record, picture in made if picture is not None]
+                told = [{**record, "regions": world.regions(one.scene, one.seed)} for record, one in shown]
+                store.write_json(staging / REGIONS, told)
         logger.info("drawing %d images for %s", len(pictures), counts)
         store.save_pictures(staging / "images", pictures, workers, world)
         store.write_scenes(staging / store.SCENES, pictures)

@@ -25,7 +25,7 @@ class World:
         split: of the scenes that benchmarks show.
         shares: size of single benchmarks, times the scale of all.
         per_image: questions about each image of VQAv2.
-        regions: where a scene's items are in the picture of a seed, for records that tell it.
+        regions: where a scene's items are in the picture of a seed (docs/data.md); None where nobody asks.
         settings: what decides the pictures beside the code, for the manifest.
     """
 
