@@ -9,9 +9,9 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from llava_prumerge.data.region_format import read_regions
 from PIL import Image
 
+from llava_prumerge.data.region_format import read_regions
 from llava_prumerge.evaluation.results import mean_over_clusters
 from llava_prumerge.ground.errors import InputError
 from playground.photos import build, findings
