@@ -24,6 +24,7 @@ sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
 from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from llava_prumerge.ground.errors import InputError  # noqa: E402
+from playground.photos.backgrounds import SPLITS, backgrounds  # noqa: E402
 from playground.photos.study import FOLDERS, MIDDLE, STUDY  # noqa: E402
 from playground.pocket.comparison.evaluate import REFERENCES  # noqa: E402
 from playground.pocket.comparison.places import Places  # noqa: E402
@@ -151,6 +152,8 @@ def main(words: list[str]) -> None:
     if given.scale is not None and not 0 < given.scale < float("inf"):
         parser.error(f"--scale {given.scale:g} is not above 0")
     photos = given.photos.expanduser().resolve() if given.photos else None
+    for split in SPLITS:
+        backgrounds(photos, split).told()  # a folder that will not do is refused before anything is made
     os.chdir(ROOT)
     plan = Plan(photos, given.scale or (TRIAL_SCALE if given.trial else 1.0), given.trial)
     command = "make reproduce-photos" + (" PHOTOS=FOLDER" if photos else "")

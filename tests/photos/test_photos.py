@@ -14,7 +14,7 @@ from PIL import Image
 from llava_prumerge.data.region_format import read_regions
 from llava_prumerge.evaluation.results import mean_over_clusters
 from llava_prumerge.ground.errors import InputError
-from playground.photos import build, findings
+from playground.photos import build, findings, reproduce
 from playground.photos.backgrounds import SIDE, SPLITS, Photographs, Textures, fit, split_of_name
 from playground.photos.paint import NOTHING, PATCH, PATCHES, Painter, boxes, words_for
 from playground.photos.reproduce import DOCS, TRAINED, Plan
@@ -105,6 +105,24 @@ def test_a_folder_that_will_not_do_is_said_in_one_line(tmp_path: Path) -> None:
         _ = Photographs(tmp_path / "none", "train").names
     with pytest.raises(InputError, match="0 photographs, none for test"):
         _ = Photographs(tmp_path, "test").names
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        (reproduce, "--scale -1", "--scale -1 is not above 0"),
+        (reproduce, "--photos no/such/folder", "no/such/folder: there is no such folder"),
+        (reproduce, "--only nothing", "--only 'nothing' is part of no step's name"),
+        (build, "scale=0", "scale=0 is not above 0"),
+        (build, "image=3", "did you mean 'images'?"),
+        (build, "photos=no/such/folder", "no/such/folder: there is no such folder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_values_are_one_line(command: object, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(words.split()) == 2  # type: ignore[attr-defined]
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
 
 
 @pytest.fixture(scope="module")

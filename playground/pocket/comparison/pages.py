@@ -54,7 +54,8 @@ def table(content: dict[str, Any], lines: list[Line]) -> str:
     rest = [line for line in lines if line not in first]
     rest.sort(key=lambda line: (line["score"] is None, -(line["score"] or 0.0)))
     titles = [content["tasks"][task] for task in content["questions"]]
-    head = ["method", "settings", "kept", "equivalent", "score", "difference", *titles, "prefill"]
+    head = ["method", "settings", "kept", "equivalent", "score", "difference", *titles]
+    head += ["prefill"] if is_timed(content) else []
     rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *(cells(content, line) for line in [*first, *rest])]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -70,6 +71,7 @@ def cells(content: dict[str, Any], line: Line) -> list[str]:
     if line["name"] == REFERENCE:
         difference = ""
     share = line["share_of_full"]
+    last = ["" if share is None else f"{share:.0f}%"] if is_timed(content) else []
     return [
         name,
         line["settings"],
@@ -78,8 +80,13 @@ def cells(content: dict[str, Any], line: Line) -> list[str]:
         spread(line["score"], line["half"]),
         difference,
         *scores,
-        "" if share is None else f"{share:.0f}%",
+        *last,
     ]
+
+
+def is_timed(content: Content) -> bool:
+    """Whether prefills were timed."""
+    return any(line["share_of_full"] is not None for line in content["rows"])
 
 
 def number(value: float | None, places: int = 1) -> str:
