@@ -6,7 +6,7 @@ Needs the vision tower that `make small` fetches. Paints the scenes, warms the p
 and PruMerge and PruMerge+ with theirs, evaluates every row, and writes docs/results/photos.md, .json and .png. Every step
 can be interrupted and goes on where it stopped; finished steps are skipped. What the tower makes of an image is kept on
 disk. Without --photos scenes are painted on generated textures, and the report goes to runs. --scale is the size of
-the benchmarks. --trial runs the chain on a few questions with a few training steps, in runs/trial.
+the benchmarks. --trial runs the chain on a few questions with a few training steps and one budget, in runs/trial.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -98,9 +98,10 @@ class Plan:
             self.train(f"photos training {key}", "finetune", method, FOLDERS[key], warm.name, *settings)
             for key, (method, settings) in TRAINED.items()
         ]
-        tables = [REFERENCES, *FIRST, *(section.key for section in STUDY.sections)]
+        tables = [REFERENCES, *(FIRST[:1] if self.trial else FIRST), *(section.key for section in STUDY.sections)]
         rows = [self.table(str(key), tuned) for key in tables]
         report = (*self.module("report"), *places.options(), f"--out={self.out}", f"--command={command}")
+        report += ("--partial",) if self.trial else ()
         last = Step("report", report, seconds_of("report"), after=tuple(row.name for row in rows))
         return [data, warm, *tuned, *rows, last]
 
