@@ -50,15 +50,18 @@ def image_paths(records: Sequence[Path]) -> list[str]:
     return list(found)
 
 
-def count(model_folder: Path, paths: Sequence[str], images: Path) -> Iterator[dict[str, Any]]:
+def count(model_folder: Path, paths: Sequence[str], images: Path, cache: Path | None) -> Iterator[dict[str, Any]]:
     """Counts of one photograph after the other, in batches."""
     import torch
 
     from llava_prumerge import load_model
     from llava_prumerge.data.errors import SampleError
     from llava_prumerge.data.images import ImagePreprocessor, load_image
+    from llava_prumerge.model.tower_cache import keep_tower_states
 
     models = [load_model(model_folder, method) for method in METHODS]
+    for model, _ in models:
+        keep_tower_states(model, cache)
     pixels = ImagePreprocessor(models[0][1].image_processor, aspect="pad")
     for start in range(0, len(paths), BATCH):
         names, opened = [], []
@@ -124,6 +127,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/small/kept.jsonl"))
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--summary", type=Path, help="the summary as a file, too")
+    parser.add_argument("--tower-cache", type=Path, help="folder that keeps what the tower makes of an image")
     parser.add_argument("--tokens", type=int, default=576, help="of an image without a method")
     given = parser.parse_args(words)
     known = (
@@ -133,7 +137,7 @@ def main(words: list[str]) -> int:
     )
     waiting = [path for path in image_paths(given.records) if path not in known]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    for record in count(given.model, waiting, given.images) if waiting else ():
+    for record in count(given.model, waiting, given.images, given.tower_cache) if waiting else ():
         append_json_lines(given.out, [record])
         known[record["image"]] = record
     good = [record for record in known.values() if "bad" not in record]

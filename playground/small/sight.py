@@ -50,11 +50,13 @@ def losses(run: Path, records: Path, images: Path, batch: int) -> Iterator[tuple
 
     from llava_prumerge import load_model
     from llava_prumerge.data.collator import Collator
+    from llava_prumerge.model.tower_cache import keep_tower_states
     from llava_prumerge.train.arguments import load_arguments
     from llava_prumerge.train.assembly import build_dataset
 
     arguments = load_arguments([str(run / "config.yaml"), f"data={records}", f"images={images}"])
     model, processor = load_model(run / "merged" if arguments.merge else run, device="cpu")
+    keep_tower_states(model, arguments.tower_cache)
     dataset = build_dataset(arguments, model.config, processor)
     items = [dataset[number] for number in range(len(dataset))]
     if missing := [item["id"] for item in items if item.get("pixel_values") is None]:
