@@ -53,8 +53,8 @@ def training(runs: Path) -> str:
         )
     heads = ["stage", "first loss", "last losses", "held-out captions", "right picture", "another", "difference"]
     return (
-        "## Training\n\nBoth stages ran with PruMerge at 32 tokens in place, its mean in the paper. Losses are in nats per token; the two stages have different\n"
-        "prompts, so that they cannot be compared with one another. Held-out captions are read with their own picture and with\n"
+        "## Training\n\nBoth stages ran with PruMerge at 32 tokens in place, its mean in the paper. Losses are in nats per token; the two\n"
+        "stages have different prompts, so that they cannot be compared with one another. Held-out captions are read with their own picture and with\n"
         "that of another record; the difference is paired by caption, with its 95% interval.\n\n" + table(heads, rows)
     )
 

@@ -2,9 +2,9 @@
 
     python playground/small/reproduce.py --records train.json --held-out test.json --images FOLDER [--list] [--only WORD] [--lanes N]
 
-Records are image and caption in LLaVA's format. Stage 1 and LoRA run with PruMerge at 32 tokens in place, its mean in the paper: all 576 cost a CPU ten times as
-much. Every step can be interrupted and goes on where it stopped; finished steps are skipped. Times are taken last and alone. The page is
-docs/results/small.md, its picture small_kept.png.
+Records are image and caption in LLaVA's format. Stage 1 and LoRA run with PruMerge at 32 tokens in place, its mean in the paper: all 576
+cost a CPU ten times as much. Every step can be interrupted and goes on where it stopped; finished steps are skipped. Times are taken last
+and alone. The page is docs/results/small.md, its picture small_kept.png.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)

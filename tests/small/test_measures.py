@@ -19,7 +19,7 @@ def test_counts_go_on_and_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     records.write_text(json.dumps([{"id": name, "image": name} for name in [*names, names[0]]] + [{"id": "text"}]))
     asked: list[str] = []
 
-    def count(model, paths, images):
+    def count(model, paths, images, cache):
         for path in paths:
             asked.append(path)
             yield (
