@@ -244,6 +244,9 @@ def test_the_report_refuses_what_is_missing_or_not_comparable(places: Places, ta
     path.unlink()
     with pytest.raises(EvaluationError, match="no result for 'grid 36' on pope"):
         report.collect(places, "")
+    rows = {(row["name"], row["table"]): row for row in report.collect(places, "", partial=True)["rows"]}
+    assert rows["grid", 36]["why"] == "grid: not evaluated yet" and rows["grid", 36]["score"] is None
+    assert rows["grid", 72]["score"] is not None
 
 
 def test_plan_begins_with_reproduces_own_steps() -> None:
