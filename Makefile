@@ -82,8 +82,8 @@ demo: $(READY)  ## a page on this machine: ask a model about an image, see what 
 	@[[ -n "$(MODEL)" ]] || { echo "make demo MODEL=FOLDER: a run or a checkpoint; make reproduce trains one" >&2; exit 2; }
 	$(PY) -m llava_prumerge.viz.demo $(MODEL)
 
-clean:  ## remove the pocket world's generated data and tools' caches; runs and the environment stay
-	rm -rf playground/pocket/data playground/pocket/work build .pytest_cache .ruff_cache
+clean:  ## remove the generated data and tools' caches; runs and the environment stay
+	rm -rf playground/pocket/data playground/pocket/work playground/photos/data build .pytest_cache .ruff_cache
 
 clean-runs:  ## remove everything in runs/: shows what there is and asks (CONFIRM=yes answers)
 	@CONFIRM='$(CONFIRM)' bash scripts/clean_runs.sh
