@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_prumerge.ops.layout import Calibration, TokenLayout
+from llava_prumerge.ops.layout import LEAST_WEIGHT, Calibration, TokenLayout
 
 
 def gate_logits(weight: Tensor) -> Tensor:
     """What weights above 0 on keys add to attention logits."""
-    return weight.clamp(min=1e-6).log()
+    return weight.clamp(min=LEAST_WEIGHT).log()
 
 
 def nearness_logits(near: Tensor, calibration: Calibration, visual: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from llava_prumerge.ops.errors import ReductionError
 
 IGNORE_INDEX = -100
+LEAST_WEIGHT = 1e-6
+"""Of a key: below it attention logits are no longer told apart, and have no gradient."""
 
 
 class Calibration(NamedTuple):

@@ -37,6 +37,10 @@ BASE = ("data", "pretrain none", "finetune_lora none", "finetune_lora prumerge_p
 """The steps of `make reproduce` whose outcome is used."""
 
 
+ATP_RATES = ("learning_rate=5e-4", "projector_lr=5e-4", "method_lr=2e-3")
+"""It starts from the full model, as its paper does from LLaVA-1.5: half of stage 2's rate, and more for its few thresholds."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is run at which size.
@@ -66,8 +70,8 @@ class Plan:
         after = "pretrain none"
         own = []
         for budget in TRAINED:
-            target = (f"reduction.decoder.target={budget}",)
-            own.append(self.training(f"atp_{budget}", "atp_llava", after, *target))
+            words = (f"reduction.decoder.target={budget}", f"model={self.places.model('full')}", *ATP_RATES)
+            own.append(self.training(f"atp_{budget}", "atp_llava", "finetune_lora none", *words))
         plus = [f"reduction.vision.{key}={value}" for key, value in {"budget": TRAINED[1], **PLUS}.items()]
         own.append(self.training(f"prumerge_plus_{TRAINED[1]}", "prumerge_plus", after, *plus))
         return [self.sized(step) for step in base] + [self.sized(step) for step in own]

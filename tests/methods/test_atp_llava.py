@@ -13,7 +13,7 @@ from tiny_llava import PATCHES, pixels, rows_of, sample_rows, tiny_model
 from torch import Tensor
 
 from llava_prumerge.methods.base import DecoderTokens, ReductionError
-from llava_prumerge.ops.layout import IGNORE_INDEX
+from llava_prumerge.ops.layout import IGNORE_INDEX, LEAST_WEIGHT
 
 BLOCK = {"decoder": {"name": "atp_llava"}}
 
@@ -87,15 +87,18 @@ def set_thresholds(pruner: Any, layer: int, redundant: float, spatial: float) ->
             head.bias.fill_(math.log(value / (1 - value)) - module.start)
 
 
+@pytest.mark.parametrize("received", ["redundant", "important"])
 @pytest.mark.parametrize("temperature", [10.0, 100.0])
-def test_masks_are_the_equations(temperature: float) -> None:
+def test_masks_are_the_equations(temperature: float, received: str) -> None:
     """Eq. 9-11: the larger of two sigmoids in training; at inference a token stays where that is above one half."""
     tokens = make_tokens((16, 9), after=(3, 5))
-    pruner = build("atp_llava", shape_of(patches=16), layers=[2], temperature=temperature)
+    settings = {"layers": [2], "temperature": temperature, "received": received, "gate": "soft"}
+    pruner = build("atp_llava", shape_of(patches=16), **settings)
     set_thresholds(pruner, 2, 0.4, 0.6)
     hard = pruner(2, tokens)
     image = tokens.layout.is_image
     own, cross = (pruner._scaled(score, image) for score in pruner._scores(2, tokens))
+    own = torch.where(image, 1 - own, 0.0) if received == "redundant" else own
     spatial = pruner.spatial_scores(tokens.layout.origin)
     expected = torch.maximum(
         torch.sigmoid(((own + cross) / 2 - 0.4) * temperature), torch.sigmoid((spatial - 0.6) * temperature)
@@ -127,7 +130,14 @@ def test_losses_are_the_equations() -> None:
     """Eq. 12-14 by hand: masks multiply, N is per image and averaged over the batch."""
     tokens = make_tokens((16, 9), after=(3, 5))
     tokens = with_layout(tokens, images=torch.tensor([1, 1]))
-    settings = {"layers": [2, 5], "target": 7, "lambda_atp": 0.03, "lambda_target": 0.5, "count": "soft"}
+    settings = {
+        "layers": [2, 5],
+        "target": 7,
+        "lambda_atp": 0.03,
+        "lambda_target": 0.5,
+        "count": "soft",
+        "gate": "soft",
+    }
     pruner = build("atp_llava", shape_of(patches=16), **settings).train()
     assert pruner.loss() is None, "nothing was seen yet"
     first = pruner(2, tokens)
@@ -146,7 +156,7 @@ def test_losses_are_the_equations() -> None:
 def test_straight_through_counts_what_inference_would_keep() -> None:
     tokens = make_tokens((16, 16), after=(3, 5))
     soft, hard = (
-        build("atp_llava", shape_of(patches=16), layers=[2, 5], count=count).train()
+        build("atp_llava", shape_of(patches=16), layers=[2, 5], count=count, gate="soft").train()
         for count in ("soft", "straight_through")
     )
     for pruner in (soft, hard):
@@ -163,6 +173,46 @@ def test_straight_through_counts_what_inference_would_keep() -> None:
         inference[5], abs=2
     )  # gates weigh what is scored next
     assert counts[0][2] != pytest.approx(inference[2], abs=0.1)
+
+
+def test_a_straight_through_gate_is_what_inference_does_with_the_soft_masks_gradient() -> None:
+    """Open or closed, and once closed by the first module that drops; what stays is moved as its soft mask would be."""
+    tokens = make_tokens((16, 16), after=(3, 5))
+    soft, hard = (
+        build("atp_llava", shape_of(patches=16), layers=[2, 5], gate=gate).train()
+        for gate in ("soft", "straight_through")
+    )
+    gates = {}
+    for pruner in (soft, hard):
+        for layer, at in ((2, (0.4, 0.9)), (5, (0.6, 0.9))):
+            set_thresholds(pruner, layer, *at)
+            gates[pruner, layer] = pruner(layer, tokens)
+    image, first = tokens.layout.is_image, gates[hard, 2]
+    passes = gates[soft, 2] > 0.5
+    assert torch.equal(first, torch.where(passes | ~image, 1.0, LEAST_WEIGHT)) and 0 < passes[image].sum() < image.sum()
+    assert (gates[hard, 5][~passes] == 1).all() and (gates[hard, 5][passes & image] < 1).any()
+    weights = torch.randn(first.shape, generator=torch.Generator().manual_seed(0))
+    moved = [
+        torch.autograd.grad(
+            (weights * gates[pruner, 2])[passes & image].sum(), pruner.modules_before["2"].redundant.bias
+        )[0]
+        for pruner in (soft, hard)
+    ]
+    assert moved[0].abs() > 0
+    torch.testing.assert_close(*moved)
+
+
+def test_training_answers_as_inference_does() -> None:
+    """The model that is trained is the one that is used: at T = 10 a soft gate leaves tokens in sight that inference drops."""
+    inputs = rows_of(sample_rows()[1], side="right") | {"pixel_values": pixels(1)}
+    off = {}
+    for gate in ("straight_through", "soft"):
+        model = tiny_model({"decoder": {"name": "atp_llava", "gate": gate}})
+        hard = model(**inputs)
+        assert hard.logits.shape[1] < inputs["input_ids"].shape[1]
+        gated = model.train()(**inputs, use_cache=False)
+        off[gate] = float((gated.logits[0, -1] - hard.logits[0, -1]).detach().abs().max())
+    assert off["straight_through"] < 1e-3 < 0.1 * off["soft"], off
 
 
 def trained(block: dict[str, Any] = BLOCK, attn: str = "sdpa", checkpointing: bool = False) -> Any:
@@ -205,7 +255,7 @@ def test_the_language_loss_reaches_the_thresholds(attn: str, checkpointing: bool
 def test_the_gradient_is_that_of_finite_differences() -> None:
     inputs = labelled(0)
     model = trained(
-        {"decoder": {"name": "atp_llava", "layers": [2], "target": 10}}
+        {"decoder": {"name": "atp_llava", "layers": [2], "target": 10, "gate": "soft"}}
     )  # one module: no later scores hang on its gates
     parameter = model.model.language_model.pruner.modules_before["2"].redundant.bias
     grad = torch.autograd.grad(model(**inputs).loss, parameter)[0].item()
@@ -237,7 +287,7 @@ def test_a_batch_without_images_still_reaches_every_module() -> None:
 
 def test_sharp_masks_equal_dropping() -> None:
     """Training and inference are one algorithm: as T grows, gating becomes dropping."""
-    block = {"decoder": {"name": "atp_llava", "temperature": 1e6}}
+    block = {"decoder": {"name": "atp_llava", "temperature": 1e6, "gate": "soft"}}
     inputs = rows_of(sample_rows()[1], side="right") | {"pixel_values": pixels(1)}
     model = tiny_model(block)
     hard = model(**inputs)

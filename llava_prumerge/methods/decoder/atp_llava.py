@@ -4,9 +4,9 @@ ATP-LLaVA: Adaptive Token Pruning for Large Vision Language Models, Ye et al., C
 published and the paper's body could not be read: this is our reading of its equations as a re-implementation and
 reading notes quote them.
 
-A token stays if its redundancy score passes one threshold or its spatial score another (hard OR at inference; soft
-masks on attention keys in training). The redundancy score is the mean of attention among visual tokens (Eq. 3, logits)
-and attention from the text (Eq. 4, softmax); the spatial score (Eq. 5) is 1 - R * lambda_sample for the sparsest of
+A token stays if its redundancy score passes one threshold or its spatial score another (hard OR at inference; masks on
+attention keys in training). The redundancy score is the mean of attention among visual tokens (Eq. 3, logits; which way
+round is a field) and attention from the text (Eq. 4, softmax); the spatial score (Eq. 5) is 1 - R * lambda_sample for the sparsest of
 nested samplings of the grid, of rate R, that has the token. Thresholds come from two sigmoid heads on one linear map of
 both scores (Eq. 6-8), masks from sigmoids of temperature T (Eq. 9-11), the losses are Eq. 12-14.
 
@@ -21,7 +21,9 @@ Ours, where the sources are silent or disagree (each with a field that changes i
 - Masks of successive modules multiply, as dropping does. N is counted per image and averaged over the batch before
   |N - N_target|, so that images may differ; the mean over layers is that over all decoder layers, as the paper counts
   its tokens (`average`).
-- N counts what inference would keep, with the gradient of the soft sum (`count`).
+- N counts what inference would keep, with the gradient of the soft sum (`count`), and training sees what inference would,
+  with the gradient of the soft masks of what stays (`gate`): soft masks alone leave in sight what inference drops.
+- What visual tokens look at most is redundant and has a low self score (`received`): copies have it the other way round.
 - Gradients reach the thresholds, and not the language model by way of the scores (`through_scores`).
 """
 
@@ -40,6 +42,7 @@ from llava_prumerge.methods.cost import Course
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import Rule, Settings, above, at_least, between, setting
 from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ops.layout import LEAST_WEIGHT
 from llava_prumerge.ops.token_schedule import at_depth
 
 PLACES = (4 / 32, 14 / 32, 24 / 32)
@@ -91,6 +94,11 @@ class AtpLlavaSettings(Settings):
         "the self score is the attention a token received from visual tokens, or has given to them",
         source="ours",
     )
+    received: Literal["redundant", "important"] = setting(
+        "redundant",
+        "what visual tokens look at most is like them and goes (1 - the self score), or stays",
+        source="ours, copies have important",
+    )
     lambda_atp: float = setting(
         0.05, "weight of the sum over modules of N / P times their layer's number", source="reported, as is 0.01"
     )
@@ -102,6 +110,12 @@ class AtpLlavaSettings(Settings):
         "straight_through",
         "soft: N adds up soft masks (the equation's letter), which steers inference to another number; straight_through: "
         "N counts what inference would keep and takes the soft sum's gradient",
+        source="ours",
+    )
+    gate: Literal["soft", "straight_through"] = setting(
+        "straight_through",
+        "soft: training sees tokens that inference drops, at the weight of their masks (the equation's letter); "
+        "straight_through: it sees what inference would, and what stays has its soft mask's gradient",
         source="ours",
     )
     through_scores: bool = setting(False, "gradients also reach the language model by way of the scores", source="ours")
@@ -196,7 +210,9 @@ class AtpLlava(DecoderPruner):
             self._begin(tokens)
         present = layout.is_image if self._stays is None else self._stays
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.through_scores):
-            own, cross = (self._scaled(score, present) for score in self._scores(layer, tokens))
+            own, cross = self._scores(layer, tokens)
+            own = self._scaled(-own if self.settings.received == "redundant" else own, present)
+            cross = self._scaled(cross, present)
         redundancy, spatial = (own + cross) / 2, self.spatial_scores(layout.origin)
         lowest, sparsest = self.modules_before[str(layer)](self._by_place(layout.origin, own, cross))  # [B, 1] each
         passes = (redundancy > lowest) | (spatial > sparsest)
@@ -206,12 +222,24 @@ class AtpLlava(DecoderPruner):
             ((redundancy - lowest) * self.settings.temperature).sigmoid(),
             ((spatial - sparsest) * self.settings.temperature).sigmoid(),
         )
-        gate = torch.where(layout.is_image, soft, 1.0)
         if self._passed is None or self._stays is None:
             raise ReductionError(f"{self.name}: training was switched on between two layers of one pass")
+        gate = self._gate(layout.is_image, soft, passes)
         self._passed, self._stays = self._passed * gate, self._stays & passes
         self._counts[layer] = self._counted(layout.is_image, self._passed, self._stays)
         return gate
+
+    def _gate(self, is_image: Tensor, soft: Tensor, passes: Tensor) -> Tensor:
+        """What keys are weighed by, given the visual tokens' soft masks and which of them pass. [B, L] each -> [B, L]
+
+        A closed gate has no gradient: that of a weight of next to nothing is out of all proportion (1,900 in norm in the pocket
+        world). What stays says whether it was worth its place.
+        """
+        if self.settings.gate == "soft":
+            return torch.where(is_image, soft, 1.0)
+        present = is_image if self._stays is None else self._stays
+        opened = torch.where(passes, 1.0 + (soft - soft.detach()), LEAST_WEIGHT)
+        return torch.where(present, opened, 1.0)  # what an earlier module has closed stays closed by its gate
 
     def _begin(self, tokens: DecoderTokens) -> None:
         """Forget the forward before."""
