@@ -37,8 +37,10 @@ BASE = ("data", "pretrain none", "finetune_lora none", "finetune_lora prumerge_p
 """The steps of `make reproduce` whose outcome is used."""
 
 
-ATP_RATES = ("learning_rate=5e-4", "projector_lr=5e-4", "method_lr=2e-3")
+ATP_RATES = ("learning_rate=5e-4", "projector_lr=5e-4", "method_lr=1e-2")
 """It starts from the full model, as its paper does from LLaVA-1.5: half of stage 2's rate, and more for its few thresholds."""
+ATP_START = {72: 0.27, 36: 0.46}
+"""Target -> thresholds that about meet it from the beginning; later modules and the even sample then have their turn."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Plan:
         after = "pretrain none"
         own = []
         for budget in TRAINED:
-            words = (f"reduction.decoder.target={budget}", f"model={self.places.model('full')}", *ATP_RATES)
+            settings = {"target": budget, "start": ATP_START[budget], "start_later": 0.1, "start_spatial": 0.9}
+            words = [f"reduction.decoder.{key}={value}" for key, value in settings.items()]
+            words += [f"model={self.places.model('full')}", *ATP_RATES]
             own.append(self.training(f"atp_{budget}", "atp_llava", "finetune_lora none", *words))
         plus = [f"reduction.vision.{key}={value}" for key, value in {"budget": TRAINED[1], **PLUS}.items()]
         own.append(self.training(f"prumerge_plus_{TRAINED[1]}", "prumerge_plus", after, *plus))

@@ -82,9 +82,21 @@ def set_thresholds(pruner: Any, layer: int, redundant: float, spatial: float) ->
     """Fix a module's thresholds for every image."""
     module = pruner.modules_before[str(layer)]
     with torch.no_grad():
-        for head, value in ((module.redundant, redundant), (module.spatial, spatial)):
+        heads = zip((module.redundant, module.spatial), (redundant, spatial), module.start, strict=True)
+        for head, value, start in heads:
             head.weight.zero_()
-            head.bias.fill_(math.log(value / (1 - value)) - module.start)
+            head.bias.fill_(math.log(value / (1 - value)) - start)
+
+
+def test_each_threshold_has_its_start() -> None:
+    settings = {"layers": [2, 5], "start": 0.6, "start_later": 0.2, "start_spatial": 0.9}
+    for given, wanted in ((settings, [(0.6, 0.9), (0.2, 0.9)]), ({"layers": [2, 5], "start": 0.3}, [(0.3, 0.3)] * 2)):
+        pruner = build("atp_llava", shape_of(patches=16), **given)
+        with torch.no_grad():
+            for parameter in pruner.parameters():
+                parameter.zero_()
+            found = [module(torch.rand(1, 32)) for module in pruner.modules_before.values()]
+        assert [pytest.approx(pair) for pair in wanted] == [tuple(map(float, pair)) for pair in found]
 
 
 @pytest.mark.parametrize("received", ["redundant", "important"])

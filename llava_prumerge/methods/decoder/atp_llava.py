@@ -84,6 +84,10 @@ class AtpLlavaSettings(Settings):
     outside: float = setting(0.0, "spatial score of tokens that no sampling has", source="reported, as is -100")
     width: int = setting(64, "of the shared linear map", at_least(1), source="ours")
     start: float = setting(0.5, "thresholds before training", between(0, 1), source="ours")
+    start_later: float | None = setting(
+        None, "those of the redundancy score behind the first module; null: start", between(0, 1), source="ours"
+    )
+    start_spatial: float | None = setting(None, "those of the spatial score; null: start", between(0, 1), source="ours")
     scale: Literal["minmax", "none"] = setting(
         "minmax",
         "minmax brings both scores to [0, 1] over the visual tokens there are, none leaves them as they are",
@@ -132,14 +136,13 @@ class Thresholds(nn.Module):
     Args:
         patches: P.
         width: of the shared linear map.
-        start: what both thresholds are about before training.
+        start: what the thresholds of the redundancy and of the spatial score are about before training.
     """
 
-    def __init__(self, patches: int, width: int, start: float) -> None:
+    def __init__(self, patches: int, width: int, start: tuple[float, float]) -> None:
         super().__init__()
-        self.start = math.log(
-            start / (1 - start)
-        )  # no parameter: linear layers start wherever their model starts them, around 0
+        # No parameters: linear layers start wherever their model starts them, around 0.
+        self.start = tuple(math.log(value / (1 - value)) for value in start)
         self.shared = nn.Linear(2 * patches, width)
         self.redundant = nn.Linear(width, 1)
         self.spatial = nn.Linear(width, 1)
@@ -147,7 +150,8 @@ class Thresholds(nn.Module):
     def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 2P] -> thresholds of the redundancy and of the spatial score, [B, 1] each."""
         mapped = self.shared(scores.to(self.shared.weight.dtype))
-        return tuple((head(mapped).float() + self.start).sigmoid() for head in (self.redundant, self.spatial))
+        heads = zip((self.redundant, self.spatial), self.start, strict=True)
+        return tuple((head(mapped).float() + start).sigmoid() for head, start in heads)
 
 
 @register("atp_llava")
@@ -180,8 +184,16 @@ class AtpLlava(DecoderPruner):
                 f"module alone cost {least:g} visual tokens averaged over {shape.layers} layers; take a larger target, "
                 "earlier layers or average=modules"
             )
-        width, start = settings.width, settings.start
-        self.modules_before = nn.ModuleDict({str(at): Thresholds(shape.patches, width, start) for at in self.layers})
+        later, spatial = (
+            settings.start if value is None else value for value in (settings.start_later, settings.start_spatial)
+        )
+        starts = [(settings.start, spatial), *[(later, spatial)] * (len(self.layers) - 1)]
+        self.modules_before = nn.ModuleDict(
+            {
+                str(at): Thresholds(shape.patches, settings.width, start)
+                for at, start in zip(self.layers, starts, strict=True)
+            }
+        )
         self._passed: Tensor | None = None  # [B, L] product of the soft masks so far
         self._stays: Tensor | None = None  # [B, L] bool, what inference would still have
         self._counts: dict[int, Tensor] = {}  # layer -> N per image, averaged over the batch
