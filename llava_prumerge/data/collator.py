@@ -12,7 +12,7 @@ from llava_prumerge.data.conversation import IGNORE_INDEX
 
 PAD_SIDES = ("right", "left")
 OWN = ("input_ids", "labels", "id", "quarantined")
-BESIDE_IDS = ("mm_token_type_ids", "token_type_ids", "region_of")
+BESIDE_IDS = ("mm_token_type_ids", "token_type_ids", "region_of", "turn_of")
 """What an item may have for each of its tokens, zero where there is none."""
 
 

@@ -49,7 +49,8 @@ class QuarantiningDataset(Dataset):
         self.seed = seed
         columns = dataset.rows.select_columns(["images", "videos"]).with_format("numpy")[:]
         self.shows = (columns["images"] > 0) + 2 * (columns["videos"] > 0)
-        self.well_formed = dataset.rows.data.column("fault").is_null().to_numpy()
+        faults = dataset.rows.select_columns(["fault"]).with_format("arrow")[:]
+        self.well_formed = faults.column("fault").is_null().to_numpy()
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +16,14 @@ from llava_prumerge.data.images import ImagePreprocessor
 from llava_prumerge.data.records import RecordError
 from llava_prumerge.ground.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 class RegionDataset(LlavaDataset):
     """Items: `pixel_values` [1, 3, S, S], `boxes` [R, 4], `input_ids` [T] of all regions' texts, `region_of` [T], `id`.
 
     `boxes` are left, top, right and bottom as fractions of the tower's input; `region_of` says which region a token belongs to,
-    counted from 1. A record without regions in it has one token that belongs to none.
+    counted from 1. A record without regions in it has one token that belongs to none. Records without image are left out.
 
     Raises:
         RecordError, ImageError: from an item, as `LlavaDataset`; also where a record has no or malformed `regions`, or not one
@@ -27,6 +31,17 @@ class RegionDataset(LlavaDataset):
     """
 
     preprocessor: ImagePreprocessor
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        columns = self.rows.select_columns(["images", "videos", "fault"]).with_format("arrow")[:]
+        shows = np.logical_or(columns["images"].to_numpy() > 0, columns["videos"].to_numpy() > 0)
+        kept = np.flatnonzero(shows | ~columns["fault"].is_null().to_numpy())
+        if not len(kept):
+            raise InputError("no record has an image")
+        if len(kept) < len(self.rows):  # of a mix for stage 2: sound, but nothing for this objective
+            logger.info("%d records are text alone and left out", len(self.rows) - len(kept))
+            self.rows = self.rows.select(kept)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.rows[int(index)]

@@ -139,7 +139,7 @@ class Host(AskedText, Views, InitialisesMethods):
         if features and (self.reduces or counts):
             self._describe(told, input_ids, features)
         cache = kwargs.get("past_key_values")
-        told.reduces = self.reduces and (bool(features) or not holds_stock_keys(cache))
+        told.reduces = (self.reduces or told.turns is not None) and (bool(features) or not holds_stock_keys(cache))
         if told.reduces and self.reducer is not None and isinstance(cache, ReducedCache) and _many(kwargs):
             cache.check_turn(self.reducer, cache.reduced, bool(features))
         if told.reduces or told.touch is not None:

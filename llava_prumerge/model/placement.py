@@ -258,6 +258,7 @@ class ForwardPass:
         reduces: a method acts in this pass; False where it only carries `touch`.
         touch: zero, by way of vision modules that have nothing else to do in this pass.
         rewrite: embeddings [B, L, D] and their layout -> what takes their place before the first layer; or None.
+        turns: [B, L], see `TokenLayout`; or None.
         layout, visual: the final one, and [B, layers] visual tokens that each layer saw; both told by the decoder.
     """
 
@@ -279,6 +280,7 @@ class ForwardPass:
     reduces: bool = True
     touch: Tensor | None = None
     rewrite: Callable[[Tensor, TokenLayout], Tensor] | None = None
+    turns: Tensor | None = None
     layout: TokenLayout | None = None
     visual: Tensor | None = None
 
@@ -321,8 +323,7 @@ class ForwardPass:
         if owner is not None:
             kept = kept.new_zeros(int(owner[-1]) + 1).index_add(0, owner, kept)
         self.kept = kept if self.kept is None else torch.cat([self.kept, kept])
-        self.tiles += visual.tiles
-        self.full += len(rows)
+        self.tiles, self.full = self.tiles + visual.tiles, self.full + len(rows)
 
     def begin(self, key_mask: Tensor, start: Tensor | int) -> TokenLayout:
         """The layout of the tokens passed in, unreduced, each at its position.
@@ -331,8 +332,7 @@ class ForwardPass:
             key_mask: [B, L] bool.
             start: position of the first token, [B, 1] or a number.
         """
-        blank = torch.zeros_like(key_mask)
-        length = key_mask.shape[1]
+        blank, length = torch.zeros_like(key_mask), key_mask.shape[1]
         layout = TokenLayout(
             is_image=blank if self.is_image is None else self.is_image & key_mask,
             key_mask=key_mask,
@@ -342,9 +342,9 @@ class ForwardPass:
             images=key_mask.new_zeros(len(key_mask), dtype=torch.long) if self.images is None else self.images,
             columns=torch.arange(length, device=key_mask.device).expand_as(key_mask),
             key_weight=self.sizes,
+            turns=self.turns,
         )
         layout = layout.renumbered(start)
-        if self.source is not None and self.positions == "original":
-            moved = layout.position_ids.gather(1, self.source.clamp(min=0))
-            layout = replace(layout, position_ids=moved)
-        return layout
+        if self.source is None or self.positions != "original":
+            return layout
+        return replace(layout, position_ids=layout.position_ids.gather(1, self.source.clamp(min=0)))

@@ -17,6 +17,7 @@ from llava_prumerge.methods.contract import Merged
 from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.key_bias import KeyBias
 from llava_prumerge.model.layer_projections import LayerProjections
+from llava_prumerge.model.packing import apart
 from llava_prumerge.ops.layout import Calibration, TokenLayout
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -219,12 +220,8 @@ class Stretch:
         rows: Tensor | None = None,
         blocks: Tensor | None = None,
     ) -> None:
-        self.config, self.rotary_emb, self.cache, self.layers = (
-            decoder.config,
-            decoder.rotary_emb,
-            cache,
-            decoder.layers,
-        )
+        self.config, self.rotary_emb = decoder.config, decoder.rotary_emb
+        self.cache, self.layers = cache, decoder.layers
         self.layout, self.hidden, self.rope, self.rows, self.blocks = layout, hidden, rope, rows, blocks
         self.blocks_pass_windows = False
         self.calibration: Calibration | None = None
@@ -303,6 +300,8 @@ class Stretch:
                 mask = self._open_blocks(self._whole(mask))
             if kind == SLIDING:
                 mask = self._windowed(mask)
+            if self.layout.turns is not None:
+                mask = apart(self._whole(mask), self.layout.turns)
             if opened and self.blocks_pass_windows:
                 mask = self._open_blocks(self._whole(mask))
             self._masks[kind] = mask if self._bias is None else self._biased(mask, kind, index)
@@ -328,7 +327,7 @@ class Stretch:
         if not isinstance(mask, Tensor) or mask.dim() != 4:
             raise ModelError(
                 f"attn_implementation {self.config._attn_implementation} takes no mask of single tokens, which windows, "
-                "blocks, gates and calibration need with a reduction: take sdpa or eager"
+                "blocks, turns, gates and calibration need with a reduction: take sdpa or eager"
             )
         return mask
 

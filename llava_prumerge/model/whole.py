@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from llava_prumerge.model.decoder import InitialisesMethods
 from llava_prumerge.model.distillation import distilled, full_logits, learner_of, methods_of
 from llava_prumerge.model.errors import ModelError
+from llava_prumerge.model.packing import check_turns
 from llava_prumerge.model.placement import ForwardPass
 from llava_prumerge.model.region_loss import region_loss
 from llava_prumerge.model.stretch import SERVED, ReducedCache, reducing_cache
@@ -50,8 +51,9 @@ def moved_labels(layout: TokenLayout) -> Tensor | None:
 class WithReduction(StrictLoading, InitialisesMethods):
     """Goes in front of a stock `...ForConditionalGeneration`.
 
-    `forward` takes what the stock class takes. With a method the logits are [B, L', V], the rows padded on the left; the
-    output also has `labels` (moved with their tokens, so that they go with the logits) and `layout`.
+    `forward` takes what the stock class takes, and in training `turn_of` [B, L] (see `model.packing`) or what `region_loss` takes.
+    With a method the logits are [B, L', V], the rows padded on the left; the output also has `labels` (moved with their tokens, so
+    that they go with the logits) and `layout`.
 
     Attributes:
         stock_class: the stock class it stands in front of.
@@ -85,13 +87,17 @@ class WithReduction(StrictLoading, InitialisesMethods):
             kwargs |= dict(zip(names, args, strict=False))
         if kwargs.get("region_of") is not None:
             return region_loss(self, **kwargs)
-        if not self.model.reduces:
+        turns = kwargs.pop("turn_of", None)
+        if turns is not None:
+            check_turns(self, bool(kwargs.get("use_cache")) or kwargs.get("past_key_values") is not None)
+            kwargs["use_cache"] = False
+        elif not self.model.reduces:
             return super().forward(**kwargs)
         labels, count = kwargs.pop("labels", None), kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", None)
         learner = None if labels is None else learner_of(self)
         full = None if learner is None else full_logits(self, kwargs)
-        told = ForwardPass(labels=labels)
+        told = ForwardPass(labels=labels, turns=turns)
         for method in methods_of(self):
             method.forget()
         output = super().forward(**kwargs, forward_pass=told, return_dict=True)

@@ -43,6 +43,7 @@ class TokenLayout:
         key_weight: [B, L] gates in (0, 1] on attention keys while a pruner trains, or None.
         images: [B] images of each sequence, or None where nobody counted.
         columns: [B, L] where each token stood in what the caller passed in, or None where nobody asks.
+        turns: [B, L] the turn a token belongs to, from 1, where turns do not see each other; 0 for what they share. Or None.
     """
 
     is_image: Tensor
@@ -53,6 +54,7 @@ class TokenLayout:
     key_weight: Tensor | None = None
     images: Tensor | None = None
     columns: Tensor | None = None
+    turns: Tensor | None = None
 
     def compact(
         self, keep: Tensor, *states: Tensor, length: int | None = None, order: Tensor | None = None
@@ -84,6 +86,7 @@ class TokenLayout:
             key_weight=None if self.key_weight is None else self.key_weight.gather(1, index),
             images=self.images,
             columns=None if self.columns is None else self.columns.gather(1, index),
+            turns=None if self.turns is None else self.turns.gather(1, index),
         )
         first = torch.arange(len(index), device=index.device)[:, None] * keep.shape[1]
         rows = (first + index).flatten()  # whole rows at once: many times as fast as gathering value by value
@@ -103,9 +106,23 @@ class TokenLayout:
         )
 
     def renumbered(self, start: Tensor | int = 0) -> TokenLayout:
-        """Consecutive positions from `start` ([B, 1] or a number), as LLaVA numbers whatever tokens it is given."""
+        """Consecutive positions from `start` ([B, 1] or a number), as LLaVA numbers whatever tokens it is given.
+
+        Those of each turn that does not see the others go on behind what the turns share.
+        """
         positions = self.key_mask.long().cumsum(dim=1) - 1
+        if self.turns is not None:
+            positions = self._by_turn(positions, self.turns)
         return replace(self, position_ids=positions.clamp(min=0) + start)
+
+    def _by_turn(self, positions: Tensor, turns: Tensor) -> Tensor:
+        """Consecutive positions [B, L], counted anew in each turn from the end of what they share."""
+        turns = turns.masked_fill(~self.key_mask, 0)
+        most, unused = int(turns.amax()) + 1, positions.shape[1]
+        first = positions.new_full((len(turns), most), unused)  # [B, turns]
+        first = first.scatter_reduce(1, turns, positions.masked_fill(~self.key_mask, unused), "amin")
+        shared = (self.key_mask & (turns == 0)).sum(dim=1, keepdim=True)
+        return torch.where(turns > 0, positions - first.gather(1, turns) + shared, positions)
 
     def next_position(self) -> Tensor:
         """The position of the token that comes next in each row. [B]"""

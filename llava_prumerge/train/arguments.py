@@ -79,6 +79,9 @@ class DataArguments:
         "answers",
         "answers: the next token; regions: patches become the words of the record's regions (stage projector)",
     )
+    packing: Literal["none", "turns"] = option(
+        "none", "turns: those of a record share its image and do not see each other, as if each were asked by itself"
+    )
     data: str | None = option(None, "records in LLaVA's JSON format")
     images: str | None = option(None, "folder that the records' image paths are relative to")
     videos: str | None = option(None, "folder that the records' video paths are relative to; null: images")
@@ -270,6 +273,11 @@ def check_values(arguments: TrainArguments) -> None:
         raise RecipeError(
             f"objective=regions trains the projector on all patches: stage=projector, method=none, not {given}"
         )
+    if arguments.packing == "turns" and (
+        arguments.objective != "answers" or arguments.attention == "flash_attention_2"
+    ):
+        given = f"objective={arguments.objective}, attention={arguments.attention}"
+        raise RecipeError(f"packing=turns needs objective=answers and attention=sdpa or eager, not {given}")
     accumulation_steps(arguments, world_size=1)
 
 

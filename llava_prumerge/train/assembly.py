@@ -13,10 +13,12 @@ from llava_prumerge.data.collator import Collator
 from llava_prumerge.data.dataset import LlavaDataset
 from llava_prumerge.data.image_paths import trusted_folders
 from llava_prumerge.data.images import ImagePreprocessor
+from llava_prumerge.data.packing import PackedDataset
 from llava_prumerge.data.processed_images import ProcessedImages
 from llava_prumerge.data.quarantine import QuarantiningDataset
 from llava_prumerge.data.regions import RegionDataset
 from llava_prumerge.data.videos import VideoFolder
+from llava_prumerge.model.packing import check_turns
 from llava_prumerge.model.tower_cache import keep_tower_states
 from llava_prumerge.train.arguments import RecipeError, TrainArguments
 from llava_prumerge.train.estimate import BACKENDS, read_backend
@@ -52,9 +54,11 @@ def build_dataset(
             places = pixels.typical_places
         else:
             pixels = ImagePreprocessor(processor.image_processor, aspect=arguments.image_aspect)
-        if arguments.objective == "regions" and not isinstance(pixels, ImagePreprocessor):
-            raise RecipeError(f"objective=regions: serves LLaVA-1.5's own kind of model, not {config.model_type}")
-        dataset = (RegionDataset if arguments.objective == "regions" else LlavaDataset)(
+        kind = dataset_kind(arguments)
+        if kind is not LlavaDataset and not isinstance(pixels, ImagePreprocessor):
+            given = f"objective={arguments.objective}, packing={arguments.packing}"
+            raise RecipeError(f"{given}: only LLaVA-1.5's own kind of model is served, and not {config.model_type}")
+        dataset = kind(
             arguments.data,
             arguments.images,
             processor.tokenizer,
@@ -75,6 +79,13 @@ def build_dataset(
     if wanted not in (None, arguments.frames) and any(dataset.rows["videos"]):
         raise RecipeError(f"frames={arguments.frames}: the model's tower takes {wanted} frames of each video")
     return QuarantiningDataset(dataset, arguments.seed)
+
+
+def dataset_kind(arguments: TrainArguments) -> type[LlavaDataset]:
+    """What is made of records."""
+    if arguments.objective == "regions":
+        return RegionDataset
+    return PackedDataset if arguments.packing == "turns" else LlavaDataset
 
 
 def use_tower_cache(model: nn.Module, arguments: TrainArguments) -> None:
@@ -122,6 +133,8 @@ def build_trainer(
     model, processor = load_start(arguments)
     config = model.config
     use_tower_cache(model, arguments)
+    if arguments.packing == "turns":
+        check_turns(model)
     model = prepare_stage(model, arguments)
     start_process_group(arguments)
     args = training_arguments(arguments)
