@@ -113,12 +113,9 @@ class Plan:
         if script == "finetune":
             words.append(f"projector={places.runs / WARM}/mm_projector.safetensors")
         if self.trial:
-            words += [
-                "max_steps=4",
-                "save_steps=4",
-                f"data={places.asked}/stage2.json",
-                f"images={places.asked}/images",
-            ]
+            records = "regions.json" if script == "pretrain" else "stage2.json"
+            words += ["max_steps=4", "save_steps=4"]
+            words += [f"data={places.asked}/{records}", f"images={places.asked}/images"]
         environment = {"RECIPE": "photos", "METHOD": method}
         makes = (str(run / "finished.json"),)
         return Step(name, tuple(words), self.seconds(name), environment, (after,), makes)

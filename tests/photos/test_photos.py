@@ -204,6 +204,10 @@ def test_the_plan_is_whole_and_in_order() -> None:
         left_out = {str(budget) for budget in BUDGETS if budget != MIDDLE} if trial else set()
         assert asked == {str(table or "references") for table in STUDY.tables} - left_out
         assert (plan.out == DOCS) == (not trial)
+        if trial:
+            read = {step.name: [word for word in step.command if word.startswith("data=")] for step in steps}
+            assert read["photos warm start"] == ["data=runs/trial/photos/data/regions.json"]
+            assert read["photos training full"] == ["data=runs/trial/photos/data/stage2.json"]
     assert Plan(None, 1.0, trial=False).out != DOCS
 
 
