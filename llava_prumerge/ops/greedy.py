@@ -106,14 +106,14 @@ def determinant_first(kernel: Tensor, size: int) -> Tensor:
         [N, K] in the order of choice.
     """
     left = kernel.diagonal(dim1=1, dim2=2).float()  # [N, P]
-    least = left.amax(dim=1, keepdim=True) * torch.finfo(torch.float32).eps
+    least = left * 4 * torch.finfo(torch.float32).eps  # of each token's own size: kernels scale rows and columns alike
     factor = torch.zeros_like(kernel[:, :size], dtype=torch.float32)  # [N, K, P]
     order = []
     for step in range(size):
         chosen = left.argmax(dim=1, keepdim=True)  # [N, 1]
         pivot = left.gather(1, chosen)
         of_chosen = factor.gather(2, chosen[:, None].expand(-1, size, -1))  # [N, K, 1]
-        scale = pivot.clamp(min=1e-30).rsqrt() * (pivot > least)
+        scale = pivot.clamp(min=1e-30).rsqrt() * (pivot > least.gather(1, chosen))
         row = (_row(kernel, chosen) - (of_chosen * factor).sum(dim=1)) * scale
         factor[:, step] = row
         left = (left - row.square()).scatter(1, chosen, -torch.inf)

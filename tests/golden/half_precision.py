@@ -88,17 +88,22 @@ def scored_in(model: Any, kind: torch.dtype) -> Iterator[ScoresInType]:
     """The model's method computes in a half type while the block runs."""
     mode = ScoresInType(kind)
     method = model.model.reducer or model.model.language_model.pruner
-    own = method.forward
+    steps = ["forward", *(["cut"] if getattr(method, "cuts", False) else [])]  # some act inside the tower
 
-    def forward(*args: Any, **given: Any) -> Any:
-        with mode:
-            return own(*args, **given)
+    def within(own: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **given: Any) -> Any:
+            with mode:
+                return own(*args, **given)
 
-    method.forward = forward
+        return step
+
+    for name in steps:
+        setattr(method, name, within(getattr(method, name)))
     try:
         yield mode
     finally:
-        del method.forward
+        for name in steps:
+            delattr(method, name)
 
 
 def kept_by(model: Any, processor: Any, image: Path, block: dict[str, Any], in_type: bool = False) -> Kept:

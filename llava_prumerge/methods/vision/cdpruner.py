@@ -48,7 +48,7 @@ class CDPruner(ShareReducer):
 
     site, reads_prompt = "projected", True
     paper = "CDPruner, Zhang et al., NeurIPS 2025 (arXiv 2506.10967)"
-    call_limit = CallLimit(70, step=16, why="it reads the prompt, and its greedy rule has one step for each kept token")
+    call_limit = CallLimit(70, step=17, why="it reads the prompt, and its greedy rule has one step for each kept token")
     greedy = True
     settings: CDPrunerSettings
 

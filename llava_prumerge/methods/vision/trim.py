@@ -75,14 +75,15 @@ class Trim(CountingReducer):
         patches = image.features.shape[1]
         with torch.no_grad():
             scores = self.scores(image)
-        if self.budget is None and self.settings.ratio is None:
-            counts = (outlier_count(scores, self.settings.iqr_factor) + 1).clamp(max=patches)
+        if self.budget is not None:
+            chosen = torch.full_like(scores[:, 0], self.budget - 1 if self.budget < patches else patches)
+        elif self.settings.ratio is not None:
+            chosen = torch.full_like(scores[:, 0], int(patches * self.settings.ratio))
         else:
-            left = self.tokens_left(patches).tokens
-            counts = torch.full_like(scores[:, 0], left, dtype=torch.long)
-        size = self.width(image, counts, scores)
-        whole = counts == patches
-        keep = top_mask(scores, counts - (~whole).long())
+            chosen = outlier_count(scores, self.settings.iqr_factor)
+        whole = chosen == patches
+        size = self.width(image, chosen + ~whole, scores)
+        keep = top_mask(scores, chosen)
         mean = mix(leftover_weights(torch.ones_like(scores), ~keep, normalise=True), image.features)
         keep = torch.cat([keep, ~whole[:, None]], dim=1)
         features, valid, origin = pick(torch.cat([image.features, mean], dim=1), keep, size)

@@ -63,7 +63,8 @@ class TrimTokenator(ShareReducer):
         weights = queries / queries.sum(dim=1, keepdim=True).clamp(min=1)  # [N, T]
         mean = weights[:, None] @ text.float().masked_fill(~queries[..., None], 0.0)  # [N, 1, D]
         visual = visual.float()
-        return 2 * (visual @ mean.transpose(1, 2))[..., 0] - visual.square().sum(dim=2)
+        near = 2 * (visual @ mean.transpose(1, 2))[..., 0] - visual.square().sum(dim=2)
+        return near.masked_fill(~queries.any(dim=1, keepdim=True), 0.0)  # without a text all are as near
 
     def forward(self, image: VisionTokens) -> Reduced:
         """-> features [N, K, D] unchanged."""
