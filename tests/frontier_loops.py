@@ -220,3 +220,34 @@ def hired(first: Row, own: Sequence[Row], rate: float, alpha: float) -> list[lis
         share = sum(mark in band for mark in marks) / len(marks)
         kept.append(sorted(falling(own[tile + 1])[: min(int(share * sub), patches)]))
     return kept
+
+
+def flowcut(
+    query: Row, keys: Sequence[Row], values: Sequence[Row], heads: int, before: Row | None, left: int, wanted: int
+) -> tuple[list[int], list[float]]:
+    """After a block on the class token (first of keys and values) and the patches there are. -> those that stay, all scores"""
+    number, width = len(keys) - 1, len(query) // heads
+
+    def received(one: Row, others: Sequence[Row], scale: float) -> list[float]:
+        rows = []
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            rows.append(softmax([scale * dot(one[part], other[part]) for other in others]))
+        return [sum(row[at] for row in rows) / heads for at in range(1, number + 1)]
+
+    attention, echo = received(query, keys, width**-0.5), received(values[0], values, 1.0)
+    running = []
+    for at in range(number):
+        of_heads = [values[at + 1][head * width : (head + 1) * width] for head in range(heads)]
+        norm = sum(abs(sum(one[c] for one in of_heads) / heads) for c in range(width))
+        score = (attention[at] / sum(attention) + echo[at] / sum(echo)) * norm
+        running.append(score if before is None else 0.5 * before[at] + 0.5 * score)
+    stay = number
+    if left % 2 == 0 and number > wanted:
+        drop = number - wanted
+        if left:
+            shares = [one / sum(attention) for one in attention]
+            entropy = -sum(share * math.log(share) for share in shares)
+            drop = round(drop / math.sqrt(left) * (1 - (entropy / math.log(number)) ** 2))
+        stay = max(number - drop, wanted)
+    return sorted(falling(running)[:stay]), running

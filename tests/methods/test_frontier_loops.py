@@ -12,6 +12,7 @@ from torch import Tensor
 from vision_tokens import make_tokens
 
 from llava_prumerge.methods.base import Earlier, VisionTokens
+from llava_prumerge.methods.image_tokens import TowerBlock
 from llava_prumerge.methods.registry import build_reducer
 from llava_prumerge.ops.groups import component_labels
 
@@ -211,3 +212,25 @@ def clusters_of(points: Tensor, number: int, means: Tensor) -> list[int]:
             groups[min(centres, key=lambda centre: (far[i][centre], centres.index(centre)))].append(i)
     torch.testing.assert_close(means, torch.stack([points[groups[centre]].mean(dim=0) for centre in centres]))
     return centres
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 4])
+@pytest.mark.parametrize("budget, carries", [(1, False), (5, True), (11, True), (12, False)])
+def test_flowcut(budget: int, carries: bool, left: int) -> None:
+    """Two images of which one has lost more patches before."""
+    generator = torch.Generator().manual_seed(left)
+    keys, values = (2 * torch.randn(2, 13, 8, generator=generator) for _ in range(2))
+    queries, held = torch.randn(2, 1, 8, generator=generator), torch.rand(2, 12, generator=generator)
+    real = torch.arange(12) < torch.tensor([[12], [7]])
+    block = TowerBlock(queries, keys, values, 2, real, held if carries else None, left, 12)
+    keep, running = build_reducer({"name": "flowcut", "budget": budget}).cut(block)
+    for index, number in enumerate((12, 7)):
+        if budget == 12:
+            assert keep is running is None
+            continue
+        given = (keys[index, : number + 1].tolist(), values[index, : number + 1].tolist(), 2)
+        before = held[index, :number].tolist() if carries else None
+        kept, scores = loops.flowcut(queries[index, 0].tolist(), *given, before, left, budget)
+        torch.testing.assert_close(running[index, :number], torch.tensor(scores), atol=1e-5, rtol=1e-4)
+        found = kept if keep is None else keep[index].nonzero()[:, 0].tolist()
+        assert found == kept and (keep is None) == bool(left % 2)
