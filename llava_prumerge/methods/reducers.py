@@ -15,6 +15,7 @@ from llava_prumerge.methods.cost import TokensLeft
 from llava_prumerge.methods.settings import at_least, fraction, setting
 from llava_prumerge.ops.cells import Cells, best_rows, cell_rows, lay_cells
 from llava_prumerge.ops.errors import ReductionError
+from llava_prumerge.ops.retrieval import queries_of
 from llava_prumerge.ops.select import outlier_count
 
 
@@ -187,6 +188,43 @@ class TemplateSettings(ReducerSettings):
         source="ours",
     )
     after: int = setting(0, "the same at its end", at_least(0), source="ours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordSettings(ShareSettings, TemplateSettings):
+    """Of reducers that keep a share of the patches and look for the question's words in them."""
+
+    text: Literal["auto", "words", "all"] = setting(
+        "auto",
+        "words takes the words behind the image that say what is asked, all every prompt token, auto words where the "
+        "model's tokenizer is known",
+        source="released MMTok; all is ours",
+    )
+
+
+class WordReducer(ShareReducer):
+    """A reducer behind the projector that looks for the question's words among the patches."""
+
+    site, reads_prompt = "projected", True
+    settings: WordSettings
+
+    @property
+    def wants_words(self) -> bool:
+        """See the base class."""
+        return self.settings.text != "all"
+
+    def asked(self, image: VisionTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches [N, P, D], text [N, T, D] in the language model's space, and which of it asks. [N, T] bool"""
+        projected, text, mask = image.matched("llm")
+        if self.settings.text == "words" or (self.settings.text == "auto" and image.question is not None):
+            if image.question is None:
+                raise ReductionError(
+                    f"{self.name}: text 'words' needs the model's tokenizer (attach(..., tokenizer=processor)); or take text all"
+                )
+            text, queries = image.question()
+        else:
+            queries = queries_of(mask, self.settings.before, self.settings.after)
+        return projected, text, queries
 
 
 @dataclass(frozen=True, kw_only=True)

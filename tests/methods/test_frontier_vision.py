@@ -122,7 +122,7 @@ def test_a_budget_of_tiles_is_met_by_the_image() -> None:
     assert [sum(counts[:5]), counts[5], sum(counts[6:])] == [35, 7, 21]
 
 
-@pytest.mark.parametrize("name", ["mmtok", "cdpruner", "trimtokenator", "trim"])
+@pytest.mark.parametrize("name", ["mmtok", "cdpruner", "trimtokenator", "trim", "demand_coverage"])
 def test_the_question_decides(name: str) -> None:
     image = make_tokens(2, (12, 12))
     text, mask = image.prompt()
@@ -132,7 +132,7 @@ def test_the_question_decides(name: str) -> None:
     assert not torch.equal(first, reduce(image, name, budget=12)[2])
 
 
-@pytest.mark.parametrize("name", ["mmtok", "cdpruner", "trimtokenator", "trim"])
+@pytest.mark.parametrize("name", ["mmtok", "cdpruner", "trimtokenator", "trim", "demand_coverage"])
 def test_padding_of_the_prompt_changes_nothing(name: str) -> None:
     image, padded = make_tokens(2, (12, 12)), make_tokens(2, (12, 12))
     text, mask = image.prompt()

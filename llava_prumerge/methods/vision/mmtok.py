@@ -21,17 +21,15 @@ from torch import Tensor
 
 from llava_prumerge.methods.base import Reduced, VisionTokens
 from llava_prumerge.methods.cost import CallLimit
-from llava_prumerge.methods.reducers import ShareReducer, ShareSettings, TemplateSettings
+from llava_prumerge.methods.reducers import WordReducer, WordSettings
 from llava_prumerge.methods.registry import register
 from llava_prumerge.methods.settings import above, at_least, setting
-from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.greedy import cosines, coverage_first, marked
-from llava_prumerge.ops.retrieval import queries_of
 from llava_prumerge.ops.select import pick
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMTokSettings(ShareSettings, TemplateSettings):
+class MMTokSettings(WordSettings):
     """By default 64 of 576 tokens."""
 
     alpha: float = setting(
@@ -41,12 +39,6 @@ class MMTokSettings(ShareSettings, TemplateSettings):
         0.02, "of prompt and patches; the release's Qwen port has 0.01", above(0), source="released code"
     )
     image_temperature: float = setting(0.2, "of patches and patches", above(0), source="released code")
-    text: Literal["auto", "words", "all"] = setting(
-        "auto",
-        "words takes the words behind the image that say what is asked, all every prompt token, auto words where the "
-        "model's tokenizer is known",
-        source="released code; all is ours",
-    )
     padding: Literal["leave", "take"] = setting(
         "leave",
         "leave takes patches that show LLaVA's padding alone only where no other is left, take treats them as any",
@@ -55,31 +47,17 @@ class MMTokSettings(ShareSettings, TemplateSettings):
 
 
 @register("mmtok")
-class MMTok(ShareReducer):
+class MMTok(WordReducer):
     """Keep the patches that cover question and image best, in raster order."""
 
-    site, reads_prompt = "projected", True
     paper = "MMTok, Dong et al., ICLR 2026 (arXiv 2508.18264)"
     call_limit = CallLimit(70, step=8, why="it reads the prompt, and its greedy rule has one step for each kept token")
     greedy = True
     settings: MMTokSettings
 
-    @property
-    def wants_words(self) -> bool:
-        """See the base class."""
-        return self.settings.text != "all"
-
     def covers(self, image: VisionTokens) -> Tensor:
         """How well each patch covers each row. [N, T + P, P]"""
-        projected, text, mask = image.matched("llm")
-        if self.settings.text == "words" or (self.settings.text == "auto" and image.question is not None):
-            if image.question is None:
-                raise ReductionError(
-                    f"{self.name}: text 'words' needs the model's tokenizer (attach(..., tokenizer=processor)); or take text all"
-                )
-            text, queries = image.question()
-        else:
-            queries = queries_of(mask, self.settings.before, self.settings.after)
+        projected, text, queries = self.asked(image)
         asked = (cosines(text, projected) / self.settings.text_temperature).softmax(dim=2)
         asked = (asked / queries.sum(dim=1).clamp(min=1)[:, None, None]).masked_fill(~queries[..., None], 0.0)
         own = (cosines(image.before_projector) / self.settings.image_temperature).softmax(dim=2)
