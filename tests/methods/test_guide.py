@@ -69,7 +69,7 @@ def test_settings_of_the_guides_reducer_are_checked() -> None:
         registry.build_reducer({"name": "feature_norm", "power": 0})
     with pytest.raises(
         base.ReductionError,
-        match="[Tt]here are: anchors, budget, calibration, iqr_factor, per_head, positions, power",
+        match="[Tt]here are: anchors, budget, calibrated, calibration, iqr_factor, per_head, positions, power",
     ):
         registry.build_reducer({"name": "feature_norm", "norm": 2})
     broken = make_tokens()
