@@ -37,7 +37,7 @@ BENCHMARKS: dict[str, tuple[str, dict[str, Kind]]] = {
     "activitynet": ("Activitynet_Zero_Shot_QA", KINDS),
 }
 """Folder of each, and the kinds of question that it asks."""
-CLIPS, EACH = 120, 3
+CLIPS, EACH = 160, 1
 """Clips of a benchmark, and questions about each of them."""
 
 logger = logging.getLogger("pocket.video")

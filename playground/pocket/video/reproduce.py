@@ -90,7 +90,7 @@ def evaluate(row: Row, after: str) -> Step:
     words = (sys.executable, "-m", "eval.run", "run", "--task", TASKS, "--model", str(trained(row.model) / "merged"))
     words += ("--data", str(DATA / "eval"), "--out", str(RESULTS), "model_label=pocket-video", f"label={row.label}")
     words += (f"frames={FRAMES}", "template=own", "max_new_tokens=16", "batch_size=16", *row.settings)
-    return Step(f"evaluate {row.label}", words, seconds_of("evaluate video"), after=(after,))
+    return Step(f"evaluate {row.label}", words, seconds_of("evaluate video"), after=("clips", after))
 
 
 def steps() -> list[Step]:

@@ -20,14 +20,14 @@ TASKS = {"msvd_qa": "MSVD", "msrvtt_qa": "MSRVTT", "tgif_qa": "TGIF", "activityn
 FULL = "all tokens"
 HEAD = """# Pocket videos
 
-The paper's Table 3 in the pocket world: short clips of moving shapes in the four benchmarks' files, asked of a pocket Video-LLaVA that was
-trained with all tokens of four frames. Methods act on each frame, training-free, unless a row says otherwise: *over all frames*, a budget
-for the clip as a whole; *trained*, a model that learnt with the method in place. A frame's class token always stays. Accuracy is the
-share of answers that equal the truth in VQA's normal form, without a judge. Differences are paired with all tokens on the same questions,
-with 95% intervals; random is the mean of three seeds. `temporal` are TGIF's questions, none of which can be answered from one frame;
-`static` are MSVD's, all of which can.
+The paper's Table 3 in the pocket world: short clips of moving shapes in the four benchmarks' files, asked of a pocket
+Video-LLaVA that was trained with all tokens of four frames. Methods act on each frame, training-free, unless a row says
+otherwise: *over all frames*, a budget for the clip as a whole; *trained*, a model that learnt with the method in place.
+A frame's class token always stays. Accuracy is the share of answers that equal the truth in VQA's normal form, without
+a judge. Differences are paired with all tokens on the same questions, with 95% intervals; random is the mean of three
+seeds. Temporal questions stand apart: none of TGIF's can be answered from one frame, all of MSVD's can.
 
-Made by `python playground/pocket/video/reproduce.py`.
+Command: `make reproduce-video`. This file is written by it.
 
 """
 
