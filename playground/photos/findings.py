@@ -232,7 +232,6 @@ def merged(content: Content) -> str:
     lines = []
     if content["merging"]:
         lines += [
-            "## Does merging help?\n",
             "Training-free, the same choice of 64 tokens: difference from merging nothing.\n",
             *table(("what is merged", "difference"), [(one["name"], shown(one["gap"])) for one in content["merging"]]),
         ]
@@ -241,7 +240,7 @@ def merged(content: Content) -> str:
             "\nTrained with the method in place, against the same method on the full model's weights where nothing else is said:\n",
             *table(("method", "difference"), [(one["name"], shown(one["gap"])) for one in content["trained"]]),
         ]
-    return "\n".join(lines) + "\n" if lines else ""
+    return "\n".join(["## Does merging help?\n", *lines]) + "\n" if lines else ""
 
 
 def placed(content: Content) -> str:
