@@ -31,6 +31,7 @@ ASKED = {
     "the block a checkpoint carries": {"methods/resolve.py"},
     "what differs between releases of transformers": {"model/handover.py"},
     "the calls that all ranks make": {"model/touching.py"},
+    "whether a method learns from the full model": {"model/distillation.py"},
     "messages": {"ops/errors.py", "data/errors.py"},
 }
 """What the page leaves out in words: asked on the way, but the thing itself does not pass it. And all of ground/."""
