@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> list[float]:
-    """Mean cross-entropy of each row's supervised tokens. [B, L, V], [B, L] (shifted, -100 for none) -> B numbers"""
+    """Mean cross-entropy of each row's supervised tokens. [B, L, V], [B, L] (a token's own, -100 for none) -> B numbers"""
     from torch.nn.functional import cross_entropy
 
+    logits, labels = logits[:, :-1], labels[:, 1:]  # what stands at a place says what comes next
     marked = labels != -100
     each = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     return ((each * marked).sum(1) / marked.sum(1)).tolist()

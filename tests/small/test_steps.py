@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from tiny_llava import pixels, rows_of, sample_rows, tiny_model
 
 from playground.small import layers, page, reproduce, sight, times
 
@@ -20,11 +21,25 @@ def test_every_step_comes_after_what_it_needs() -> None:
 
 
 def test_loss_of_a_row_is_the_mean_of_its_own_supervised_tokens() -> None:
-    logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 1, 2, -100, 3], [4, -100, -100, -100, -100]])
+    logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 1, 2, -100, 3], [-100, -100, 4, -100, -100]])
     found = sight.row_losses(logits, labels)
     scores = logits.log_softmax(-1)
-    assert torch.isclose(torch.tensor(found[0]), -(scores[0, 1, 1] + scores[0, 2, 2] + scores[0, 4, 3]) / 3)
-    assert torch.isclose(torch.tensor(found[1]), -scores[1, 0, 4])
+    assert torch.isclose(torch.tensor(found[0]), -(scores[0, 0, 1] + scores[0, 1, 2] + scores[0, 3, 3]) / 3)
+    assert torch.isclose(torch.tensor(found[1]), -scores[1, 1, 4])
+
+
+def test_rows_losses_add_up_to_the_models() -> None:
+    model = tiny_model({"vision": {"name": "prumerge", "budget": 4}})
+    batch = rows_of(*sample_rows(), side="right")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels = labels.masked_fill(labels == model.config.image_token_id, -100)
+    images = int((batch["input_ids"] == model.config.image_token_id).sum()) // model.config.image_seq_length
+    with torch.no_grad():
+        output = model(**batch, pixel_values=pixels(images), labels=labels)
+    counts = (labels[:, 1:] != -100).sum(1)
+    rows = torch.tensor(sight.row_losses(output.logits, output.labels))
+    assert output.labels.shape[1] < labels.shape[1], "the method acted"
+    assert torch.isclose((rows * counts).sum() / counts.sum(), output.loss, atol=1e-5)
 
 
 def test_falls_and_spread() -> None:
