@@ -78,6 +78,7 @@ def best_rows(count: int, height: int, width: int) -> int:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def _rows_by_count(height: int, width: int, device: torch.device) -> Tensor:
     """`best_rows` of every number of cells there can be, so that a batch looks its numbers up in one call. [P + 1]"""
     return torch.tensor([best_rows(count, height, width) for count in range(height * width + 1)], device=device)

@@ -15,6 +15,7 @@ from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReduc
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover, fields_of, method_names
 from llava_prumerge.methods.resolve import method_files, read_method_file
 from llava_prumerge.model.stretch import ReducedCache
+from llava_prumerge.ops.errors import ReductionError
 from llava_prumerge.ops.layout import IGNORE_INDEX
 
 REDUCERS = [name for name in method_names(VisionReducer) if name != "none"]
@@ -42,7 +43,14 @@ def other_positions() -> dict[str, dict[str, Any]]:
         for site, part in block.items():
             build = build_reducer if site == "vision" else lambda given: build_pruner(given, shape)
             if len(block) == 1 and build(part).positions != build({"name": part["name"]}).positions:
-                found[name] = {site: {**part, "budget": LEFT if site == "vision" else BUDGET}}
+                sized = {**part, "budget": LEFT if site == "vision" else BUDGET}
+                try:
+                    build(sized)
+                except (
+                    ReductionError
+                ):  # the rule itself says how many stay: a tiny model's attention may have full rank
+                    continue
+                found[name] = {site: sized}
     return found
 
 

@@ -132,5 +132,5 @@ def test_what_cannot_be_is_said_in_one_line(folder: str, tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
     attach(model, {"vision": {"name": "trim", "clip": folder}})
     model.model.words = None
-    with pytest.raises(ValueError, match="set model.model.words to the model's tokenizer"):
+    with pytest.raises(ValueError, match=r"attach\(model, \.\.\., tokenizer=processor\)"):
         model(**batch)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from playground.photos import reproduce as photos
 from playground.pocket import reproduce
 from playground.pocket.lanes import Lanes, Step, ready
 from playground.pocket.reproduce import CPU_MANNERS
@@ -195,6 +196,7 @@ def test_every_step_has_a_weight_from_a_run() -> None:
     """A plan cannot be made otherwise; and the table has no step that is gone."""
     methods = Plan(SCALE, trial=False)
     plans = [*reproduce.steps(), *methods.trainings(), *methods.steps("command")]
+    plans += photos.Plan(None, 1.0, trial=False).steps("command")
     videos = [step for step in video.steps() if step.name != "table"]
     named = {"evaluate video" if step.name.startswith("evaluate") else step.name for step in videos}
     assert {step.name for step in plans} | named == set(step_seconds())

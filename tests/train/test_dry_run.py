@@ -23,6 +23,10 @@ FAMILIES = (
     "pocket/llava_next",
     "pocket/qwen2_5_vl",
     "pocket/video",
+    "photos/pretrain",  # the projector alone, without a method
+    "photos/finetune",  # behind it
+    "finetune_method",  # below
+    "pocket/finetune_method",  # behind a model that a run has left
 )  # see test_family_plans.py
 RECIPES = sorted(
     path
@@ -66,6 +70,17 @@ def test_every_recipe_has_a_plan_before_anything_is_downloaded(bare, capsys, rec
     assert own_steps or f"steps {SHIPPED_STEPS.get(name, SHIPPED_STEPS.get(recipe.stem, 5198))}:" in text
     assert pocket or "not here yet:" in text
     assert not (bare / "runs").exists()
+
+
+def test_a_methods_own_weights_have_a_plan(bare, capsys) -> None:
+    """At 7B: nothing but MetaCompress trains. A method without weights is refused."""
+    recipe = str(CONFIGS / "train" / "finetune_method.yaml")
+    assert main([recipe, str(CONFIGS / "method" / "meta_compress.yaml"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "stage method, method meta_compress: 524.35k of 7.06B parameters train" in text
+    assert "steps 312:" in text and "gradients clipped at 0.01" in text and "projector" not in text
+    assert main([recipe, str(CONFIGS / "method" / "prumerge_plus.yaml"), "--dry-run"]) == 2
+    assert "prumerge_plus has no weights of its own that could train" in capsys.readouterr().err
 
 
 def arguments_of(*tokens: str):

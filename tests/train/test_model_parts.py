@@ -21,7 +21,7 @@ RECIPES = sorted(path for path in TRAIN.rglob("*.yaml"))
 def test_the_parts_of_every_shipped_recipe_belong_together(recipe: Path) -> None:
     arguments = load_arguments([str(recipe)])
     check_parts(arguments)
-    size = {"13b": {"13"}, "small_clip": {"0.5"}} | dict.fromkeys(("pocket", "family", "small"), set())
+    size = {"13b": {"13"}, "small_clip": {"0.5"}} | dict.fromkeys(("pocket", "family", "small", "photos"), set())
     size = size.get(recipe.parent.name, {"7"})
     parts = (arguments.language_model, arguments.output_dir, arguments.projector)
     told = [sizes_in(part) for part in parts if part is not None]

@@ -154,12 +154,14 @@ class MetaCompress(VisionReducer):
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def table(grid: tuple[int, int], width: int) -> Tensor:
     """E of every patch. [P, C]"""
     return sines(grid, width)
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def cells(grid: tuple[int, int], count: int) -> Layout:
     """So many even cells of a grid."""
     laid = lay_cells(torch.tensor([count]), torch.tensor([best_rows(count, *grid)]), count, grid)
@@ -167,6 +169,7 @@ def cells(grid: tuple[int, int], count: int) -> Layout:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def windows(grid: tuple[int, int], kernel: int, stride: int) -> Layout:
     """The windows of `torch.nn.functional.avg_pool2d`; one that would not fit is cut to the grid."""
     averages, middles = [], []
