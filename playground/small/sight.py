@@ -3,8 +3,8 @@
     python playground/small/sight.py RUN --records FILE --images FOLDER [--out FILE.json]
 
 RUN is a folder that stage 1 or stage 2 of the recipe `small` made. Each held-out caption is read twice under the run's own recipe and
-method: beside its picture, and beside the picture of a record half the file away. The difference of the two losses, in nats per token of
-the caption, is paired by caption and has its 95% interval.
+method: beside its picture, and beside the pictures of --others records, evenly spaced over the file. The difference of the loss with its own
+picture from the mean with the others, in nats per token of the caption, is paired by caption and has its 95% interval.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -41,8 +41,8 @@ def row_losses(logits: Tensor, labels: Tensor) -> list[float]:
     return ((each * marked).sum(1) / marked.sum(1)).tolist()
 
 
-def losses(run: Path, records: Path, images: Path, batch: int) -> Iterator[tuple[float, float]]:
-    """Loss of each caption with its own picture, and with another's.
+def losses(run: Path, records: Path, images: Path, batch: int, others: int) -> Iterator[tuple[float, float]]:
+    """Loss of each caption with its own picture, and its mean with others'.
 
     Raises:
         InputError: the run has no recipe or no model, or a record no picture.
@@ -62,16 +62,20 @@ def losses(run: Path, records: Path, images: Path, batch: int) -> Iterator[tuple
     items = [dataset[number] for number in range(len(dataset))]
     if missing := [item["id"] for item in items if item.get("pixel_values") is None]:
         raise InputError(f"{records}: record {missing[0]} has no picture")
-    others = [items[(number + len(items) // 2) % len(items)] for number in range(len(items))]
+    steps = [0, *(len(items) * (number + 1) // (others + 1) for number in range(others))]
+    rows = [
+        [{**item, "pixel_values": items[(at + step) % len(items)]["pixel_values"]} for step in steps]
+        for at, item in enumerate(items)
+    ]
     collate = Collator(processor.tokenizer.pad_token_id)
-    pairs = [[item, {**item, "pixel_values": other["pixel_values"]}] for item, other in zip(items, others, strict=True)]
     with torch.inference_mode():
-        for start in range(0, len(pairs), batch):
-            made = collate([sample for pair in pairs[start : start + batch] for sample in pair])
+        for start in range(0, len(rows), batch):
+            made = collate([sample for row in rows[start : start + batch] for sample in row])
             made.pop("ids")
             output = model(**made)
             found = row_losses(output.logits, output.labels)
-            yield from zip(found[::2], found[1::2], strict=True)
+            for at in range(0, len(found), len(steps)):
+                yield found[at], statistics.fmean(found[at + 1 : at + len(steps)])
 
 
 @command()
@@ -81,22 +85,24 @@ def main(words: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--batch", type=at_least(1), default=4, help="captions at a time, each twice")
+    parser.add_argument("--batch", type=at_least(1), default=4, help="captions at a time, each with all pictures")
+    parser.add_argument("--others", type=at_least(1), default=4, help="pictures of other records beside each caption")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(words)
-    found = list(losses(given.run, given.records, given.images, given.batch))
+    found = list(losses(given.run, given.records, given.images, given.batch, given.others))
     right, wrong = ([pair[which] for pair in found] for which in (0, 1))
     difference, half = mean_of_means([[other - own for own, other in found]])
     told: dict[str, Any] = {
         "what": "loss of held-out captions",
         "captions": len(found),
+        "others": given.others,
         "right": statistics.fmean(right),
         "other": statistics.fmean(wrong),
         "difference": difference,
         "half": half,
     }
     print(
-        f"{len(found)} captions: loss {told['right']:.3f} with the right picture, {told['other']:.3f} with another; "
+        f"{len(found)} captions: loss {told['right']:.3f} with the right picture, {told['other']:.3f} with others; "
         f"difference {difference:.3f} ± {half:.3f} (95%)"
     )
     if given.out:

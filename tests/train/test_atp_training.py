@@ -69,7 +69,7 @@ def pictures(world, model, processor) -> dict[str, torch.Tensor]:
     return {name: value for name, value in batch.items() if name not in ("ids", "labels")}
 
 
-@pytest.mark.parametrize("target, stage", [(6, "lora"), (9, "lora"), (9, "projector")])
+@pytest.mark.parametrize("target, stage", [(7, "lora"), (9, "lora"), (9, "projector")])
 def test_training_steers_the_mean_count_to_the_target(world, tmp_path, target, stage) -> None:
     """What inference keeps, averaged over images and layers, is near N_target, and differs from image to image."""
     run = tmp_path / "run"
