@@ -19,20 +19,20 @@ def page(content: Content, study: Study) -> str:
     head = [line for line in lines if line["table"] == ""]
     parts = [study.introduction(content)]
     for budget in study.budgets:
-        part = [line for line in lines if line["table"] == budget]
         parts.append(f"## {budget} of {patches} equivalent tokens ({100 * budget / patches:.3g}%)\n")
-        parts += [table(content, [*head, *part]), blanks(part), seeds(part)]
+        parts += body(content, head, [line for line in lines if line["table"] == budget])
     for section in study.sections:
-        part = [line for line in lines if line["table"] == section.key]
-        parts += [
-            f"## {section.title}\n",
-            f"{section.note}\n",
-            table(content, [*head, *part]),
-            blanks(part),
-            seeds(part),
-        ]
+        parts += [f"## {section.title}\n", f"{section.note}\n"]
+        parts += body(content, head, [line for line in lines if line["table"] == section.key])
     parts.append(study.conclusion(content))
     return "\n".join(part for part in parts if part)
+
+
+def body(content: Content, head: list[Line], lines: list[Line]) -> list[str]:
+    """A table with what stands below it; of a partial report, one that has no row yet is told in words."""
+    if lines and all(line["score"] is None for line in lines):
+        return ["Not evaluated yet.\n"]
+    return [table(content, [*head, *lines]), blanks(lines), seeds(lines)]
 
 
 def asked(content: Content) -> str:
