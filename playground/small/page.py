@@ -19,9 +19,9 @@ HEAD = """# The small world: real backbones and photographs
 
 SmolLM2-135M-Instruct under DINOv2-small at 336 pixels ([what it is](../small.md)); 576 patches, PruMerge's k = 32 unscaled.
 
-Command: `python playground/small/reproduce.py --records train.json --held-out test.json --images FOLDER`; this file is written by it. The
-records of this run: 1,927 and 256 web photographs with captions out of LLaVA's stage-1 data, scaled to at most 336 pixels. They are not ours to
-pass on; numbers computed from them are.
+Command: `python playground/small/reproduce.py --records train.json --held-out test.json --images FOLDER`; this file is
+written by it. The records of this run: 1,927 and 256 web photographs with captions out of LLaVA's stage-1 data, scaled
+to at most 336 pixels. They are not ours to pass on; numbers computed from them are.
 
 """
 STAGES = {"pretrain": "stage 1, projector", "finetune_lora": "stage 2, LoRA"}
@@ -51,11 +51,12 @@ def training(runs: Path) -> str:
                 f"{sight['difference']:+.3f} ± {sight['half']:.3f}",
             ]
         )
-    heads = ["stage", "first loss", "last losses", "held-out captions", "right picture", "another", "difference"]
+    heads = ["stage", "first loss", "last losses", "held-out captions", "right picture", "others", "difference"]
     return (
         "## Training\n\nBoth stages ran with PruMerge at 32 tokens in place, its mean in the paper. Losses are in nats per token; the two\n"
-        "stages have different prompts, so that they cannot be compared with one another. Held-out captions are read with their own picture and with\n"
-        "that of another record; the difference is paired by caption, with its 95% interval.\n\n" + table(heads, rows)
+        "stages have different prompts, so that they cannot be compared with one another. Held-out captions are read with their\n"
+        "own picture and with those of other records; the difference is paired by caption, with its 95% interval.\n\n"
+        + table(heads, rows)
     )
 
 

@@ -80,7 +80,7 @@ def steps(records: Path, held_out: Path, images: Path) -> list[Step]:
         *measured,
         Step("layers", layers, 300, after=tuple(step.name for step in measured)),
         Step("times", times, 500, after=("layers",)),
-        Step("page", own("page", str(RUNS), str(PAGE)), 2, after=("times",)),
+        Step("page", own("page", str(RUNS), str(PAGE)), 2, after=("times", *(step.name for step in measured))),
     ]
 
 
