@@ -34,6 +34,7 @@ def run(line: str, run_folder: Path, environment: dict[str, str], *more: str) ->
     return subprocess.run([*words, *more], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_documented_upload(original_runs: Path, tmp_path: Path, hub: FakeHub, user: dict[str, str]) -> None:
     """Without a token, with a wrong one, with the right one; and no trace of either."""
     dry, real = commands()[:2]

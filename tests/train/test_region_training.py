@@ -39,6 +39,7 @@ def recipe(world, run: Path, records: Path, **changes: object) -> list[str]:
     return world.recipe(str(values.pop("stage")), run, **values)
 
 
+@pytest.mark.slow
 def test_it_learns_and_resumes_to_the_bit(world, records, tmp_path, capsys) -> None:
     more = {"max_steps": 40, "learning_rate": 1e-2, "save_steps": 20, "tower_cache": str(tmp_path / "cache")}
     words = recipe(world, tmp_path / "run", records, **more)
