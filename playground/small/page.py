@@ -14,6 +14,7 @@ from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from llava_prumerge.ground.files import write_text  # noqa: E402
 from llava_prumerge.ground.json_lines import read_json_lines  # noqa: E402
 from llava_prumerge.ground.reading import read_json_object  # noqa: E402
+from llava_prumerge.profiling.collect import table  # noqa: E402
 
 HEAD = """# The small world: real backbones and photographs
 
@@ -26,12 +27,6 @@ to at most 336 pixels. They are not ours to pass on; numbers computed from them 
 """
 STAGES = {"pretrain": "stage 1, projector", "finetune_lora": "stage 2, LoRA"}
 TITLES = {"prumerge": "PruMerge", "prumerge_plus": "PruMerge+"}
-
-
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
-    return "\n".join(lines) + "\n"
 
 
 def training(runs: Path) -> str:
@@ -56,7 +51,8 @@ def training(runs: Path) -> str:
         "## Training\n\nBoth stages ran with PruMerge at 32 tokens in place, its mean in the paper. Losses are in nats per token; the two\n"
         "stages have different prompts, so that they cannot be compared with one another. Held-out captions are read with their\n"
         "own picture and with those of other records; the difference is paired by caption, with its 95% interval.\n\n"
-        + table(heads, rows)
+        + table(tuple(heads), rows)
+        + "\n"
     )
 
 
@@ -72,7 +68,8 @@ def kept(runs: Path) -> str:
     return (
         f"## Tokens kept of {found['photographs']:,} photographs\n\nBy the released rules, of 576. The paper's shares are those of "
         "CLIP ViT-L/14-336 on its benchmarks. PruMerge+ keeps\nevery patch as soon as more than a sixth of them are outliers.\n\n"
-        + table(heads, rows)
+        + table(tuple(heads), rows)
+        + "\n"
         + "\n![Tokens kept](small_kept.png)\n"
     )
 
@@ -88,7 +85,7 @@ def layers(runs: Path) -> str:
     heads = ["method", "visual tokens of the last photograph", "mean over layers", "prefill, times as fast"]
     return (
         "## Pruners at their papers' layers\n\nOf 30 layers, unscaled, on an untrained projector: mechanics and speed, not quality. Median and "
-        "quartiles of ratios, in turns.\n\n" + table(heads, rows)
+        "quartiles of ratios, in turns.\n\n" + table(tuple(heads), rows) + "\n"
     )
 
 
@@ -105,7 +102,8 @@ def times(runs: Path) -> str:
     return (
         f"## One whole answer on a CPU\n\nFrom the image file to {found['new_tokens']} new tokens, {found['count']} photographs, "
         f"{found['rounds']} rounds, all ways in turns; median and quartiles of ratios.\nOperations are those of tower, projector and prefill.\n\n"
-        + table(heads, rows)
+        + table(tuple(heads), rows)
+        + "\n"
     )
 
 
