@@ -30,7 +30,8 @@ from llava_prumerge.model.errors import ModelError
 from llava_prumerge.model.families import family_of, stock_type
 from llava_prumerge.model.prefusion import language_shape
 from llava_prumerge.model.statistics import ReductionStatistics
-from llava_prumerge.model.vision_tower import TOWERS
+from llava_prumerge.model.tower_cut import can_be_cut
+from llava_prumerge.model.vision_tower import TOWERS, blocks_of
 from llava_prumerge.model.whole import WithReduction
 
 OWN_PREFIX = "PruMerge"
@@ -207,18 +208,21 @@ def _check_size(reducer: VisionReducer, host: type, inner: Any) -> None:
 
 def _check_cut(reducer: VisionReducer, host: type, inner: Any) -> None:
     names = host.tower_names
-    kind = getattr(inner, names[0]).config.model_type
+    tower = getattr(inner, names[0])
     one = isinstance(getattr(inner.config, "vision_feature_layer", None), int)  # not states of several, cut and uncut
-    if not one or len(names) > 1 or not _cuttable(kind):
+    if not one or len(names) > 1 or not _cuttable(tower):
         raise ModelError(
-            f"{reducer.name} cuts inside the vision tower, which is served in a single tower of CLIP's kind, with a class "
-            f"token and features of one layer, and not in this {stock_type(inner.config.model_type)} model's {' and '.join(names)} of type {kind!r}"
+            f"{reducer.name} cuts inside the vision tower, which is served in a single tower with a class token before its "
+            "patches, blocks that take a mask and features of one layer (CLIP, DINOv2), and not in this "
+            f"{stock_type(inner.config.model_type)} model's {' and '.join(names)} of type {tower.config.model_type!r}"
         )
 
 
-def _cuttable(kind: str) -> bool:
-    spec = TOWERS.get(kind)
-    return spec is not None and spec.plain and spec.class_token and not spec.bare
+def _cuttable(tower: nn.Module) -> bool:
+    spec = TOWERS.get(tower.config.model_type)
+    if spec is None or not (spec.plain and spec.class_token) or spec.prefix(tower.config) != 1:
+        return False
+    return can_be_cut(blocks_of(tower)[0], spec.attention)
 
 
 def detach(model: Any) -> Any:

@@ -6,6 +6,7 @@ patches; shorter ones are padded, and the padding is masked in the blocks to com
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,18 @@ from torch import Tensor, nn
 from llava_prumerge.methods.base import VisionReducer
 from llava_prumerge.methods.image_tokens import TowerBlock
 from llava_prumerge.ops.select import pack, raster_priority, select
+
+
+def can_be_cut(block: nn.Module, attention: str) -> bool:
+    """Whether a block takes the mask of ragged images, and its attention has the projections that are asked.
+
+    Args:
+        block: of a tower; all of its blocks are alike.
+        attention: where the block has it.
+    """
+    told = inspect.signature(block.forward).parameters
+    projections = block.get_submodule(attention)
+    return "attention_mask" in told and all(hasattr(projections, f"{part}_proj") for part in "qkv")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class TowerSpec:
         prefix: tokens before the patches (a class token first), from the tower's configuration.
         class_token: the first of these is a class token, whose row is the score; without one it is the mean over patches.
         plain: the blocks take nothing but states, so that a loop over them is the tower.
-        bare: its parts are told nothing beside pixels and states, not even a mask, so that no reducer cuts there.
+        bare: its parts are told nothing beside pixels and states.
         heads: name of their number in the configuration.
         ahead: what a block does to its input [N, S, C] before that norm.
     """

@@ -7,7 +7,7 @@ averaged over heads. Scores are halved and added to those of the block before. W
 the one that makes the features, round((N - K) / sqrt(left) (1 - (H / ln N)^2)) patches go, H the entropy of the attention;
 before that block itself all but K. Departures: each image drops its own number, where the release takes the largest of a
 batch; scores are float32; a tower of a single block is cut after it, by the class attention, and so are features whose tower
-is not at hand. Served in towers of CLIP's kind.
+is not at hand. Served in towers with a class token whose blocks take a mask: CLIP, DINOv2.
 """
 
 from __future__ import annotations
