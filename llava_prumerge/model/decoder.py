@@ -35,6 +35,12 @@ class InitialisesMethods:
         if isinstance(module, VisionReducer | DecoderPruner) and hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def _initialize_weights(self, module: nn.Module, *custom: bool) -> None:
+        """As transformers has it, which takes a module of code that is not its own as started where no weight is directly in it."""
+        method = isinstance(module, VisionReducer | DecoderPruner)
+        lacks = method and not all(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
+        super()._initialize_weights(module, *(() if lacks else custom))
+
 
 def decoder_shape(config: Any) -> DecoderShape:
     """The numbers a pruner may need."""

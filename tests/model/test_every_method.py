@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_llava import IMAGE, PATCHES, pixels, rows_of, sample_rows, tiny_model
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 from vision_tokens import make_tokens, tower_grid
 
 from llava_prumerge.methods.base import DecoderPruner, DecoderShape, VisionReducer
@@ -302,3 +302,34 @@ def test_the_pruner_of_a_pair_ranks_what_the_reducer_left(name: str) -> None:
     if "budget" in pair["decoder"]:
         met = both.visual.double().mean(dim=1) / torch.tensor([1, 1, 1, 2])
         assert (met - torch.tensor([LEFT, LEFT, 0, LEFT])).abs().max() <= 0.5
+
+
+def learners() -> list[str]:
+    """Methods with weights of their own."""
+    shape, found = DecoderShape(32, 32, 32, 576), []
+    for name in REDUCERS:
+        made = build_reducer(reducer(name))
+        if type(made).grow is not VisionReducer.grow or any(True for _ in made.parameters()):
+            found.append(name)
+    return found + [name for name in PRUNERS if any(True for _ in build_pruner({"name": name}, shape).parameters())]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", learners())
+def test_a_checkpoint_without_a_methods_weights_starts_them(name: str, tmp_path: Path) -> None:
+    """As a method that has to be trained begins: from a model that was trained without it."""
+    fresh = tiny_model(block_of(name))
+    tiny_model().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.reduction = block_of(name)
+    torch.manual_seed(1)
+    started = dict(type(fresh).from_pretrained(tmp_path, config=config).named_parameters())
+    own = {key: weight for key, weight in fresh.named_parameters() if "reducer" in key or "pruner" in key}
+    assert own
+    for key, weight in own.items():
+        drawn, begun = weight.std(correction=0) > 0, started[key]
+        assert begun.isfinite().all() and begun.abs().max() < 1.5, key
+        if drawn and weight.dim() > 1:
+            assert 0.01 < begun.std(correction=0) / weight.std(correction=0) < 2, key
+        elif not drawn and weight.numel() > 1:
+            assert torch.equal(begun, weight), key
