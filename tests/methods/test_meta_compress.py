@@ -65,6 +65,19 @@ def test_the_matrix_and_its_terms_are_the_equations(places: str) -> None:
     assert reducer.loss() is None
 
 
+def test_slopes_stay_finite_where_a_share_is_zero() -> None:
+    """Tokens far apart: all of a row goes to one patch, and float32 holds 0 for the others."""
+    reducer = build_reducer({"name": "meta_compress", "budget": 4}).train()
+    features = 60 * make_tokens(images=2, grid=(6, 6)).features
+    reducer(VisionTokens(features, (6, 6)))
+    reducer.forget()
+    mixed = reducer(VisionTokens(features, (6, 6)))[0]
+    assert (reducer.mixing(VisionTokens(features, (6, 6)), reducer._layout((6, 6))[0]) == 0).any()
+    (reducer.loss() + mixed.square().mean()).backward()
+    for name, weight in reducer.named_parameters():
+        assert weight.grad.isfinite().all(), name
+
+
 def test_it_begins_as_pooling_by_likeness() -> None:
     """W_q = W_k and beta = 1: a token is mixed from the patches that are like its window; with tiny tokens from all alike."""
     reducer = build_reducer({"name": "meta_compress", "budget": 4, "places": "none"})

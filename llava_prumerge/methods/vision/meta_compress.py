@@ -135,7 +135,8 @@ class MetaCompress(VisionReducer):
 
     def _regularisers(self, mixing: Tensor) -> Tensor:
         """The entropy of a row of P, the mean, and the largest sum of a column, both weighted."""
-        entropy = -torch.special.xlogy(mixing, mixing).sum(dim=2).mean()
+        least = torch.finfo(mixing.dtype).tiny  # the slope of p log p is without end at 0, and shares do reach it
+        entropy = -(mixing * mixing.clamp(min=least).log()).sum(dim=2).mean()
         collapse = mixing.sum(dim=1).amax(dim=1).mean()
         return self.settings.lambda_entropy * entropy + self.settings.lambda_collapse * collapse
 
