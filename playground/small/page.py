@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this folder itself must not shadow installed packages
 
@@ -15,6 +17,7 @@ from llava_prumerge.ground.files import write_text  # noqa: E402
 from llava_prumerge.ground.json_lines import read_json_lines  # noqa: E402
 from llava_prumerge.ground.reading import read_json_object  # noqa: E402
 from llava_prumerge.profiling.collect import table  # noqa: E402
+from playground.small.times import PARTS  # noqa: E402
 
 HEAD = """# The small world: real backbones and photographs
 
@@ -27,6 +30,12 @@ to at most 336 pixels. They are not ours to pass on; numbers computed from them 
 """
 STAGES = {"pretrain": "stage 1, projector", "finetune_lora": "stage 2, LoRA"}
 TITLES = {"prumerge": "PruMerge", "prumerge_plus": "PruMerge+"}
+
+
+def method_of(runs: Path) -> str:
+    """The method that both stages had, for people."""
+    block = yaml.safe_load((runs / "pretrain" / "config.yaml").read_text("utf-8"))["reduction"]["vision"]
+    return f"`{block['name']}` at {block['budget']} tokens"
 
 
 def training(runs: Path) -> str:
@@ -48,7 +57,7 @@ def training(runs: Path) -> str:
         )
     heads = ["stage", "first loss", "last losses", "held-out captions", "right picture", "others", "difference"]
     return (
-        "## Training\n\nBoth stages ran with PruMerge at 32 tokens in place, its mean in the paper. Losses are in nats per token; the two\n"
+        f"## Training\n\nBoth stages ran with {method_of(runs)} in place. Losses are in nats per token; the two\n"
         "stages have different prompts, so that they cannot be compared with one another. Held-out captions are read with their\n"
         "own picture and with those of other records; the difference is paired by caption, with its 95% interval.\n\n"
         + table(tuple(heads), rows)
@@ -97,13 +106,14 @@ def times(runs: Path) -> str:
         low, high = told["faster_quartiles"]
         rows.append(
             [label, f"{told['kept']:.0f}", f"{told['faster']:.2f} [{low:.2f}, {high:.2f}]", f"{told['operations']:.2f}"]
+            + [f"{100 * share:.0f}%" for share in told["parts"].values()]
         )
-    heads = ["way", "visual tokens", "times as fast as all tokens", "times fewer operations"]
+    heads = ["way", "visual tokens", "times as fast as all tokens", "times fewer operations", *PARTS]
     return (
         f"## One whole answer on a CPU\n\nFrom the image file to {found['new_tokens']} new tokens, {found['count']} photographs, "
-        f"{found['rounds']} rounds, all ways in turns; median and quartiles of ratios.\nOperations are those of tower, projector and prefill.\n\n"
-        + table(tuple(heads), rows)
-        + "\n"
+        f"{found['rounds']} rounds, all ways in turns; median and quartiles of ratios.\nOperations are those of tower, projector and prefill. The last columns say where "
+        "the time goes, in percent of a whole answer with all\ntokens: reading (file, processor, tokenizer), tower (with method and projector), "
+        "prefill (to the first token), decoding.\n\n" + table(tuple(heads), rows) + "\n"
     )
 
 

@@ -4,7 +4,8 @@
 
 From the image file to the text. All ways take turns on each photograph, so that what else the machine does hits all alike; each is asked
 once before it counts. The stock way is `pipeline("image-text-to-text")` with transformers' own Llava class on the same weights. Beside the
-times stand the operations of tower, projector and prefill by this project's count.
+times stand what of an answer goes where (read by hooks in the same runs), and the operations of tower, projector and prefill by this
+project's count.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from llava_prumerge.ground.files import write_json  # noqa: E402
 STOCK, FULL = "stock pipeline", "all tokens"
 METHODS = {FULL: {}, "PruMerge+": "prumerge_plus", "PruMerge+, 144": "prumerge_plus:budget=144", "PruMerge": "prumerge"}
 """As released: where more than a sixth of the patches are outliers, PruMerge+ samples every patch. 144 is the paper's mean."""
+PARTS = ("reading", "tower", "prefill", "decoding")
+"""Of an answer: image file, processor and tokenizer; tower, method and projector; up to the first token; the tokens after it."""
 QUESTION = "What is in this picture?"
 SHAPE = "small"
 
@@ -51,12 +55,44 @@ def stock_pipeline(folder: Path) -> Any:
     return pipeline("image-text-to-text", model=stock, processor=processor, device="cpu")
 
 
-def ways(folder: Path, new_tokens: int) -> dict[str, Callable[[Path], int]]:
+class Marks:
+    """When an answer passed the beginnings of its parts, first time each: PARTS in their order."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def watch(self, model: Any) -> None:
+        """Mark a model's passes: into its tower, into its language model, out of the first token's head."""
+        from llava_prumerge.model.vision_tower import inner_tower
+
+        inner = model.model
+        for number, module in enumerate((inner_tower(inner.vision_tower).embeddings, inner.language_model.layers[0])):
+            module.register_forward_pre_hook(lambda *_, number=number: self._mark(number))
+        model.lm_head.register_forward_hook(lambda *_: self._mark(2))
+
+    def _mark(self, number: int) -> None:
+        if len(self.times) == number:  # later layers, tokens and tiles are not the first
+            self.times.append(time.perf_counter())
+
+    def seconds(self, start: float, end: float) -> list[float]:
+        """Of each part, and from here on the next answer's.
+
+        Args:
+            start, end: of the whole answer.
+        """
+        borders = [start, *self.times, end]
+        self.times = []
+        return [later - earlier for earlier, later in pairwise(borders)]
+
+
+def ways(folder: Path, new_tokens: int, marks: Marks) -> dict[str, Callable[[Path], int]]:
     """Each way to answer: from an image's path to the number of visual tokens that reached the language model."""
     from llava_prumerge import ask, load_model
 
     model, processor = load_model(folder, {}, "float32", "cpu")
     stock = stock_pipeline(folder)
+    for each in (model, stock.model):
+        marks.watch(each)
     exactly = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
 
     def by_pipeline(image: Path) -> int:
@@ -82,22 +118,30 @@ def operations(kept: float, text: int) -> float:
 
 def measure(folder: Path, images: list[Path], rounds: int, new_tokens: int) -> dict[str, Any]:
     """Seconds of each way, its tokens, and how many times faster than all tokens it is."""
-    asked = ways(folder, new_tokens)
+    marks = Marks()
+    asked = ways(folder, new_tokens, marks)
     kept: dict[str, list[int]] = {label: [] for label in asked}
     seconds: dict[str, list[float]] = {label: [] for label in asked}
+    parts: dict[str, list[list[float]]] = {label: [] for label in asked}
     for turn in range(rounds + 1):
         for image in images if turn else images[:1]:
             for label, answer in asked.items():
                 start = time.perf_counter()
                 tokens = answer(image)
+                end = time.perf_counter()
+                each = marks.seconds(start, end)
                 if turn:  # the first one warms up
-                    seconds[label].append(time.perf_counter() - start)
+                    seconds[label].append(end - start)
+                    parts[label].append(each)
                     kept[label].append(tokens)
     found = {}
+    whole = statistics.fmean(seconds[FULL])
     for label, times in seconds.items():
         tokens = statistics.fmean(kept[label])
         fewer = operations(576, 40) / operations(tokens, 40)
-        found[label] = {"kept": tokens, **spread(seconds[FULL], times), "operations": fewer}
+        shares = [statistics.fmean(part) / whole for part in zip(*parts[label], strict=True)]
+        told = dict(zip(PARTS, shares, strict=True))
+        found[label] = {"kept": tokens, **spread(seconds[FULL], times), "operations": fewer, "parts": told}
     return found
 
 

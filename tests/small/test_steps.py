@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -51,18 +52,31 @@ def test_falls_and_spread() -> None:
     }
 
 
+def test_an_answers_parts_are_marked_once_and_add_up() -> None:
+    model, marks = tiny_model({"vision": {"name": "prumerge", "budget": 4}}), times.Marks()
+    marks.watch(model)
+    for _ in range(2):
+        start = time.perf_counter()
+        model.generate(**rows_of(sample_rows()[1]), pixel_values=pixels(1), max_new_tokens=3, do_sample=False)
+        end = time.perf_counter()
+        parts = marks.seconds(start, end)
+        assert len(parts) == len(times.PARTS) and min(parts) > 0 and abs(sum(parts) - (end - start)) < 1e-6
+
+
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     for stage in reproduce.STEPS:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "loss": 5.0}\n')
         seen = {"captions": 256, "right": 4.85, "other": 4.9, "difference": 0.05, "half": 0.02}
         (tmp_path / f"sight_{stage}.json").write_text(json.dumps(seen))
+    (tmp_path / "pretrain" / "config.yaml").write_text("reduction: {vision: {name: cls_topk, budget: 64}}\n")
     one = {"mean": 61.0, "share": 0.106, "min": 0, "p5": 14.0, "median": 60.0, "p95": 105.0, "max": 130, "paper": 0.055}
     (tmp_path / "kept.json").write_text(json.dumps({"photographs": 2183, "prumerge": one, "prumerge_plus": one}))
     ratio = {"seconds": 1.0, "faster": 2.5, "faster_quartiles": [2.4, 2.6]}
     ways = {"FastV": {"falls": {"2": 288}, "equivalent": 307.0, **ratio}}
     (tmp_path / "layers.json").write_text(json.dumps({"count": 5, "rounds": 3, "ways": ways}))
-    ways = {"PruMerge+": {"kept": 144.0, **ratio, "operations": 2.8}}
+    parts = dict(zip(times.PARTS, (0.02, 0.2, 0.13, 0.05), strict=True))
+    ways = {"PruMerge+": {"kept": 144.0, **ratio, "operations": 2.8, "parts": parts}}
     (tmp_path / "times.json").write_text(json.dumps({"count": 5, "rounds": 5, "new_tokens": 16, "ways": ways}))
     made = tmp_path / "small.md"
     page.main([str(tmp_path), str(made)])
@@ -71,6 +85,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "| stage 1, projector | 7.00 | 6.00 | 256 | 4.850 | 4.900 | +0.050 ± 0.020 |",
         "| PruMerge | 61 | 0 | 14 | 60 | 105 | 130 | 10.6% | 5.5% |",
         "| FastV | 288 from layer 2 | 307 | 2.50 [2.40, 2.60] |",
-        "| PruMerge+ | 144 | 2.50 [2.40, 2.60] | 2.80 |",
+        "| PruMerge+ | 144 | 2.50 [2.40, 2.60] | 2.80 | 2% | 20% | 13% | 5% |",
+        "with `cls_topk` at 64 tokens in place",
     ):
         assert row in text
