@@ -19,6 +19,8 @@ from playground.photos.backgrounds import SIDE, SPLITS, Photographs, Textures, f
 from playground.photos.paint import NOTHING, PATCH, PATCHES, Painter, boxes, words_for
 from playground.photos.reproduce import DOCS, TRAINED, Plan
 from playground.photos.study import BUDGETS, FOLDERS, MIDDLE, STUDY
+from playground.pocket.comparison.evaluate import settings_of
+from playground.pocket.comparison.places import Places
 from playground.pocket.comparison.report import Scale, images_of
 from playground.pocket.scenes import COLOURS, Object, Scene, Word, split_of
 
@@ -191,6 +193,12 @@ def test_rows_are_unscaled_and_every_budget_has_them() -> None:
         assert {*findings.CHANCE, "PruMerge", "DivPrune", "FasterVLM", "SCOPE", "VScan"} <= able
         assert len([row for row in rows if row.table == budget and row.name == "random"]) == 3
     assert {row.table for row in rows if row.trained} == {MIDDLE}
+
+
+def test_only_what_cuts_inside_the_tower_is_asked_without_its_cache(tmp_path: Path) -> None:
+    places = Places(STUDY, tmp_path, tmp_path)
+    without = {row.name for row in STUDY.rows(NOWHERE) if not row.why and "tower_cache" not in settings_of(row, places)}
+    assert without == {"FlowCut"}
 
 
 def test_the_plan_is_whole_and_in_order() -> None:

@@ -16,6 +16,7 @@ import yaml
 from llava_prumerge.evaluation.execution import execute, prepare
 from llava_prumerge.ground.command import Parser, command
 from llava_prumerge.ground.files import write_text
+from llava_prumerge.methods.registry import build_reducer
 from playground.pocket.comparison.places import Places, add_places
 from playground.pocket.comparison.rows import Row
 
@@ -32,17 +33,25 @@ def method_of(row: Row, places: Places) -> str | None:
     return str(path)
 
 
-def evaluate(row: Row, places: Places) -> None:
-    """Make the result files of one row."""
+def settings_of(row: Row, places: Places) -> dict[str, str]:
+    """What `eval.run` is told of a row."""
     study = places.study
     values = {**study.settings, "label": row.label, "model_label": study.model_label, "images": row.images}
     if row.block and not row.trained:
         values["train"] = "none"
-    method = method_of(row, places)
+    vision = (row.block or {}).get("vision")
+    if vision is not None and build_reducer(vision).cuts:
+        values.pop("tower_cache", None)  # which keeps what a whole tower makes
+    return values
+
+
+def evaluate(row: Row, places: Places) -> None:
+    """Make the result files of one row."""
+    values, method = settings_of(row, places), method_of(row, places)
     if method is not None:
         values["method"] = method
-    runs = prepare(str(places.model(row.model)), ",".join(study.tasks), places.data, places.results, values)
-    execute(runs, scored=True)
+    tasks = ",".join(places.study.tasks)
+    execute(prepare(str(places.model(row.model)), tasks, places.data, places.results, values), scored=True)
     logger.info("%s: done", row.label)
 
 
