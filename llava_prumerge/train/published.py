@@ -49,6 +49,7 @@ def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
     if arguments.model is not None:
         names = [_known("model", arguments.model, WHOLE_MODELS)] * 2
     else:
+        _check_mixed(arguments)
         names = [_known("language_model", arguments.language_model, LANGUAGE_MODELS)]
         names.append(_known("vision_tower", arguments.vision_tower, VISION_TOWERS))
     language, vision = named_shapes()[names[0]].language, named_shapes()[names[1]].vision
@@ -68,6 +69,17 @@ def published_config(arguments: TrainArguments) -> PruMergeLlavaConfig:
     )
     config.text_config.pad_token_id = tokens + 1
     return config
+
+
+def _check_mixed(arguments: TrainArguments) -> None:
+    """One part in a folder of a name that says nothing, and the other missing: it is the other that is to be fetched."""
+    given = {"language_model": arguments.language_model, "vision_tower": arguments.vision_tower}
+    here = {key: path is not None and Path(path).is_dir() for key, path in given.items()}
+    for key, other in (("language_model", "vision_tower"), ("vision_tower", "language_model")):
+        if here[key] and not here[other] and Path(str(given[key])).name not in PUBLISHED[key]:
+            raise RecipeError(
+                f"{other}={given[other]}: not here; with {key}={given[key]} a run is planned from both folders"
+            )
 
 
 def _known(key: str, path: str | None, names: dict[str, str]) -> str:

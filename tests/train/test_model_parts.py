@@ -87,6 +87,11 @@ def test_names_on_the_hub_are_taken_where_folders_are(tmp_path, monkeypatch, cap
     assert "of 13.85B parameters train" in capsys.readouterr().out
     assert main([str(TRAIN / "finetune_lora.yaml"), "model=nobody/unknown", "output_dir=run", "--dry-run"]) == 2
     assert "model=nobody/unknown: not here, and not a name whose shape is known" in capsys.readouterr().err
+    (tmp_path / "own").mkdir()
+    for here, missing in (("language_model", "vision_tower"), ("vision_tower", "language_model")):
+        parts = [f"{here}=own", f"{missing}=nobody/unknown", "output_dir=run", "--dry-run"]
+        assert main([str(TRAIN / "pretrain.yaml"), *parts]) == 2
+        assert f"error: {missing}=nobody/unknown: not here" in capsys.readouterr().err
     monkeypatch.setattr("llava_prumerge.train.dry_run.is_offline", lambda: False)  # it is asked, and gives nothing here
     assert main([str(TRAIN / "finetune_lora.yaml"), "model=nobody/unknown", "output_dir=run", "--dry-run"]) == 2
     assert "model=nobody/unknown: does not exist here, and the Hub does not give it" in capsys.readouterr().err
