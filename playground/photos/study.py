@@ -17,6 +17,7 @@ from playground.pocket.comparison.rows import (
     PRUMERGE_PLUS,
     VISION,
     Row,
+    pair_row,
     pruner_rows,
     reducer_rows,
     with_unlisted,
@@ -87,9 +88,7 @@ def budget_rows(budget: int, found: Path) -> Iterator[Row]:
     """The training-free rows of one table; reducers first, which cost a tenth of what pruners cost."""
     yield from reducer_rows(SHAPE, with_unlisted(VISION, VisionReducer), budget, budget)
     yield from pruner_rows(SHAPE, with_unlisted(DECODER, DecoderPruner), budget)
-    pair = {"vision": {**VISION["VScan, encoder"], "budget": 2 * budget}}
-    pair["decoder"] = {**DECODER["VScan, decoder"], "budget": budget}
-    yield Row("VScan", budget, pair)
+    yield pair_row("VScan", budget, VISION["VScan, encoder"], DECODER["VScan, decoder"])
 
 
 def section_rows(key: str, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from llava_prumerge.ground.command import Parser, command  # noqa: E402
 from playground.pocket import reproduce  # noqa: E402
 from playground.pocket.comparison.evaluate import REFERENCES  # noqa: E402
 from playground.pocket.comparison.places import Places  # noqa: E402
-from playground.pocket.comparison.pocket_study import FOLDERS, PLUS, STUDY, TRAINED  # noqa: E402
+from playground.pocket.comparison.pocket_study import FOLDERS, LEARNT, PLUS, STUDY, TRAINED  # noqa: E402
 from playground.pocket.lanes import Lanes, Step, chosen, lanes_option, minutes  # noqa: E402
 from playground.pocket.time_left import seconds_of  # noqa: E402
 
@@ -42,6 +42,11 @@ ATP_RATES = ("learning_rate=5e-4", "projector_lr=5e-4", "method_lr=2e-3")
 thresholds. At 1e-2 their count swings between 32 and 45 of 36."""
 ATP_START = {72: 0.27, 36: 0.46}
 """Target -> thresholds that about meet it from the beginning; later modules and the even sample then have their turn."""
+
+MINI_LAYERS = 2
+"""Of fusion: the released 4 are an eighth of 32 layers, and two thirds of 6."""
+MINI_RATES = ("learning_rate=1e-3", "method_lr=1e-2")
+"""Of the stage that reads captions: the projector has learnt already, queries and fusion begin from nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,31 @@ class Plan:
             own.append(self.training(f"atp_{budget}", "atp_llava", "finetune_lora none", *words))
         plus = [f"reduction.vision.{key}={value}" for key, value in {"budget": TRAINED[1], **PLUS}.items()]
         own.append(self.training(f"prumerge_plus_{TRAINED[1]}", "prumerge_plus", after, *plus))
+        own += self.learners()
         return [self.sized(step) for step in base] + [self.sized(step) for step in own]
 
-    def training(self, key: str, method: str, after: str, *settings: str) -> Step:
+    def learners(self) -> list[Step]:
+        """Methods whose tokens are all their own, which begin from the full model: MetaCompress, and LLaVA-Mini by captions first."""
+        full, after = f"model={self.places.model('full')}", "finetune_lora none"
+        found = []
+        for budget in LEARNT["meta_compress"]:
+            words = (full, f"reduction.vision.budget={budget}")
+            found.append(
+                self.training(f"meta_compress_{budget}", "meta_compress", after, *words, script="finetune_method")
+            )
+        for budget in LEARNT["llava_mini"]:
+            key, first = f"llava_mini_{budget}", self.places.runs / f"pocket-pretrain-llava_mini-{budget}"
+            words = (f"reduction.vision.budget={budget}", f"reduction.vision.layers={MINI_LAYERS}")
+            told = (full, *words, *MINI_RATES)
+            found.append(reproduce.train("pretrain", "llava_mini", after, *told, called=key, folder=str(first)))
+            told = (f"model={first / 'merged'}", *words)
+            found.append(self.training(key, "llava_mini", f"pretrain {key}", *told))
+        return found
+
+    def training(self, key: str, method: str, after: str, *settings: str, script: str = "finetune_lora") -> Step:
         """A training under its own name, into its own folder."""
         folder = str(self.places.runs / FOLDERS[key])
-        return reproduce.train("finetune_lora", method, after, *settings, called=key, folder=folder)
+        return reproduce.train(script, method, after, *settings, called=key, folder=folder)
 
     def sized(self, step: Step) -> Step:
         """A training as short as a trial has it, between the trial's folders."""
@@ -96,7 +120,7 @@ class Plan:
             folder = f"{runs}/pocket-{'pretrain' if stage == 'pretrain' else 'lora'}-{method}"
             words.append(f"output_dir={folder}")
             makes = (f"{folder}/finished.json",)
-        if stage != "pretrain":
+        if stage != "pretrain" and not any(word.startswith("model=") for word in words):
             words.append(f"projector={runs}/pocket-pretrain-none/mm_projector.safetensors")
         return replace(step, command=tuple(words), seconds=step.seconds / TRIAL_SHORTER, makes=makes)
 

@@ -18,6 +18,7 @@ from llava_prumerge.evaluation.results import mean_of_means
 from llava_prumerge.methods import registry
 from llava_prumerge.methods.base import DecoderShape
 from llava_prumerge.methods.registry import build_pruner, build_reducer, discover
+from playground.photos.study import STUDY as PHOTOS
 from playground.pocket import reproduce
 from playground.pocket.comparison import drawing, pages, pocket_study, report
 from playground.pocket.comparison.evaluate import REFERENCES
@@ -25,6 +26,7 @@ from playground.pocket.comparison.places import Places
 from playground.pocket.comparison.pocket_study import BUDGETS, FOLDERS, STUDY
 from playground.pocket.comparison.questions import calibration
 from playground.pocket.comparison.rows import OWN_RULE, REFERENCE, TEXT_ONLY, Row, obstacle
+from playground.pocket.comparison.study import Study
 from playground.pocket.reproduce_methods import BASE, DOCS, Plan
 
 NOWHERE = Path("no/such/folder")
@@ -255,9 +257,11 @@ def test_plan_begins_with_reproduces_own_steps() -> None:
     trainings = Plan(0.3, trial=False).trainings()
     assert [step for step in trainings if step.name in BASE] == [known[name] for name in BASE]
     own = [step for step in trainings if step.name not in BASE]
-    assert all(step.name not in known and "scripts/finetune_lora.sh" in step.command for step in own)
-    assert {word for step in own for word in step.command if word.startswith("output_dir=")} == {
-        f"output_dir=runs/{FOLDERS[key]}" for key in ("atp_72", "atp_36", "prumerge_plus_36")
+    assert all(step.name not in known and step.command[0] == "bash" for step in own)
+    made = [word for step in own for word in step.command if word.startswith("output_dir=")]
+    assert len(set(made)) == len(made)
+    assert set(made) - {"output_dir=runs/pocket-pretrain-llava_mini-36"} == {
+        f"output_dir=runs/{folder}" for key, folder in FOLDERS.items() if key not in ("full", "prumerge_plus_72")
     }
     for key in ("full", "prumerge_plus_72"):
         assert any(
@@ -278,7 +282,7 @@ def test_plan_is_whole_and_in_order(trial: bool) -> None:
             assert before in {other.name for other in plan.trainings()}
     if trial:
         words = [word for step in plan.trainings() if step.name != "data" for word in step.command]
-        assert words.count("max_steps=4") == 6
+        assert words.count("max_steps=4") == len(plan.trainings()) - 1
         assert all("runs/trial/" in word for word in words if word.startswith(("output_dir=", "projector=")))
     assert (plan.out == DOCS) == (not trial)
     assert Plan(0.5, trial=False).out != DOCS
@@ -289,3 +293,14 @@ def test_text_only_and_settings_are_told() -> None:
     assert rows[TEXT_ONLY].images == "off" and rows[REFERENCE].block == {}
     assert rows["PruMerge+ with FastV, K = 1 36"].settings == "share 0.4, neighbours 8, budget 56; layer 1"
     assert yaml.safe_load(yaml.safe_dump(dict(rows["grid 36"].block))) == {"vision": {"name": "grid", "budget": 36}}
+
+
+@pytest.mark.parametrize("study", [STUDY, PHOTOS], ids=lambda study: study.name)
+def test_a_pair_costs_its_budget(study: Study, tmp_path: Path) -> None:
+    pairs = [row for row in study.rows(tmp_path) if row.block and len(row.block) == 2 and not row.why]
+    assert {row.table for row in pairs} == set(study.budgets)
+    layers = study.shape.language.layers
+    for row in pairs:
+        handed = row.block["vision"]["budget"]
+        course = build_pruner(row.block["decoder"], DecoderShape(layers, 160, 5, 144, reduced=True)).course(handed)
+        assert sum(course.visual) / layers == pytest.approx(row.table, abs=0.5), row.label

@@ -20,6 +20,7 @@ from playground.pocket.comparison.rows import (
     PRUMERGE,
     PRUMERGE_PLUS,
     Row,
+    pair_row,
     pruner_rows,
     reducer_rows,
     with_unlisted,
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
 BUDGETS = (72, 36, 18, 9)
 """Equivalent tokens: 50%, 25%, 12.5% and 6.25% of P = 144."""
 TRAINED = (72, 36)
+LEARNT = {"llava_mini": (36,), "meta_compress": (36, 9)}
+"""Budgets of methods whose tokens are all their own: few, as their papers have them."""
 FOLDERS = {
     "full": "pocket-lora-none",
     "prumerge_plus_72": "pocket-lora-prumerge_plus",
     "prumerge_plus_36": "pocket-lora-prumerge_plus-36",
     "atp_72": "pocket-lora-atp_llava-72",
     "atp_36": "pocket-lora-atp_llava-36",
+    "llava_mini_36": "pocket-lora-llava_mini-36",
+    "meta_compress_36": "pocket-method-meta_compress-36",
+    "meta_compress_9": "pocket-method-meta_compress-9",
 }
 """Model of a row -> its run's folder; the first two are those of `make reproduce`."""
 SHAPE = model_shape("pocket")
@@ -47,8 +53,7 @@ MERGE = {"neighbours": 8}
 PLUS = {"share": 0.4, **MERGE}
 """PruMerge+ as `make reproduce` trains it: 40% of its tokens by attention, the rest an even sample."""
 G_SEARCH, P_SIGMOID, ATP = "G-Search", "P-Sigmoid", "ATP-LLaVA"
-HANDED_ON = 14 / 9
-"""What PruMerge+ leaves to the pruner behind it, times the budget: FastV then drops to a whole number at all budgets."""
+LEARNERS = {"LLaVA-Mini": "llava_mini", "MetaCompress": "meta_compress"}
 VISION = {
     **rows.VISION,
     PRUMERGE: {"name": "prumerge", **MERGE},
@@ -93,15 +98,11 @@ def budget_rows(budget: int, found: Path) -> Iterator[Row]:
     pruners: dict[str, Mapping[str, Any]] = with_unlisted(DECODER, DecoderPruner)
     pruners |= {name: searched(name, budget, found) for name in (G_SEARCH, P_SIGMOID)}
     yield from pruner_rows(SHAPE, pruners, budget)
-    handed = round(HANDED_ON * budget)
-    pairs = {
-        f"{PRUMERGE_PLUS} with FastV, K = 1": (VISION[PRUMERGE_PLUS], DECODER["FastV, K = 1"]),
-        f"{PRUMERGE_PLUS} with {P_SIGMOID}": (VISION[PRUMERGE_PLUS], searched(P_SIGMOID, budget, found)),
-        "VScan": (VISION["VScan, encoder"], DECODER["VScan, decoder"]),
-    }
-    for name, (first, then) in pairs.items():
-        pair = {"vision": {**first, "budget": handed}, "decoder": {**then, "budget": budget}}
-        yield Row(name, budget, pair)
+    yield pair_row(f"{PRUMERGE_PLUS} with FastV, K = 1", budget, VISION[PRUMERGE_PLUS], DECODER["FastV, K = 1"])
+    yield pair_row(
+        f"{PRUMERGE_PLUS} with {P_SIGMOID}", budget, VISION[PRUMERGE_PLUS], searched(P_SIGMOID, budget, found)
+    )
+    yield pair_row("VScan", budget, VISION["VScan, encoder"], DECODER["VScan, decoder"])
 
 
 def own_rows(found: Path) -> Iterator[Row]:
@@ -115,6 +116,9 @@ def trained_rows() -> Iterator[Row]:
     for budget in TRAINED:
         yield Row(PRUMERGE_PLUS, budget, None, model=f"prumerge_plus_{budget}")
         yield Row(ATP, budget, None, model=f"atp_{budget}")
+    for name, key in LEARNERS.items():
+        for budget in LEARNT[key]:
+            yield Row(name, budget, None, model=f"{key}_{budget}")
 
 
 def introduction(content: Content) -> str:

@@ -16,6 +16,9 @@ from llava_prumerge.ops.errors import ReductionError
 SEEDS = (0, 1, 2)
 WITHIN = 0.5
 """A budget is met where whole tokens allow for no better: half a token."""
+HANDED_ON = 14 / 9
+"""What a reducer leaves to the pruner behind it, times the budget: few enough for a pruner whose first three of six layers see
+all of them, and FastV's number behind the first two is then whole at the pocket world's budgets."""
 PRUMERGE, PRUMERGE_PLUS = "PruMerge", "PruMerge+"
 REFERENCE, TEXT_ONLY, OWN_RULE = "full tokens", "text only", "own rule"
 
@@ -175,6 +178,12 @@ def pruner_rows(shape: ModelShape, listed: Mapping[str, Mapping[str, Any]], budg
     """Training-free rows of decoder pruners: label -> block without budget."""
     for name, block in listed.items():
         yield Row(name, budget, {"decoder": {**block, "budget": budget}}, why=obstacle(shape, block, budget))
+
+
+def pair_row(name: str, budget: int, first: Mapping[str, Any], then: Mapping[str, Any]) -> Row:
+    """A training-free row of a reducer with a pruner behind it, which together cost the budget."""
+    pair = {"vision": {**first, "budget": round(HANDED_ON * budget)}, "decoder": {**then, "budget": budget}}
+    return Row(name, budget, pair)
 
 
 def reference_rows() -> Iterator[Row]:
