@@ -45,8 +45,9 @@ ATP_START = {72: 0.27, 36: 0.46}
 
 MINI_LAYERS = 2
 """Of fusion: the released 4 are an eighth of 32 layers, and two thirds of 6."""
-MINI_RATES = ("learning_rate=1e-3", "method_lr=1e-2")
-"""Of the stage that reads captions: the projector has learnt already, queries and fusion begin from nothing."""
+MINI_RATES = ("learning_rate=1e-3", "method_lr=3e-3")
+"""Of the stage that reads captions, with the compressor alone: a fusion that never saw a question makes questions unreadable.
+The projector has learnt already, the queries begin from nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Plan:
         return [self.sized(step) for step in base] + [self.sized(step) for step in own]
 
     def learners(self) -> list[Step]:
-        """Methods whose tokens are all their own, which begin from the full model: MetaCompress, and LLaVA-Mini by captions first."""
+        """Methods whose tokens are all their own, from the full model: MetaCompress, and LLaVA-Mini, whose fusion comes second."""
         full, after = f"model={self.places.model('full')}", "finetune_lora none"
         found = []
         for budget in LEARNT["meta_compress"]:
@@ -98,10 +99,10 @@ class Plan:
             )
         for budget in LEARNT["llava_mini"]:
             key, first = f"llava_mini_{budget}", self.places.runs / f"pocket-pretrain-llava_mini-{budget}"
-            words = (f"reduction.vision.budget={budget}", f"reduction.vision.layers={MINI_LAYERS}")
-            told = (full, *words, *MINI_RATES)
+            size, layers = f"reduction.vision.budget={budget}", "reduction.vision.layers"
+            told = (full, size, f"{layers}=0", *MINI_RATES)
             found.append(reproduce.train("pretrain", "llava_mini", after, *told, called=key, folder=str(first)))
-            told = (f"model={first / 'merged'}", *words)
+            told = (f"model={first / 'merged'}", size, f"{layers}={MINI_LAYERS}")
             found.append(self.training(key, "llava_mini", f"pretrain {key}", *told))
         return found
 
