@@ -28,7 +28,7 @@ RUNS = Path("runs/small")
 MODEL = RUNS / "model"
 PAGE, PLOT = Path("docs/results/small.md"), Path("docs/results/small_kept.png")
 METHOD, BUDGET = "cls_topk", 64
-STEPS = {"pretrain": 240, "finetune_lora": 40}
+STEPS = {"pretrain": 240, "finetune_lora": 30}
 TOWERS = RUNS / "towers"
 """What the tower makes of a photograph: training, the held-out losses and the counts of tokens ask for the same."""
 SIZE = ("global_batch=16", "per_device_batch=4", "precision=auto", "workers=0", "logging_steps=5", "save_steps=20")
