@@ -53,6 +53,7 @@ VISION: dict[str, dict[str, Any]] = {
     "DPC-KNN": {"name": "dpc_knn"},
     "FlowCut": {"name": "flowcut"},
     "LLaVA-Mini": {"name": "llava_mini"},
+    "MetaCompress": {"name": "meta_compress"},
 }
 DECODER: dict[str, dict[str, Any]] = {
     "FastV": {"name": "fastv"},
