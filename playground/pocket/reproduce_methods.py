@@ -2,9 +2,9 @@
 
     python playground/pocket/reproduce_methods.py [--list] [--only WORD] [--lanes N] [--scale S] [--trial]
 
-Begins with the steps of reproduce.py that it needs, where those have not run. Then PruMerge+ and ATP-LLaVA are trained by
-scripts/finetune_lora.sh, G-Search and P-Sigmoid are calibrated, every row is evaluated and timed, and docs/results/methods.md, .json and
-.png are written. Every step can be interrupted and goes on where it stopped; finished steps are skipped. --scale is the size of the
+Begins with the steps of reproduce.py that it needs, where those have not run. Then PruMerge+, ATP-LLaVA and LLaVA-Mini are trained by
+scripts/finetune_lora.sh, MetaCompress by finetune_method.sh, G-Search and P-Sigmoid are calibrated, every row is evaluated and timed,
+and docs/results/methods.md, .json and .png are written. Every step can be interrupted and goes on where it stopped; finished steps are skipped. --scale is the size of the
 benchmarks (1: that of reproduce.py's); each size has results of its own. --trial runs the chain on a few questions with
 a few training steps, in runs/trial, to see that it works.
 """

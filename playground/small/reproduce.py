@@ -3,8 +3,9 @@
     python playground/small/reproduce.py --records train.json --held-out test.json --images FOLDER [--list] [--only WORD] [--lanes N]
 
 Records are image and caption in LLaVA's format. Stage 1 and LoRA run with the 64 patches of largest class attention, not merged: all 576
-cost a CPU five times as much, and 32 merged tokens, PruMerge's mean in the paper, taught captions but no sight in this many steps. Every step can be interrupted and goes on where it stopped; finished steps are skipped. Times are taken last
-and alone. The page is docs/results/small.md, its picture small_kept.png.
+cost a CPU five times as much, and 120 steps with 32 merged tokens, PruMerge's mean in the paper, taught captions but no sight. Every
+step can be interrupted and goes on where it stopped; finished steps are skipped. Times are taken last and alone. The
+page is docs/results/small.md, its picture small_kept.png.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
