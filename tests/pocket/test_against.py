@@ -19,9 +19,10 @@ MARKS: dict[str, Marks] = {
 
 
 def evaluated() -> Evaluated:
-    """Three methods at 9 tokens, of which one was also trained, and one without results."""
+    """Three methods at 9 tokens, of which one was also trained, one that was only trained, and one without results."""
     lines: dict[tuple[str, int, bool], list[Any]] = {(name, 9, False): [name] for name in (*MARKS, "missing")}
     lines["near", 9, True] = ["far"]
+    lines["learnt", 9, True] = ["ours"]
     made = SimpleNamespace(
         lines=lambda: lines,
         is_whole=lambda row: row in MARKS,
@@ -40,9 +41,14 @@ def test_differences_are_paired_and_the_best_comes_first() -> None:
     assert found[0][3] == half > 12.5
 
 
+def test_a_method_that_is_only_trained_is_compared_and_stands_against_none() -> None:
+    found = differences(evaluated(), "learnt", 9)
+    assert [(name, round(value, 3)) for name, _, value, _ in found] == [("ours", 0.0), ("near", 12.5), ("far", 87.5)]
+
+
 def test_the_page_says_what_is_significant_and_what_is_missing() -> None:
     text = "\n".join(page(evaluated(), "ours", 8))
     assert "'ours' has no result at 18 tokens" in text and "9 equivalent tokens: ours 87.5" in text
     assert "| near | 75.0 | +12.5 ± 24.5 |" in text and "| far | 0.0 | **+87.5 ± 24.5** |" in text
-    with pytest.raises(EvaluationError, match="there are: far, near, ours"):
+    with pytest.raises(EvaluationError, match="there are: far, learnt, near, ours"):
         differences(evaluated(), "theirs", 9)

@@ -3,7 +3,8 @@
     python -m playground.pocket.comparison.against METHOD --study NAME --runs DIR --root DIR [--tasks LIST] [--first N]
 
 The report's differences are from the full model; these are from one method, on the same questions and by the same score. Rows that were
-not evaluated are left out, and so are those whose weights learnt their method. Before each table stands the method's own score.
+not evaluated are left out, and so are those whose weights learnt their method, METHOD's own but for one that has no other. Before each
+table stands the method's own score.
 """
 
 # ruff: noqa: T201  (the tables are what is asked for)
@@ -26,11 +27,14 @@ def differences(evaluated: Evaluated, method: str, table: int) -> list[tuple[str
     Raises:
         EvaluationError: the method has no result there.
     """
-    lines = {name: rows for (name, at, trained), rows in evaluated.lines().items() if at == table and not trained}
-    whole = {name: rows for name, rows in lines.items() if all(evaluated.is_whole(row) for row in rows)}
-    if method not in whole:
-        raise EvaluationError(f"{method!r} has no result at {table} tokens; there are: {', '.join(sorted(whole))}")
-    own = evaluated.marks(whole.pop(method))
+    lines = {(name, trained): rows for (name, at, trained), rows in evaluated.lines().items() if at == table}
+    done = {key: rows for key, rows in lines.items() if all(evaluated.is_whole(row) for row in rows)}
+    whole = {name: rows for (name, trained), rows in done.items() if not trained}
+    mine = whole.pop(method, None) or done.get((method, True))
+    if mine is None:
+        there = sorted({name for name, _ in done})
+        raise EvaluationError(f"{method!r} has no result at {table} tokens; there are: {', '.join(there)}")
+    own = evaluated.marks(mine)
     others = {name: evaluated.marks(rows) for name, rows in whole.items()}
     scores = {name: evaluated.scale.score(marks)[0] for name, marks in others.items()}
     best_first = sorted(others, key=lambda name: -scores[name])
