@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,14 @@ def test_a_run_that_cannot_be_built_leaves_no_folder(world, tmp_path: Path, caps
     assert not run.exists() and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """SIGINT as a terminal's job has it: whatever a shell starts in the background begins with it ignored, and so do its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> None:
     """Ctrl-C while the model computes that step, once per micro-batch."""
     from llava_prumerge.train.trainer import LlavaTrainer
@@ -173,6 +182,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> None
     monkeypatch.setattr(LlavaTrainer, "compute_loss", compute)
 
 
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_saves_the_step_and_goes_on(world, straight: Path, tmp_path: Path, capsys, caplog, monkeypatch) -> None:
     run = tmp_path / "run"
     caplog.set_level("INFO")
@@ -187,6 +197,7 @@ def test_ctrl_c_saves_the_step_and_goes_on(world, straight: Path, tmp_path: Path
     assert_same(run, straight)
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_second_ctrl_c_ends_at_once_in_one_line(straight: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as inner:
