@@ -106,7 +106,7 @@ def times(runs: Path) -> str:
         low, high = told["faster_quartiles"]
         rows.append(
             [label, f"{told['kept']:.0f}", f"{told['faster']:.2f} [{low:.2f}, {high:.2f}]", f"{told['operations']:.2f}"]
-            + [f"{100 * share:.0f}%" for share in told["parts"].values()]
+            + [f"{100 * told['parts'][part]:.0f}%" if told["parts"] else "" for part in PARTS]
         )
     heads = ["way", "visual tokens", "times as fast as all tokens", "times fewer operations", *PARTS]
     return (

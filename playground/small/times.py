@@ -4,8 +4,7 @@
 
 From the image file to the text. All ways take turns on each photograph, so that what else the machine does hits all alike; each is asked
 once before it counts. The stock way is `pipeline("image-text-to-text")` with transformers' own Llava class on the same weights. Beside the
-times stand what of an answer goes where (read by hooks in the same runs), and the operations of tower, projector and prefill by this
-project's count.
+times stand what of ours goes where, as `ask` tells it, and the operations of tower, projector and prefill by this project's count.
 """
 
 # ruff: noqa: T201  (an entry point talks to people)
@@ -17,8 +16,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,53 +53,31 @@ def stock_pipeline(folder: Path) -> Any:
     return pipeline("image-text-to-text", model=stock, processor=processor, device="cpu")
 
 
-class Marks:
-    """When an answer passed the beginnings of its parts, first time each: PARTS in their order."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def watch(self, model: Any) -> None:
-        """Mark a model's passes: into its tower, into its language model, out of the first token's head."""
-        from llava_prumerge.model.vision_tower import inner_tower
-
-        inner = model.model
-        for number, module in enumerate((inner_tower(inner.vision_tower).embeddings, inner.language_model.layers[0])):
-            module.register_forward_pre_hook(lambda *_, number=number: self._mark(number))
-        model.lm_head.register_forward_hook(lambda *_: self._mark(2))
-
-    def _mark(self, number: int) -> None:
-        if len(self.times) == number:  # later layers, tokens and tiles are not the first
-            self.times.append(time.perf_counter())
-
-    def seconds(self, start: float, end: float) -> list[float]:
-        """Of each part, and from here on the next answer's.
-
-        Args:
-            start, end: of the whole answer.
-        """
-        borders = [start, *self.times, end]
-        self.times = []
-        return [later - earlier for earlier, later in pairwise(borders)]
+Answered = tuple[int, Mapping[str, float]]
+"""Visual tokens that reached the language model, and the seconds of PARTS but the first; none where they are not known."""
 
 
-def ways(folder: Path, new_tokens: int, marks: Marks) -> dict[str, Callable[[Path], int]]:
-    """Each way to answer: from an image's path to the number of visual tokens that reached the language model."""
+def ways(folder: Path, new_tokens: int) -> dict[str, Callable[[Path], Answered]]:
+    """Each way to answer, from an image's path."""
     from llava_prumerge import ask, load_model
 
     model, processor = load_model(folder, {}, "float32", "cpu")
     stock = stock_pipeline(folder)
-    for each in (model, stock.model):
-        marks.watch(each)
     exactly = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
 
-    def by_pipeline(image: Path) -> int:
+    def by_pipeline(image: Path) -> Answered:
         content = [{"type": "image", "url": str(image)}, {"type": "text", "text": QUESTION}]
         stock(text=[{"role": "user", "content": content}], generate_kwargs=exactly)
-        return int(stock.model.config.image_seq_length)
+        return int(stock.model.config.image_seq_length), {}
 
-    def by_ours(method: Any) -> Callable[[Path], int]:
-        return lambda image: ask(model, processor, QUESTION, str(image), reduction=method, **exactly).kept
+    def by_ours(method: Any) -> Callable[[Path], Answered]:
+        def answer(image: Path) -> Answered:
+            told = ask(model, processor, QUESTION, str(image), reduction=method, **exactly)
+            each = told.seconds
+            tower = each["tower"] + each["reducer"] + each["projector"]
+            return told.kept, {"tower": tower, "prefill": each["prefill"], "decoding": each["decode"]}
+
+        return answer
 
     return {STOCK: by_pipeline} | {label: by_ours(method) for label, method in METHODS.items()}
 
@@ -118,29 +94,26 @@ def operations(kept: float, text: int) -> float:
 
 def measure(folder: Path, images: list[Path], rounds: int, new_tokens: int) -> dict[str, Any]:
     """Seconds of each way, its tokens, and how many times faster than all tokens it is."""
-    marks = Marks()
-    asked = ways(folder, new_tokens, marks)
+    asked = ways(folder, new_tokens)
     kept: dict[str, list[int]] = {label: [] for label in asked}
     seconds: dict[str, list[float]] = {label: [] for label in asked}
-    parts: dict[str, list[list[float]]] = {label: [] for label in asked}
+    parts: dict[str, list[Mapping[str, float]]] = {label: [] for label in asked}
     for turn in range(rounds + 1):
         for image in images if turn else images[:1]:
             for label, answer in asked.items():
                 start = time.perf_counter()
-                tokens = answer(image)
-                end = time.perf_counter()
-                each = marks.seconds(start, end)
+                tokens, each = answer(image)
+                took = time.perf_counter() - start
                 if turn:  # the first one warms up
-                    seconds[label].append(end - start)
-                    parts[label].append(each)
+                    seconds[label].append(took)
+                    parts[label].append({"reading": took - sum(each.values()), **each} if each else {})
                     kept[label].append(tokens)
     found = {}
     whole = statistics.fmean(seconds[FULL])
     for label, times in seconds.items():
         tokens = statistics.fmean(kept[label])
         fewer = operations(576, 40) / operations(tokens, 40)
-        shares = [statistics.fmean(part) / whole for part in zip(*parts[label], strict=True)]
-        told = dict(zip(PARTS, shares, strict=True))
+        told = {part: statistics.fmean(each[part] for each in parts[label]) / whole for part in parts[label][0]}
         found[label] = {"kept": tokens, **spread(seconds[FULL], times), "operations": fewer, "parts": told}
     return found
 

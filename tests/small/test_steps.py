@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -52,15 +51,17 @@ def test_falls_and_spread() -> None:
     }
 
 
-def test_an_answers_parts_are_marked_once_and_add_up() -> None:
-    model, marks = tiny_model({"vision": {"name": "prumerge", "budget": 4}}), times.Marks()
-    marks.watch(model)
-    for _ in range(2):
-        start = time.perf_counter()
-        model.generate(**rows_of(sample_rows()[1]), pixel_values=pixels(1), max_new_tokens=3, do_sample=False)
-        end = time.perf_counter()
-        parts = marks.seconds(start, end)
-        assert len(parts) == len(times.PARTS) and min(parts) > 0 and abs(sum(parts) - (end - start)) < 1e-6
+def test_parts_are_shares_of_a_whole_answer(monkeypatch) -> None:
+    """Stand-ins answer at once and tell parts; what no part tells is reading, and the stock way tells none."""
+    parts = {"tower": 1.0, "prefill": 2.0, "decoding": 3.0}
+    answers = {times.STOCK: (576, {}), times.FULL: (576, parts), "PruMerge": (100, parts | {"prefill": 0.5})}
+    monkeypatch.setattr(times, "ways", lambda *_: {label: lambda _, told=told: told for label, told in answers.items()})
+    clock = iter(range(0, 1000, 8))  # each answer takes 8 seconds
+    monkeypatch.setattr(times.time, "perf_counter", lambda: next(clock))
+    found = times.measure(Path(), [Path("a.jpg")], rounds=2, new_tokens=16)
+    assert found[times.STOCK]["parts"] == {}
+    assert found[times.FULL]["parts"] == {"reading": 0.25, "tower": 0.125, "prefill": 0.25, "decoding": 0.375}
+    assert found["PruMerge"]["parts"]["prefill"] == 0.0625 and set(found["PruMerge"]["parts"]) == set(times.PARTS)
 
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
